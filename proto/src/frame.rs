@@ -1,0 +1,158 @@
+//! Client and server frames in both encodings: protobuf, and its JSON mapping.
+
+use prost::Message;
+use serde::{Serialize, de::DeserializeOwned};
+use thiserror::Error;
+
+use crate::client::{ClientFrame, ServerFrame, client_frame, server_frame};
+
+/// How the frames of one connection are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Encoding {
+    /// proto3 JSON in WebSocket text messages.
+    Json,
+    /// Protobuf in WebSocket binary messages, and on TCP.
+    Proto,
+}
+
+impl Encoding {
+    /// The WebSocket subprotocol that asks for it.
+    #[must_use]
+    pub fn subprotocol(self) -> &'static str {
+        match self {
+            Self::Json => "berth.v1.json",
+            Self::Proto => "berth.v1.proto",
+        }
+    }
+
+    /// The encoding a subprotocol asks for.
+    #[must_use]
+    pub fn from_subprotocol(name: &str) -> Option<Self> {
+        [Self::Json, Self::Proto].into_iter().find(|encoding| encoding.subprotocol() == name)
+    }
+}
+
+/// Why bytes are no frame.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum FrameError {
+    /// Not JSON, not protobuf, or not of the frame's shape.
+    #[error("{0}")]
+    Undecodable(String),
+    /// A frame without any known kind.
+    #[error("the frame has no known kind")]
+    NoKind,
+    /// A frame with several kinds.
+    #[error("the frame has several kinds")]
+    SeveralKinds,
+    /// The frame is a request with a usable id, but a field inside it is not of its type. The request can be answered.
+    #[error("{message}")]
+    BadRequest {
+        /// The request's id.
+        id: u32,
+        /// Names the field and what is wrong.
+        message: String,
+    },
+}
+
+/// Reads a client's frame.
+///
+/// # Errors
+/// See [`FrameError`]; only [`FrameError::BadRequest`] leaves the connection usable.
+pub fn decode_client(encoding: Encoding, bytes: &[u8]) -> Result<client_frame::Frame, FrameError> {
+    let frame = match encoding {
+        Encoding::Proto => {
+            one_kind(bytes, 1..=3)?;
+            ClientFrame::decode(bytes).map_err(undecodable)?
+        }
+        Encoding::Json => serde_json::from_slice::<ClientFrame>(bytes).map_err(|_| explain_json(bytes))?,
+    };
+    frame.frame.ok_or(FrameError::NoKind)
+}
+
+/// Reads a server's frame. A kind that a newer server may send reads as [`FrameError::NoKind`]; clients ignore it.
+///
+/// # Errors
+/// See [`FrameError`].
+pub fn decode_server(encoding: Encoding, bytes: &[u8]) -> Result<server_frame::Frame, FrameError> {
+    let frame = match encoding {
+        Encoding::Proto => ServerFrame::decode(bytes).map_err(undecodable)?,
+        Encoding::Json => from_json::<ServerFrame>(bytes).map_err(undecodable)?,
+    };
+    frame.frame.ok_or(FrameError::NoKind)
+}
+
+/// Appends a client's frame to `out`.
+pub fn encode_client(encoding: Encoding, frame: client_frame::Frame, out: &mut Vec<u8>) {
+    encode(encoding, &ClientFrame { frame: Some(frame) }, out);
+}
+
+/// Appends a server's frame to `out`.
+pub fn encode_server(encoding: Encoding, frame: server_frame::Frame, out: &mut Vec<u8>) {
+    encode(encoding, &ServerFrame { frame: Some(frame) }, out);
+}
+
+fn encode<M: Message + Serialize>(encoding: Encoding, message: &M, out: &mut Vec<u8>) {
+    match encoding {
+        Encoding::Proto => message.encode(out).expect("a Vec grows"),
+        Encoding::Json => {
+            serde_json::to_writer(out, message).expect("a Vec grows and every field has a JSON form")
+        }
+    }
+}
+
+fn undecodable(error: impl ToString) -> FrameError {
+    FrameError::Undecodable(error.to_string())
+}
+
+/// Deserializes with the path of the offending field in the error.
+fn from_json<M: DeserializeOwned>(bytes: &[u8]) -> Result<M, String> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let message = serde_path_to_error::deserialize(&mut json).map_err(|e| e.to_string())?;
+    json.end().map_err(|e| e.to_string())?;
+    Ok(message)
+}
+
+/// Why `bytes` were no client frame, in detail: read a second time, since failing is rare.
+fn explain_json(bytes: &[u8]) -> FrameError {
+    let message = match from_json::<ClientFrame>(bytes) {
+        Ok(_) => return FrameError::Undecodable("not a frame".to_owned()),
+        Err(message) => message,
+    };
+    let Ok(serde_json::Value::Object(kinds)) = serde_json::from_slice(bytes) else {
+        return FrameError::Undecodable(message);
+    };
+    let known = |kind: &&String| matches!(kind.as_str(), "hello" | "heartbeat" | "request");
+    if kinds.keys().filter(known).count() > 1 {
+        return FrameError::SeveralKinds;
+    }
+    let id = kinds.get("request").and_then(|request| request.get("id")).and_then(|id| match id {
+        serde_json::Value::Number(number) => number.as_u64().and_then(|n| u32::try_from(n).ok()),
+        serde_json::Value::String(text) => text.parse().ok(),
+        _ => None,
+    });
+    match id {
+        Some(id) => FrameError::BadRequest { id, message },
+        None => FrameError::Undecodable(message),
+    }
+}
+
+/// Protobuf decoders keep the last of several kinds; this finds them. Unknown fields are passed over.
+fn one_kind(mut bytes: &[u8], kinds: std::ops::RangeInclusive<u32>) -> Result<(), FrameError> {
+    use prost::encoding::{DecodeContext, decode_key, skip_field};
+    let mut seen = 0;
+    while !bytes.is_empty() {
+        let (tag, wire_type) = decode_key(&mut bytes).map_err(undecodable)?;
+        if kinds.contains(&tag) {
+            seen += 1;
+        }
+        skip_field(wire_type, tag, &mut bytes, DecodeContext::default()).map_err(undecodable)?;
+    }
+    match seen {
+        0 => Err(FrameError::NoKind),
+        1 => Ok(()),
+        _ => Err(FrameError::SeveralKinds),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,45 @@
+//! How a role registers its metrics: typed handles in a struct, every series there from the start, no global recorder.
+
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, Unit};
+
+/// Registers metrics with a recorder that the composition owns.
+#[derive(Clone, Copy)]
+pub struct Registry<'a> {
+    recorder: &'a dyn Recorder,
+}
+
+/// Label names and values of one series, in the order they are written.
+pub type Labels<'a> = &'a [(&'static str, &'static str)];
+
+impl<'a> Registry<'a> {
+    /// Registers with `recorder`.
+    #[must_use]
+    pub fn new(recorder: &'a dyn Recorder) -> Self {
+        Self { recorder }
+    }
+
+    /// A counter: its name ends in `_total`.
+    pub fn counter(&self, name: &'static str, help: &'static str, labels: Labels<'_>) -> Counter {
+        self.recorder.describe_counter(KeyName::from_const_str(name), None, help.into());
+        self.recorder.register_counter(&key(name, labels), &METADATA)
+    }
+
+    /// A gauge.
+    pub fn gauge(&self, name: &'static str, help: &'static str, labels: Labels<'_>) -> Gauge {
+        self.recorder.describe_gauge(KeyName::from_const_str(name), None, help.into());
+        self.recorder.register_gauge(&key(name, labels), &METADATA)
+    }
+
+    /// A histogram in seconds: its name ends in `_seconds`.
+    pub fn seconds(&self, name: &'static str, help: &'static str, labels: Labels<'_>) -> Histogram {
+        self.recorder.describe_histogram(KeyName::from_const_str(name), Some(Unit::Seconds), help.into());
+        self.recorder.register_histogram(&key(name, labels), &METADATA)
+    }
+}
+
+static METADATA: Metadata<'static> = Metadata::new("berth", Level::INFO, None);
+
+fn key(name: &'static str, labels: Labels<'_>) -> Key {
+    let labels: Vec<Label> = labels.iter().map(|(k, v)| Label::from_static_parts(k, v)).collect();
+    Key::from_parts(name, labels)
+}
