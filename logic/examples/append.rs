@@ -66,10 +66,22 @@ async fn measure(directory: &Path, time: Duration) {
 
     let subjects: [(&str, Enter<'_>); 3] = [
         ("bare log", Box::new(|n| bare.append(record(n).encode_to_vec()))),
-        ("queue", Box::new(|n| queue.append(record(n)).expect("room").map(|done| drop(done.expect("accepted"))).boxed())),
+        (
+            "queue",
+            Box::new(|n| {
+                queue
+                    .append(record(n))
+                    .expect("room")
+                    .map(|done| assert!(!done.expect("accepted").duplicate))
+                    .boxed()
+            }),
+        ),
         ("logic", Box::new(|n| gateway.send(n))),
     ];
-    println!("{:>9} {:>14} {:>14} {:>8} {:>14} {:>8}", "in flight", "bare log /s", "queue /s", "x bare", "logic /s", "x bare");
+    println!(
+        "{:>9} {:>14} {:>14} {:>8} {:>14} {:>8}",
+        "in flight", "bare log /s", "queue /s", "x bare", "logic /s", "x bare"
+    );
     let mut next = 0;
     for flight in FLIGHTS {
         let mut rates = [const { Vec::new() }; 3];
@@ -79,7 +91,11 @@ async fn measure(directory: &Path, time: Duration) {
             }
         }
         let [bare, queue, logic] = rates.map(median);
-        println!("{flight:>9} {bare:>14.0} {queue:>14.0} {:>8.2} {logic:>14.0} {:>8.2}", queue / bare, logic / bare);
+        println!(
+            "{flight:>9} {bare:>14.0} {queue:>14.0} {:>8.2} {logic:>14.0} {:>8.2}",
+            queue / bare,
+            logic / bare
+        );
     }
     drop(subjects);
     drop(gateway);

@@ -119,7 +119,7 @@ pub(super) async fn check_a_lease_that_ends(place: &dyn Place) {
     epoch(&routes, opening("u0", "d2", &two, 1), NOW).await;
     assert!(!routes.renew(&two, NOW + LEASE_MS - 1).await.expect("renews"));
     assert!(routes.expire(NOW + LEASE_MS - 1).await.expect("expires").is_empty(), "not before its time");
-    assert_eq!(routes.expire(NOW + LEASE_MS).await.expect("expires"), [one.clone()]);
+    assert_eq!(routes.expire(NOW + LEASE_MS).await.expect("expires"), std::slice::from_ref(&one));
     assert!(routes.expire(NOW + LEASE_MS).await.expect("expires").is_empty(), "once");
     assert_eq!(live(&routes, "u0").await.len(), 1, "the other gateway's route lives");
     for n in 1..20 {
@@ -152,7 +152,7 @@ pub(super) async fn check_reopening_gives_a_lease_of_grace(place: &dyn Place) {
         assert!(next > highest, "above every epoch before the restart");
         highest = next;
     }
-    assert_eq!(routes.expire(later + 2 * LEASE_MS).await.expect("expires"), [one.clone()]);
+    assert_eq!(routes.expire(later + 2 * LEASE_MS).await.expect("expires"), std::slice::from_ref(&one));
     drop(routes);
     let routes = place.routes(later);
     assert!(live(&routes, "alice").await.is_empty(), "ended stays ended");
