@@ -201,7 +201,10 @@ fn join(thread: JoinHandle<()>) {
 /// One listener for each worker, on the same port.
 fn listen(config: &Config) -> Result<(Vec<TcpListener>, SocketAddr), StartError> {
     let failed = |source| StartError::Listen { address: config.listen, source };
-    let user_timeout = Duration::from_millis(config.heartbeat.timeout_ms.into());
+    // The kernel gives a peer up only after our own deadlines had their say, goodbye included.
+    let user_timeout = Duration::from_millis(config.heartbeat.timeout_ms.into())
+        + config.timeouts.linger
+        + Duration::from_secs(2);
     let first = listener::bind(config.listen, user_timeout).map_err(failed)?;
     let address = first.local_addr().map_err(failed)?;
     let mut listeners = vec![first];
