@@ -252,7 +252,7 @@ impl World {
     }
 
     fn time_passes(&mut self) {
-        let ms = if self.rng.random_bool(0.1) { 40_000 } else { 500 };
+        let ms = if self.rng.random_bool(0.02) { 40_000 } else { 100 };
         self.harness.now.steady_ms += ms;
         self.harness.now.wall_ms += ms;
         let out = self.harness.with(&mut self.session, |session, cx| session.expire(cx));
@@ -379,7 +379,7 @@ impl World {
                 break;
             }
         }
-        if self.goodbye.is_none() {
+        if !self.session.closing() && !self.session.gone() {
             assert!(
                 self.asked.values().all(|left| *left == 0),
                 "every request was answered: {:?}",
