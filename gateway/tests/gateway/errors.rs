@@ -275,7 +275,7 @@ fn a_ticket_for_other_gateways_is_redirected_by_a_scheduler() {
             (goodbye.code, goodbye.ticket.as_str(), goodbye.ticket_expires_at_ms),
             (4002, "fresh", 99)
         );
-        assert_eq!(goodbye.redirect, [to.clone()]);
+        assert_eq!(goodbye.redirect, std::slice::from_ref(&to));
     }
     let asks = site.scheduler.asks();
     assert_eq!(asks.len(), 4);
