@@ -1,7 +1,6 @@
 //! The floor: one thread of epoll, read and write, no state. For a connect it does the upgrade and checks the ticket.
 
 use std::{
-    collections::HashMap,
     io::{ErrorKind, Read, Write},
     sync::{
         Arc,
@@ -59,7 +58,7 @@ pub fn run() {
 fn serve(mut poll: Poll, mut listener: TcpListener, told: &Receiver<()>) {
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE).expect("registered");
     let verifier = Arc::new(TicketVerifier::new(&[TicketSigner::from_secret(SECRET).public_key()]));
-    let mut streams: HashMap<usize, TcpStream> = HashMap::new();
+    let mut streams: Vec<Option<TcpStream>> = Vec::new();
     let mut events = Events::with_capacity(1_024);
     let mut scratch = vec![0; 64 * 1024];
     loop {
@@ -69,13 +68,16 @@ fn serve(mut poll: Poll, mut listener: TcpListener, told: &Receiver<()>) {
                 LISTENER => accept(&poll, &listener, &mut streams),
                 WAKER => {
                     for () in told.try_iter() {
-                        streams.values_mut().for_each(|stream| assert!(stream.write(&NOTIFY).is_ok()));
+                        streams
+                            .iter_mut()
+                            .flatten()
+                            .for_each(|stream| assert!(stream.write(&NOTIFY).is_ok()));
                     }
                 }
                 Token(token) => {
-                    let Some(stream) = streams.get_mut(&token) else { continue };
+                    let Some(Some(stream)) = streams.get_mut(token) else { continue };
                     if event.is_readable() && !answer(stream, &mut scratch, &verifier) {
-                        streams.remove(&token);
+                        streams[token] = None;
                     }
                 }
             }
@@ -83,14 +85,14 @@ fn serve(mut poll: Poll, mut listener: TcpListener, told: &Receiver<()>) {
     }
 }
 
-fn accept(poll: &Poll, listener: &TcpListener, streams: &mut HashMap<usize, TcpStream>) {
+fn accept(poll: &Poll, listener: &TcpListener, streams: &mut Vec<Option<TcpStream>>) {
     while let Ok((mut stream, _)) = listener.accept() {
         let token = streams.len();
         stream.set_nodelay(true).expect("settable");
         poll.registry()
             .register(&mut stream, Token(token), Interest::READABLE | Interest::WRITABLE)
             .expect("registered");
-        streams.insert(token, stream);
+        streams.push(Some(stream));
     }
 }
 
