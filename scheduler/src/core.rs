@@ -104,6 +104,12 @@ impl Core {
         lock(&self.pending).assign(fleet, gateway, schedule_id, self.clock.monotonic_ms());
     }
 
+    /// How many assignments are pending.
+    #[cfg(test)]
+    pub fn pending_len(&self) -> usize {
+        lock(&self.pending).len()
+    }
+
     /// Another policy is in force: slow start may be another.
     pub fn policy_changed(&self) {
         self.metrics.policy_version.set(self.policy.load().version as f64);
