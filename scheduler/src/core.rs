@@ -1,6 +1,9 @@
 //! What the HTTP API, the gateways' links and the background tasks share.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use arc_swap::ArcSwap;
 use berth_proto::{
@@ -147,24 +150,24 @@ impl Core {
         Ok(())
     }
 
-    /// Builds snapshots until dropped: every [`SNAPSHOT_INTERVAL_MS`], sooner when a gateway came, left or changed.
+    /// Builds snapshots until dropped: every [`SNAPSHOT_INTERVAL_MS`], sooner when a gateway came, left or changed. Many
+    /// may do so at once, so after each snapshot comes a pause of at least nine times what it took.
     pub async fn publish(self: Arc<Self>) {
-        // Many gateways may change at once; this far apart, they cost a tenth of a core at the most.
-        let least = tokio::time::Duration::from_millis(SNAPSHOT_INTERVAL_MS / 10);
-        let most = tokio::time::Duration::from_millis(SNAPSHOT_INTERVAL_MS) - least;
+        let interval = Duration::from_millis(SNAPSHOT_INTERVAL_MS);
         let mut silence = Silence::default();
         loop {
-            self.snapshot(&mut silence);
-            tokio::time::sleep(least).await;
+            let took = self.snapshot(&mut silence);
+            let pause = (took * 9).max(interval / 10);
+            tokio::time::sleep(pause).await;
             tokio::select! {
                 () = self.urgent.notified() => {}
-                () = tokio::time::sleep(most) => {}
+                () = tokio::time::sleep(interval.saturating_sub(pause)) => {}
             }
         }
     }
 
-    fn snapshot(&self, silence: &mut Silence) {
-        let started = std::time::Instant::now();
+    fn snapshot(&self, silence: &mut Silence) -> Duration {
+        let started = Instant::now();
         let now_ms = self.clock.monotonic_ms();
         let slow_start_ms = self.policy.load().slow_start_ms;
         let (pending, ended) = {
@@ -178,7 +181,9 @@ impl Core {
         silence.tell(&fleet);
         self.fleet.store(Arc::new(fleet));
         self.metrics.pending.set(pending, ended);
-        self.metrics.snapshot_seconds.record(started.elapsed());
+        let took = started.elapsed();
+        self.metrics.snapshot_seconds.record(took);
+        took
     }
 }
 
