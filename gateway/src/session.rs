@@ -180,7 +180,7 @@ impl Session {
                 Some(taken)
             }
             Err(problem) => {
-                cx.env.metrics.frames_in.one(FrameIn::Bad);
+                cx.env.metrics.traffic.frames_in.one(FrameIn::Bad);
                 self.close(cx, Goodbye::new(CloseCode::BadFrame).because(problem.to_string()));
                 Some(0)
             }
@@ -209,7 +209,7 @@ impl Session {
             Event::Message { text, payload } => self.on_message(cx, text, &payload),
             Event::Fragment | Event::Pong => {}
             Event::Ping(payload) => {
-                cx.env.metrics.frames_in.one(FrameIn::Ping);
+                cx.env.metrics.traffic.frames_in.one(FrameIn::Ping);
                 self.lives(cx.now);
                 ws::write_frame(ws::Opcode::Pong, payload, cx.out);
             }
@@ -223,7 +223,7 @@ impl Session {
 
     fn on_message(&mut self, cx: &mut Cx<'_>, text: bool, payload: &[u8]) {
         let Some(encoding) = self.wire.encoding(text) else {
-            cx.env.metrics.frames_in.one(FrameIn::Bad);
+            cx.env.metrics.traffic.frames_in.one(FrameIn::Bad);
             let problem =
                 if text { "a text message on berth.v1.proto" } else { "a binary message on berth.v1.json" };
             return self.close(cx, Goodbye::new(CloseCode::BadFrame).because(problem));
@@ -479,7 +479,7 @@ fn count(cx: &Cx<'_>, frame: &Result<client_frame::Frame, FrameError>) {
         Ok(client_frame::Frame::Request(_)) | Err(FrameError::BadRequest { .. }) => FrameIn::Request,
         Err(_) => FrameIn::Bad,
     };
-    cx.env.metrics.frames_in.one(kind);
+    cx.env.metrics.traffic.frames_in.one(kind);
 }
 
 /// Appends a frame to the output; whether it fits the largest server frame. One that does not is taken back.
@@ -487,7 +487,7 @@ fn write(cx: &mut Cx<'_>, wire: Wire, frame: server_frame::Frame) -> bool {
     let kind = crate::metrics::FrameOut::from(&frame);
     let fits = wire.write(frame, cx.out, limits::SERVER_FRAME);
     if fits {
-        cx.env.metrics.frames_out.one(kind);
+        cx.env.metrics.traffic.frames_out.one(kind);
     }
     fits
 }

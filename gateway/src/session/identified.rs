@@ -215,7 +215,7 @@ impl Identified {
                     );
                 }
                 request.id = number;
-                cx.env.metrics.requests_in_flight.increment(1.0);
+                cx.env.metrics.requests.in_flight.increment(1.0);
                 cx.ups.logic.push((self.logic, to_logic::Message::Request(self.upwards(cx.handle, request))));
             }
         }
@@ -233,12 +233,12 @@ impl Identified {
 
     pub(super) fn on_response(&mut self, cx: &mut Cx<'_>, wire: Wire, mut response: Response) {
         let Some(waiting) = self.in_flight.remove(response.id) else {
-            cx.env.metrics.late_responses.increment(1);
+            cx.env.metrics.requests.late_responses.increment(1);
             return;
         };
         let metrics = &cx.env.metrics;
-        metrics.requests_in_flight.decrement(1.0);
-        metrics.request_seconds.record(seconds(cx.now.steady_ms - waiting.since_ms));
+        metrics.requests.in_flight.decrement(1.0);
+        metrics.requests.seconds.record(seconds(cx.now.steady_ms - waiting.since_ms));
         response.id = waiting.id;
         if !write(cx, wire, Frame::Response(response)) {
             let message = "the answer is larger than a frame may be; ask for fewer rows";
@@ -249,7 +249,7 @@ impl Identified {
     /// The link to logic did not take the request of that number.
     pub(super) fn on_refused(&mut self, cx: &mut Cx<'_>, wire: Wire, number: u32) {
         if let Some(waiting) = self.in_flight.remove(number) {
-            cx.env.metrics.requests_in_flight.decrement(1.0);
+            cx.env.metrics.requests.in_flight.decrement(1.0);
             let message = "logic is not reachable or behind; try again";
             refuse(
                 cx,
@@ -288,7 +288,7 @@ impl Identified {
         self.outlook.merge(inbox_seq, conversations);
         let after = self.outlook.pending();
         if before || !after {
-            cx.env.metrics.notifies.one(Notified::Merged);
+            cx.env.metrics.traffic.notifies.one(Notified::Merged);
         }
         after
     }
@@ -334,7 +334,7 @@ impl Identified {
             return Err(Goodbye::new(CloseCode::HeartbeatTimeout));
         }
         while let Some(waiting) = self.in_flight.remove_older(now - cx.env.request_timeout_ms()) {
-            cx.env.metrics.requests_in_flight.decrement(1.0);
+            cx.env.metrics.requests.in_flight.decrement(1.0);
             let message = "logic did not answer in time; the outcome is unknown".to_owned();
             refuse(cx, wire, waiting.id, RequestRefused::Deadline, ErrorCode::DeadlineExceeded, message);
         }
@@ -346,14 +346,14 @@ impl Identified {
         let metrics = &cx.env.metrics;
         metrics.sessions.decrement(1.0);
         #[expect(clippy::cast_precision_loss, reason = "at most 16")]
-        metrics.requests_in_flight.decrement(self.in_flight.len() as f64);
+        metrics.requests.in_flight.decrement(self.in_flight.len() as f64);
         cx.ups.logic.push((self.logic, to_logic::Message::Close(self.identity.close(self.epoch))));
     }
 }
 
 /// Answers a request with an error of the gateway's own.
 fn refuse(cx: &mut Cx<'_>, wire: Wire, id: u32, why: RequestRefused, code: ErrorCode, message: String) {
-    cx.env.metrics.requests_refused.one(why);
+    cx.env.metrics.requests.refused.one(why);
     let error = response::Result::Error(code.error(message));
     write(cx, wire, Frame::Response(Response { id, result: Some(error) }));
 }
