@@ -213,6 +213,7 @@ fn listen(config: &Config) -> Result<(Vec<TcpListener>, SocketAddr), StartError>
     let user_timeout = Duration::from_millis(config.heartbeat.timeout_ms.into())
         + config.timeouts.linger
         + Duration::from_secs(2);
+    listener::check_free(config.listen).map_err(failed)?;
     let first = listener::bind(config.listen, user_timeout).map_err(failed)?;
     let address = first.local_addr().map_err(failed)?;
     let mut listeners = vec![first];

@@ -398,11 +398,7 @@ impl Session {
     pub(crate) fn deadline_ms(&self, env: &Env) -> i64 {
         match &self.stage {
             Stage::Arriving(arriving) => arriving.deadline_ms(),
-            Stage::Identified(session) => {
-                let silence = i64::from(env.heartbeat.timeout_ms);
-                let patience = if self.blocked_ms > 0 { self.blocked_ms } else { session.last_life_ms() };
-                (patience + silence).min(session.deadline_ms(env.request_timeout_ms()))
-            }
+            Stage::Identified(session) => session.deadline_ms(env, self.blocked_ms),
             Stage::Closing { deadline_ms } => *deadline_ms,
             Stage::Gone => i64::MAX,
         }

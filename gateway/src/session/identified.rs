@@ -11,7 +11,7 @@ use berth_proto::{
 };
 
 use super::{
-    Cx, Goodbye,
+    Cx, Env, Goodbye,
     arriving::seconds,
     in_flight::{InFlight, NotTaken},
     wire::Wire,
@@ -133,10 +133,6 @@ impl Identified {
 
     pub(super) fn lives(&mut self, now: Now) {
         self.last_life_ms = now.steady_ms;
-    }
-
-    pub(super) fn last_life_ms(&self) -> i64 {
-        self.last_life_ms
     }
 
     pub(super) fn on_frame(
@@ -312,11 +308,21 @@ impl Identified {
         self.leaving.filter(|_| self.in_flight.len() == 0)
     }
 
-    /// What is due beside silence.
-    pub(super) fn deadline_ms(&self, request_timeout_ms: i64) -> i64 {
-        let request =
-            self.in_flight.oldest_ms().map_or(i64::MAX, |since| since.saturating_add(request_timeout_ms));
-        request.min(self.auth_deadline_ms)
+    /// When [`Identified::expire`] has something to do. `blocked_ms`: since when the peer takes nothing; 0: it does.
+    pub(super) fn deadline_ms(&self, env: &Env, blocked_ms: i64) -> i64 {
+        let timeout = env.request_timeout_ms();
+        let request = self.in_flight.oldest_ms().map_or(i64::MAX, |since| since.saturating_add(timeout));
+        request.min(self.auth_deadline_ms).min(self.silence_deadline_ms(env, blocked_ms))
+    }
+
+    /// A peer that does not take what we say is not read, nor is one that is to leave: their silence is our doing.
+    fn silence_deadline_ms(&self, env: &Env, blocked_ms: i64) -> i64 {
+        let since = match (blocked_ms, self.leaving) {
+            (0, None) => self.last_life_ms,
+            (0, Some(_)) => return i64::MAX,
+            _ => blocked_ms,
+        };
+        since.saturating_add(env.heartbeat.timeout_ms.into())
     }
 
     pub(super) fn expire(&mut self, cx: &mut Cx<'_>, wire: Wire, blocked_ms: i64) -> Result<(), Goodbye> {
@@ -324,12 +330,10 @@ impl Identified {
         if now >= self.auth_deadline_ms {
             return Err(Goodbye::new(CloseCode::TicketExpired).because("the user's authentication expired"));
         }
-        let silence = i64::from(cx.env.heartbeat.timeout_ms);
-        if blocked_ms > 0 {
-            if now >= blocked_ms + silence {
+        if now >= self.silence_deadline_ms(cx.env, blocked_ms) {
+            if blocked_ms > 0 {
                 return Err(Goodbye::new(CloseCode::SlowConsumer));
             }
-        } else if now >= self.last_life_ms + silence {
             cx.env.metrics.heartbeat_timeouts.increment(1);
             return Err(Goodbye::new(CloseCode::HeartbeatTimeout));
         }

@@ -211,6 +211,22 @@ fn a_drain_answers_what_is_in_flight_and_spreads_the_returns() {
 }
 
 #[test]
+fn who_leaves_with_a_request_in_flight_is_not_closed_for_silence() {
+    let site = Site::with(|config| {
+        config.heartbeat.interval_ms = 100;
+        config.heartbeat.timeout_ms = 200;
+        config.timeouts.request = Duration::from_millis(2_500);
+    });
+    site.logic.state().requests = Manner::Silent;
+    let mut client = site.login(Transport::Proto, "alice", "d");
+    client.pull(1);
+    eventually("the request", || site.logic.state().waiting.len() == 1);
+    site.gateway.drain(Duration::ZERO);
+    assert!(matches!(client.response(), (1, response::Result::Error(e)) if e.code == "DEADLINE_EXCEEDED"));
+    assert_eq!(client.disconnected().code, 4001);
+}
+
+#[test]
 fn stop_says_goodbye_to_everybody_and_joins() {
     let site = Site::start();
     let mut clients: Vec<_> = ALL.into_iter().map(|t| site.login(t, "alice", &format!("{t:?}"))).collect();
