@@ -67,7 +67,8 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Listens and starts the threads. Clients are let in once a scheduler told its keys and a logic is attached.
+    /// Raises the process's soft limit of descriptors to the hard one, listens and starts the threads. Clients are let in
+    /// once a scheduler told its keys and a logic is attached.
     ///
     /// # Errors
     /// A setting that cannot work, an address that cannot be listened on, or a kernel without room for the threads.

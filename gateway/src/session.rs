@@ -2,6 +2,7 @@
 //! messages come out. An unidentified connection and an identified session are different types.
 
 mod arriving;
+mod context;
 mod goodbye;
 mod identified;
 mod in_flight;
@@ -12,27 +13,24 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::net::SocketAddr;
 
 use berth_proto::{
     client::{ConversationSeq, client_frame, server_frame},
     code::CloseCode,
     frame::{FrameError, decode_client},
-    limits,
-    schedule::HeartbeatParameters,
-    ticket::TicketVerifier,
-    wire as link,
+    limits, wire as link,
 };
 use link::{to_gateway, to_logic};
-use rand::rngs::SmallRng;
 
 use crate::{
     clock::Now,
     config::Timeouts,
-    metrics::{Closed, FrameIn, Metrics},
+    metrics::{Closed, FrameIn},
     ws::{self, Event},
 };
 use arriving::Arriving;
+pub(crate) use context::{Cx, Env, Orphan, Ups};
 pub(crate) use goodbye::Goodbye;
 use identified::Identified;
 pub(crate) use identified::Identity;
@@ -42,58 +40,9 @@ use wire::{Negotiated, Wire};
 /// to what the peer takes.
 const OUTPUT_PAUSE: usize = 64 * 1024;
 
-/// What every session of a worker sees, as of this wake-up.
-pub(crate) struct Env {
-    pub(crate) gateway_id: String,
-    /// Names this start of the process.
-    pub(crate) boot: u64,
-    pub(crate) heartbeat: HeartbeatParameters,
-    pub(crate) timeouts: Timeouts,
-    pub(crate) verifier: Arc<TicketVerifier>,
-    pub(crate) draining: bool,
-    /// Which logic links are up.
-    pub(crate) logics: Vec<bool>,
-    pub(crate) metrics: Arc<Metrics>,
-}
-
-impl Env {
-    fn request_timeout_ms(&self) -> i64 {
-        i64::try_from(self.timeouts.request.as_millis()).unwrap_or(i64::MAX)
-    }
-}
-
-/// What sessions want sent to the other roles, collected over one wake-up.
-#[derive(Default)]
-pub(crate) struct Ups {
-    /// To the logic of that index.
-    pub(crate) logic: Vec<(u8, to_logic::Message)>,
-    /// The heartbeat batch, to the logic of that index.
-    pub(crate) refresh: Vec<(u8, link::InboxQuery)>,
-    pub(crate) redirects: Vec<link::RedirectAsk>,
-    /// Schedule ids of tickets that passed.
-    pub(crate) used_tickets: Vec<u64>,
-    /// Connections that ended while logic was opening their session: it must be closed once its epoch is known.
-    pub(crate) orphans: Vec<Orphan>,
-}
-
-/// A session that logic may hold though its connection is gone.
-pub(crate) struct Orphan {
-    pub(crate) handle: u64,
-    pub(crate) logic: u8,
-    pub(crate) identity: Identity,
-}
-
-/// What a session is given with each event.
-pub(crate) struct Cx<'a> {
-    pub(crate) now: Now,
-    /// The connection's packed handle.
-    pub(crate) handle: u64,
-    pub(crate) env: &'a Env,
-    pub(crate) rng: &'a mut SmallRng,
-    /// Bytes for the peer are appended here.
-    pub(crate) out: &'a mut Vec<u8>,
-    pub(crate) ups: &'a mut Ups,
-}
+/// Largest first frame, in bytes: a hello has at most a ticket of 2 KiB and four short texts. Nobody can make the gateway
+/// keep more than this without a ticket.
+const HELLO_FRAME: usize = 16 * 1024;
 
 /// Why [`Session::receive`] stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,7 +122,8 @@ impl Session {
         if self.wire == Wire::Unknown {
             return self.negotiate(cx, input);
         }
-        match self.wire.next(&mut self.assembly, input) {
+        let limit = self.frame_limit();
+        match self.wire.next(&mut self.assembly, input, limit) {
             Ok(None) => None,
             Ok(Some((event, taken))) => {
                 self.on_event(cx, event);
@@ -185,6 +135,10 @@ impl Session {
                 Some(0)
             }
         }
+    }
+
+    fn frame_limit(&self) -> usize {
+        if matches!(self.stage, Stage::Arriving(_)) { HELLO_FRAME } else { limits::CLIENT_FRAME }
     }
 
     fn negotiate(&mut self, cx: &mut Cx<'_>, input: &[u8]) -> Option<usize> {
