@@ -7,7 +7,8 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::State,
+    body::Bytes,
+    extract::{DefaultBodyLimit, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::post,
@@ -19,6 +20,9 @@ use serde_json::json;
 /// A dev token outlives a working day, so that a terminal left open goes on.
 pub const TTL: Duration = Duration::from_secs(24 * 3_600);
 
+/// Larger than any user id in JSON.
+const BODY: usize = 4 * 1024;
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Ask {
@@ -27,17 +31,24 @@ struct Ask {
 
 /// The route, for the scheduler's port.
 pub fn router(jwt_secret: &str) -> Router {
-    Router::new().route("/v1/dev/token", post(token)).with_state(Arc::from(jwt_secret))
+    let limit = DefaultBodyLimit::max(BODY);
+    Router::new().route("/v1/dev/token", post(token)).layer(limit).with_state(Arc::from(jwt_secret))
 }
 
-async fn token(State(secret): State<Arc<str>>, Json(ask): Json<Ask>) -> Response {
+/// Takes the body as JSON whatever its content type says: this is for people with curl.
+async fn token(State(secret): State<Arc<str>>, body: Bytes) -> Response {
+    let ask: Ask = match serde_json::from_slice(&body) {
+        Ok(ask) => ask,
+        Err(error) => return refused(&format!("the body is not {{\"userId\":\"…\"}}: {error}")),
+    };
     if let Err(problem) = id::check(&ask.user_id) {
         return refused(&format!("userId {problem}"));
     }
     if ask.user_id == id::SYSTEM_USER {
         return refused("userId \"system\" belongs to the server");
     }
-    Json(json!({ "token": sign(&secret, &ask.user_id, TTL) })).into_response()
+    let token = sign(&secret, &ask.user_id, TTL);
+    ([(header::CACHE_CONTROL, "no-store")], Json(json!({ "token": token }))).into_response()
 }
 
 /// A token that begins now.
@@ -60,5 +71,6 @@ fn refused(detail: &str) -> Response {
         reason: "INVALID_ARGUMENT".to_owned(),
         ..Problem::default()
     };
-    (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(problem)).into_response()
+    let headers = [(header::CONTENT_TYPE, "application/problem+json"), (header::CACHE_CONTROL, "no-store")];
+    (status, headers, Json(problem)).into_response()
 }
