@@ -113,6 +113,9 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// A thread cannot be started.
+    #[error("a thread cannot be started")]
+    Thread(#[source] io::Error),
     /// A database cannot be opened.
     #[error(transparent)]
     Engine(#[from] KvError),
