@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicU64},
     thread::JoinHandle,
     time::Duration,
 };
@@ -124,6 +124,8 @@ impl Logic {
             metrics,
             clock: config.clock.clone(),
             lease_ms: u32::try_from(config.lease.as_millis()).unwrap_or(u32::MAX),
+            most_behind: config.most_behind,
+            behind: AtomicU64::new(0),
             troubles: Mutex::default(),
         });
         let mut tasks = Tasks::new();
