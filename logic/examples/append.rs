@@ -2,7 +2,7 @@
 //! fdatasync), the ingest queue, and a whole logic (a send through the link until its response), in interleaved rounds
 //! of one run, so that their ratios hold on a noisy machine.
 //!
-//! `cargo run --release -p berth-logic --example append [-- SECONDS-PER-MEASUREMENT [DIRECTORY]]`
+//! `cargo run --release -p berth-logic --example append [-- SECONDS-PER-MEASUREMENT [DIRECTORY [IN-FLIGHT ...]]]`
 
 use std::{
     fs::OpenOptions,
@@ -50,11 +50,15 @@ fn main() {
         None => tempfile::tempdir_in("."),
     };
     let directory = directory.expect("a directory to write in");
+    let mut flights: Vec<usize> = arguments.filter_map(|text| text.parse().ok()).collect();
+    if flights.is_empty() {
+        flights = FLIGHTS.to_vec();
+    }
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    runtime.block_on(measure(directory.path(), Duration::from_secs_f64(seconds)));
+    runtime.block_on(measure(directory.path(), Duration::from_secs_f64(seconds), &flights));
 }
 
-async fn measure(directory: &Path, time: Duration) {
+async fn measure(directory: &Path, time: Duration, flights: &[usize]) {
     let bare = BareLog::start(&directory.join("bare"));
     let engine = Embedded::open(&directory.join("queue"), &KvQueue::SPACES, 8 << 20).expect("opens");
     let registry = Registry::new(&metrics::NoopRecorder);
@@ -83,7 +87,7 @@ async fn measure(directory: &Path, time: Duration) {
         "in flight", "bare log /s", "queue /s", "x bare", "logic /s", "x bare"
     );
     let mut next = 0;
-    for flight in FLIGHTS {
+    for &flight in flights {
         let mut rates = [const { Vec::new() }; 3];
         for _ in 0..ROUNDS {
             for ((_, enter), rates) in subjects.iter().zip(&mut rates) {

@@ -3,7 +3,10 @@
 //! One loop serves all partitions: an embedded store has one journal, and a batch per partition and round is what it
 //! wants. What it gave to spread and to the senders' own inboxes goes on at once.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
@@ -82,7 +85,9 @@ impl Commit {
                 result = Err(error);
             }
         }
-        self.context.metrics.commit_lag.set(self.lag() as f64);
+        let behind = self.lag();
+        self.context.behind.store(behind, Ordering::Relaxed);
+        self.context.metrics.commit_lag.set(behind as f64);
         result
     }
 

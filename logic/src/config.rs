@@ -44,6 +44,9 @@ pub struct Config {
     pub os_boot_id: String,
     /// How long a gateway's routes live without a renewal.
     pub lease: Duration,
+    /// Accepted messages that may wait to be committed: above it sends are refused as RESOURCE_EXHAUSTED, so that the
+    /// queue on disk is bounded and what is accepted arrives in seconds.
+    pub most_behind: u64,
     /// The time.
     pub clock: Clock,
 }
@@ -52,7 +55,7 @@ pub struct Config {
 const KEY: usize = 32;
 
 impl Config {
-    /// With the defaults: node 0, an HTTP API on 127.0.0.1:7720, inbox rows for 30 days, 16 partitions, leases of 15 s,
+    /// With the defaults: node 0, an HTTP API on 127.0.0.1:7720, inbox rows for 30 days, 16 partitions, leases of 15 s, 100,000 messages behind at most,
     /// an unknown boot and the system's clock.
     #[must_use]
     pub fn new(id: impl Into<String>, store: StoreChoice, service_key: impl Into<String>) -> Self {
@@ -66,6 +69,8 @@ impl Config {
             partitions: 16,
             os_boot_id: String::new(),
             lease: Duration::from_secs(15),
+            // Some seconds of commit on two cores, and 3 GiB of bodies at the very worst.
+            most_behind: 100_000,
             clock: system_clock(),
         }
     }
@@ -113,6 +118,9 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// A thread cannot be started.
+    #[error("a thread cannot be started")]
+    Thread(#[source] io::Error),
     /// A database cannot be opened.
     #[error(transparent)]
     Engine(#[from] KvError),

@@ -1,6 +1,9 @@
 //! What every part of a running logic shares, and how a failure below becomes an error that a client reads.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
 
 use berth_proto::{client, code::ErrorCode};
 
@@ -42,6 +45,9 @@ pub(crate) struct Context {
     pub(crate) metrics: Metrics,
     pub(crate) clock: Clock,
     pub(crate) lease_ms: u32,
+    pub(crate) most_behind: u64,
+    /// Queue records not yet committed, as of the last round of commit.
+    pub(crate) behind: AtomicU64,
     /// Why something cannot be done now, if so, by [`Part`].
     pub(crate) troubles: Mutex<[Option<String>; 2]>,
 }
@@ -68,6 +74,11 @@ impl Context {
             }
             (Ok(()), None) => {}
         }
+    }
+
+    /// How many messages commit is behind, if that is too many to accept more.
+    pub(crate) fn too_far_behind(&self) -> Option<u64> {
+        Some(self.behind.load(Ordering::Relaxed)).filter(|behind| *behind > self.most_behind)
     }
 
     pub(crate) fn health(&self) -> Result<(), String> {

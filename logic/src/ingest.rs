@@ -25,6 +25,10 @@ pub(crate) async fn enter(
     request: client::SendRequest,
 ) -> Result<Pending, client::Error> {
     validate::send(&request).map_err(|problem| ErrorCode::InvalidArgument.error(problem.to_string()))?;
+    if let Some(behind) = context.too_far_behind() {
+        let problem = format!("{behind} accepted messages wait to be delivered; retry later");
+        return Err(ErrorCode::ResourceExhausted.error(problem));
+    }
     let to = request.to.and_then(|target| target.to);
     let (conversation_id, peer) = match to {
         Some(To::UserId(user)) => direct(context, sender, user).await?,

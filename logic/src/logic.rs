@@ -2,13 +2,17 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicU64},
+    thread::JoinHandle,
     time::Duration,
 };
 
 use berth_proto::{link::LogicService, metric::Registry};
 use tokio::{net::TcpListener, sync::mpsc};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 
 use crate::{
     backend::{self, Backends, Marker},
@@ -26,15 +30,65 @@ use crate::{
 /// How long tasks may take to end once they are told.
 const STOP: Duration = Duration::from_secs(10);
 
-/// A running logic. Runs on the runtime it was started on; its embedded store blocks that runtime's threads for
-/// microseconds per call (milliseconds while it syncs), so give it a runtime of its own.
+/// A running logic. Lanes and the HTTP API run on the runtime it was started on; commit, spread and upkeep have threads
+/// of their own. The embedded store's calls block the runtime's threads for microseconds (a sync, once a second, for
+/// milliseconds), so give it a runtime of its own, with at least two threads.
 pub struct Logic {
     context: Arc<Context>,
     service: Arc<Service>,
     local_addr: SocketAddr,
     marker: Option<Marker>,
+    /// Dropped, it tells every task to end.
+    stop: DropGuard,
+    tasks: Tasks,
+}
+
+/// What runs, and how it is told to end.
+struct Tasks {
     stop: CancellationToken,
-    tasks: TaskTracker,
+    /// On the caller's runtime: lanes and whatever else answers somebody.
+    tracker: TaskTracker,
+    /// What writes to the databases in bulk: it waits for their locks and their disk, which must not hold up lanes.
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Tasks {
+    fn new() -> Self {
+        Self { stop: CancellationToken::new(), tracker: TaskTracker::new(), threads: Vec::new() }
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tracker.spawn(task);
+    }
+
+    /// Runs a task on a thread of its own, with the timers of the caller's runtime.
+    fn spawn_thread(
+        &mut self,
+        name: &str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), StartError> {
+        let runtime = tokio::runtime::Handle::current();
+        let task = self.tracker.track_future(task);
+        let thread = std::thread::Builder::new().name(name.to_owned());
+        let thread = thread.spawn(move || runtime.block_on(task)).map_err(StartError::Thread)?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// Waits for everything to end.
+    async fn end(self) {
+        self.stop.cancel();
+        self.tracker.close();
+        if tokio::time::timeout(STOP, self.tracker.wait()).await.is_err() {
+            tracing::warn!(waited = ?STOP, left = self.tracker.len(), "tasks did not end in time");
+            return;
+        }
+        let joined =
+            tokio::task::spawn_blocking(|| self.threads.into_iter().all(|thread| thread.join().is_ok()));
+        if !matches!(joined.await, Ok(true)) {
+            tracing::error!("a thread of logic had panicked");
+        }
+    }
 }
 
 impl Logic {
@@ -70,14 +124,15 @@ impl Logic {
             metrics,
             clock: config.clock.clone(),
             lease_ms: u32::try_from(config.lease.as_millis()).unwrap_or(u32::MAX),
+            most_behind: config.most_behind,
+            behind: AtomicU64::new(0),
             troubles: Mutex::default(),
         });
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        // On an early return the tasks end with this.
-        let guard = stop.clone().drop_guard();
-        replay(&context, &stop, &tasks).await?;
-        let service = serve(&context, &config, listener, &stop, &tasks);
-        let _ = guard.disarm();
+        let mut tasks = Tasks::new();
+        // On an early return, too, the tasks end.
+        let stop = tasks.stop.clone().drop_guard();
+        replay(&context, &mut tasks).await?;
+        let service = serve(&context, &config, listener, &mut tasks)?;
         tracing::info!(id = config.id, %local_addr, inbox_epoch = context.store.inbox_epoch(), "logic serves");
         Ok(Self { context, service, local_addr, marker: backends.marker, stop, tasks })
     }
@@ -105,11 +160,8 @@ impl Logic {
     /// Ends every task, then syncs and closes the databases. What is not done by then is done at the next start.
     pub async fn stop(self) {
         let Self { context, service, marker, stop, tasks, .. } = self;
-        stop.cancel();
-        tasks.close();
-        if tokio::time::timeout(STOP, tasks.wait()).await.is_err() {
-            tracing::warn!(waited = ?STOP, left = tasks.len(), "tasks did not end in time");
-        }
+        drop(stop);
+        tasks.end().await;
         context.gateways.clear();
         drop(service);
         let synced = upkeep::sync_and_trim(&context).await;
@@ -136,14 +188,12 @@ impl Logic {
 }
 
 /// Commits what the queue has and the store has not; spread goes on while serving.
-async fn replay(
-    context: &Arc<Context>,
-    stop: &CancellationToken,
-    tasks: &TaskTracker,
-) -> Result<(), StartError> {
+async fn replay(context: &Arc<Context>, tasks: &mut Tasks) -> Result<(), StartError> {
+    let stop = tasks.stop.clone();
     let spreads = Arc::new(Spreads::new());
     for worker in spreads.workers() {
-        tasks.spawn(spreads.clone().run(worker, context.clone(), stop.clone()));
+        let run = spreads.clone().run(worker, context.clone(), stop.clone());
+        tasks.spawn_thread(&format!("logic-spread-{worker}"), run)?;
     }
     spreads.load(context).await?;
     let failed = |error| match error {
@@ -152,17 +202,16 @@ async fn replay(
     };
     let mut commit = Commit::new(context.clone(), spreads).await.map_err(failed)?;
     commit.catch_up().await.map_err(failed)?;
-    tasks.spawn(commit.run(stop.clone()));
-    Ok(())
+    tasks.spawn_thread("logic-commit", commit.run(stop))
 }
 
 fn serve(
     context: &Arc<Context>,
     config: &Config,
     listener: TcpListener,
-    stop: &CancellationToken,
-    tasks: &TaskTracker,
-) -> Arc<Service> {
+    tasks: &mut Tasks,
+) -> Result<Arc<Service>, StartError> {
+    let stop = tasks.stop.clone();
     let lane = |_| {
         let (sender, arrivals) = mpsc::channel(lane::WAITING);
         tasks.spawn(lane::run(context.clone(), arrivals, stop.clone()));
@@ -171,8 +220,6 @@ fn serve(
     let lanes = (0..LANES).map(lane).collect();
     let (control, controls) = mpsc::channel(CONTROLS);
     tasks.spawn(upkeep::control(context.clone(), controls, stop.clone()));
-    tasks.spawn(upkeep::sync(context.clone(), stop.clone()));
-    tasks.spawn(upkeep::sweep(context.clone(), config.inbox_lifetime, stop.clone()));
     tasks.spawn(upkeep::leases(context.clone(), stop.clone()));
     let router = http::router(context.clone(), &config.service_key);
     let stopped = stop.clone().cancelled_owned();
@@ -182,6 +229,11 @@ fn serve(
             tracing::error!(%error, "the back-end API ended");
         }
     });
+    let sync = upkeep::sync(context.clone(), stop.clone());
+    let sweep = upkeep::sweep(context.clone(), config.inbox_lifetime, stop);
+    tasks.spawn_thread("logic-upkeep", async {
+        tokio::join!(sync, sweep);
+    })?;
     let (gateways, metrics) = (context.gateways.clone(), context.metrics.clone());
-    Arc::new(Service { lanes, control, gateways, metrics })
+    Ok(Arc::new(Service { lanes, control, gateways, metrics }))
 }

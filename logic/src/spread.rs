@@ -18,7 +18,7 @@ use crate::{
     store::{Moved, StoreError, Unspread},
 };
 
-/// Workers: one writes while the other notifies.
+/// Workers, each a thread: one writes while the other notifies.
 const WORKERS: usize = 2;
 
 /// Conversations a worker may have waiting: above it commit waits, and the queue on disk takes the rest.

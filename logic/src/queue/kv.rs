@@ -20,7 +20,7 @@ use super::{
 use crate::{
     kv::{Batch, Direction, Durability, Key, Kv, KvError, Space, View, last_number},
     metrics::QueueMetrics,
-    snowflake::Snowflake,
+    snowflake::{self, Snowflake},
 };
 
 /// The space of records and of the queue's own facts.
@@ -92,7 +92,8 @@ impl KvQueue {
             metrics,
             snowflake: Snowflake::above(node, highest),
             heads,
-            latest_ms: 0,
+            // Dedup windows do not go back with the clock across a restart either.
+            latest_ms: snowflake::time_ms(highest),
         };
         let writer = std::thread::Builder::new()
             .name("queue-writer".to_owned())
@@ -120,16 +121,17 @@ impl Queue for KvQueue {
     }
 
     fn append(&self, record: Record) -> Result<Pending, QueueError> {
-        let asks = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
-        let asks = asks.as_ref().ok_or(QueueError::Closed)?;
         let (answer, answered) = oneshot::channel();
         let ask = Ask {
             fingerprint: fingerprint(&record.r#type, &record.body),
+            name: dedup::name(&record),
             partition: partition_of(&record.sender, self.partitions),
             record,
             answer,
             asked: Instant::now(),
         };
+        let asks = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
+        let asks = asks.as_ref().ok_or(QueueError::Closed)?;
         asks.try_send(ask).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => QueueError::Full(WAITING),
             mpsc::error::TrySendError::Closed(_) => {

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::{
     Appended, Fingerprint, QueueError, Record,
-    dedup::{self, DEDUP, Seen},
+    dedup::{self, DEDUP, Name, Seen},
     kv::{self, LOG},
 };
 use crate::{
@@ -29,8 +29,9 @@ const BATCH: usize = 512;
 /// An append that waits, and who waits for it.
 pub(super) struct Ask {
     pub(super) record: Record,
-    /// Computed by the caller: hashing a large body is not the writer's time.
+    /// Computed by the caller, like the next two: hashing is not the writer's time.
     pub(super) fingerprint: Fingerprint,
+    pub(super) name: Name,
     pub(super) partition: u16,
     pub(super) answer: oneshot::Sender<Result<Appended, QueueError>>,
     pub(super) asked: Instant,
@@ -116,15 +117,14 @@ impl Writer {
         let mut batch = Batch::default();
         let mut fresh = HashMap::new();
         let mut highest = 0;
-        for Ask { mut record, fingerprint, partition, answer, asked } in asks.drain(..) {
+        for Ask { mut record, fingerprint, name, partition, answer, asked } in asks.drain(..) {
             self.latest_ms = self.latest_ms.max(record.at_ms);
-            let name = (record.sender.clone(), record.client_msg_id.clone());
-            let result = match self.seen(&*view, &fresh, &name, &record) {
+            let result = match self.seen(&*view, &fresh, &name) {
                 Ok(Some(seen)) => seen.answer(&record, fingerprint),
                 Ok(None) => {
                     highest = self.snowflake.next(record.at_ms);
                     record.message_id = highest;
-                    let seen = self.enter(&mut batch, &record, fingerprint, partition);
+                    let seen = self.enter(&mut batch, &record, &name, fingerprint, partition);
                     let appended = seen.appended(false);
                     fresh.insert(name, seen);
                     Ok(appended)
@@ -152,13 +152,12 @@ impl Writer {
     fn seen(
         &self,
         view: &dyn View,
-        fresh: &HashMap<(String, String), Seen>,
-        name: &(String, String),
-        record: &Record,
+        fresh: &HashMap<Name, Seen>,
+        name: &Name,
     ) -> Result<Option<Seen>, KvError> {
         match fresh.get(name) {
             Some(seen) => Ok(Some(seen.clone())),
-            None => dedup::find(view, record, self.latest_ms),
+            None => dedup::find(view, name, self.latest_ms),
         }
     }
 
@@ -166,6 +165,7 @@ impl Writer {
         &mut self,
         batch: &mut Batch,
         record: &Record,
+        name: &Name,
         fingerprint: Fingerprint,
         partition: u16,
     ) -> Seen {
@@ -173,7 +173,7 @@ impl Writer {
         *head += 1;
         let seen = Seen::of(record, fingerprint, partition, *head);
         batch.put(LOG, kv::record_key(partition, *head), prost::Message::encode_to_vec(record));
-        batch.put(DEDUP, dedup::key(record, self.latest_ms), prost::Message::encode_to_vec(&seen));
+        batch.put(DEDUP, dedup::key(name, self.latest_ms), prost::Message::encode_to_vec(&seen));
         seen
     }
 

@@ -70,6 +70,35 @@ async fn a_store_that_fails_delays_messages_and_loses_none() {
 }
 
 #[tokio::test]
+async fn a_store_that_stays_away_bounds_what_is_accepted() {
+    let (queue, store) = engines();
+    let config = Config { most_behind: 10, ..config(StoreChoice::Memory) };
+    let logic = over(config, queue, store.clone(), Epoch::Keep).await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let alice = gateway.open("alice", "d", 1).await;
+    alice.sent("c", "bob", "before").await;
+    store.fail(true);
+    let mut accepted = 1;
+    until("it is too far behind", async || {
+        match alice.send(&format!("c{accepted}"), "bob", "x").await {
+            Answer::Send(_) => accepted += 1,
+            refused => {
+                assert_eq!(code(refused), "RESOURCE_EXHAUSTED");
+                return Some(());
+            }
+        }
+        None
+    })
+    .await;
+    assert!(accepted > 10, "{accepted}");
+    store.fail(false);
+    until("what was accepted arrives", async || (alice.messages().await.len() == accepted).then_some(()))
+        .await;
+    alice.sent("again", "bob", "x").await;
+    logic.stop().await;
+}
+
+#[tokio::test]
 async fn a_gateway_that_falls_silent_loses_its_routes_and_announces_them_again() {
     let registry = berth_proto::metric::Registry::new(&metrics::NoopRecorder);
     let short = Config { lease: Duration::from_millis(300), ..config(StoreChoice::Memory) };
