@@ -193,28 +193,31 @@ struct Dialer<D: Dialect> {
 }
 
 impl<D: Dialect> Dialer<D> {
-    /// Dials for ever. What waited for a connection that broke is thrown away: its senders have deadlines, and a new
-    /// connection begins with what is true then.
+    /// Dials for ever. What waited for a connection that broke is thrown away, but for what must outlive it: the senders
+    /// have deadlines, and a new connection begins with what is true then.
     async fn run(self, mut queue: mpsc::Receiver<Vec<D::Up>>) {
         let mut backoff = self.config.base_backoff;
+        let mut kept = Vec::new();
         loop {
             match self.open().await {
                 Ok((up, down)) => {
                     backoff = self.config.base_backoff;
                     tracing::info!(role = D::ROLE, to = %self.config.endpoint.uri(), "link up");
                     self.connected.store(true, Ordering::Release);
-                    let reason = self.carry(&mut queue, up, down).await;
+                    let reason = self.carry(std::mem::take(&mut kept), &mut queue, up, down).await;
                     self.connected.store(false, Ordering::Release);
-                    while queue.try_recv().is_ok() {}
+                    while let Ok(batch) = queue.try_recv() {
+                        kept.extend(batch.into_iter().filter(D::outlives_the_link));
+                    }
                     tracing::warn!(role = D::ROLE, to = %self.config.endpoint.uri(), reason, "link down");
                 }
                 Err(error) => {
                     tracing::debug!(role = D::ROLE, to = %self.config.endpoint.uri(), %error, "cannot attach");
-                    backoff = (backoff * 2).min(self.config.max_backoff);
                 }
             }
             let wait = rand::rng().random_range(backoff / 2..=backoff);
             tokio::time::sleep(wait).await;
+            backoff = (backoff * 2).min(self.config.max_backoff);
         }
     }
 
@@ -241,14 +244,18 @@ impl<D: Dialect> Dialer<D> {
         Ok((up, response.into_inner()))
     }
 
-    /// Carries batches both ways until either side ends; returns why.
+    /// Carries batches both ways until either side ends, what was `kept` first; returns why.
     async fn carry(
         &self,
+        kept: Vec<D::Up>,
         queue: &mut mpsc::Receiver<Vec<D::Up>>,
         up: mpsc::Sender<D::UpBatch>,
         mut down: Streaming<D::DownBatch>,
     ) -> String {
         let upward = async {
+            if !kept.is_empty() && up.send(D::up_batch(kept)).await.is_err() {
+                return "the stream up ended".to_owned();
+            }
             while let Some(batch) = queue.recv().await {
                 if up.send(D::up_batch(batch)).await.is_err() {
                     return "the stream up ended".to_owned();

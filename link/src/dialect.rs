@@ -39,6 +39,9 @@ pub trait Dialect: Send + Sync + 'static {
         down: Arc<dyn Link<Self::Down>>,
     ) -> Arc<dyn Link<Self::Up>>;
 
+    /// Whether `message` must reach the role even when the link breaks first.
+    fn outlives_the_link(message: &Self::Up) -> bool;
+
     /// The role had no room for `message`: what its sender is told, or the message again where it must not be lost.
     fn refused(message: Self::Up, reason: RefusedReason) -> Result<Option<Self::Down>, Self::Up>;
 }
@@ -74,6 +77,11 @@ impl Dialect for LogicDialect {
         down: Arc<dyn Link<wire::ToGateway>>,
     ) -> Arc<dyn Link<wire::ToLogic>> {
         service.attach(gateway, down)
+    }
+
+    /// A lost close would leave a ghost online; whatever else was said has a sender who hears nothing and says it again.
+    fn outlives_the_link(message: &wire::ToLogic) -> bool {
+        matches!(message.message, Some(to_logic::Message::Close(_)))
     }
 
     fn refused(
@@ -139,6 +147,10 @@ impl Dialect for SchedulerDialect {
         down: Arc<dyn Link<wire::FromScheduler>>,
     ) -> Arc<dyn Link<wire::ToScheduler>> {
         service.attach(gateway, down)
+    }
+
+    fn outlives_the_link(_: &wire::ToScheduler) -> bool {
+        false
     }
 
     /// The next report replaces a lost one, and a redirect that gets no answer has its own deadline at the gateway.

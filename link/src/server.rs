@@ -15,13 +15,14 @@ use berth_proto::{
     link::{Link, LogicService, Refused, RefusedReason, SchedulerService},
     wire::AttachGateway,
 };
+use futures_util::{Stream, StreamExt};
 use thiserror::Error;
 use tokio::{
     net::TcpListener,
     sync::mpsc::{self, error::TrySendError},
     task::JoinHandle,
 };
-use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     Request, Response, Status, Streaming, metadata::MetadataMap, service::Routes,
@@ -185,8 +186,12 @@ impl<D: Dialect> Attach<D> {
         let (batches, queue) = mpsc::channel(QUEUE);
         let down = Arc::new(DownLink::<D> { batches, open: AtomicBool::new(true) });
         let up = D::attach(&self.service, gateway.clone(), Arc::clone(&down) as Arc<dyn Link<D::Down>>);
-        let stop = self.stop.clone();
+        // Ends with the receiving task, however that ends: nobody must talk into a link that nobody listens to.
+        let ended = self.stop.child_token();
+        let stop = ended.clone();
+        let alive = ended.clone().drop_guard();
         self.tasks.spawn(async move {
+            let _alive = alive;
             tracing::info!(
                 role = D::ROLE,
                 gateway = gateway.gateway_id,
@@ -205,16 +210,9 @@ impl<D: Dialect> Attach<D> {
                 "gateway detached"
             );
         });
-        let ended = self.stop.clone();
         let stream = ReceiverStream::new(queue).map(|batch| Ok(D::down_batch(batch)));
-        Ok(Response::new(Box::pin(until(stream, ended))))
+        Ok(Response::new(Box::pin(stream.take_until(ended.cancelled_owned()))))
     }
-}
-
-/// The stream down, until the server stops: a graceful shutdown would otherwise wait for the gateway.
-fn until<S: Stream>(stream: S, stop: CancellationToken) -> impl Stream<Item = S::Item> {
-    let stopped = futures_util::stream::once(stop.cancelled_owned()).map(|()| None);
-    tokio_stream::StreamExt::merge(stream.map(Some), stopped).map_while(|item| item)
 }
 
 /// Hands what comes up to the role. What it has no room for is answered, or offered again where it must not be lost.

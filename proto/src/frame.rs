@@ -44,10 +44,10 @@ pub enum FrameError {
     /// A frame with several kinds.
     #[error("the frame has several kinds")]
     SeveralKinds,
-    /// The frame is a request with a usable id, but a field inside it is not of its type. The request can be answered.
+    /// The frame is a request, but a field inside it is not of its type. The request can be answered.
     #[error("{message}")]
     BadRequest {
-        /// The request's id.
+        /// The request's id; 0 where it has none that can be read.
         id: u32,
         /// Names the field and what is wrong.
         message: String,
@@ -124,9 +124,11 @@ fn second_look(bytes: &[u8]) -> Result<ClientFrame, FrameError> {
         return Ok(frame);
     }
     let message = from_json::<ClientFrame>(bytes).err().unwrap_or_else(|| "not a frame".to_owned());
-    match request_id(&value) {
-        Some(id) => Err(FrameError::BadRequest { id, message }),
-        None => Err(FrameError::Undecodable(message)),
+    match value.get("request") {
+        Some(request) if request.is_object() => {
+            Err(FrameError::BadRequest { id: request_id(request), message })
+        }
+        _ => Err(FrameError::Undecodable(message)),
     }
 }
 
@@ -135,12 +137,14 @@ fn several_kinds(value: &serde_json::Value) -> bool {
     value.as_object().is_some_and(|kinds| kinds.keys().filter(known).count() > 1)
 }
 
-fn request_id(value: &serde_json::Value) -> Option<u32> {
-    match value.get("request")?.get("id")? {
-        serde_json::Value::Number(number) => u32::try_from(number.as_u64()?).ok(),
-        serde_json::Value::String(text) => text.parse().ok(),
+/// The id of a request that is otherwise bad, to answer it by; 0 where that is what is bad.
+fn request_id(request: &serde_json::Value) -> u32 {
+    let id = match request.get("id") {
+        Some(serde_json::Value::Number(number)) => number.as_u64().and_then(|id| u32::try_from(id).ok()),
+        Some(serde_json::Value::String(text)) => text.parse().ok(),
         _ => None,
-    }
+    };
+    id.unwrap_or(0)
 }
 
 /// Removes every member that is null; says whether there was any. serde_json has bounded the depth at 128.

@@ -86,15 +86,9 @@ fn what_is_no_frame_is_told_apart() {
     ] {
         assert_eq!(json(text), Err(expected), "{text}");
     }
-    for text in [
-        "",
-        "hi",
-        "[]",
-        "1",
-        r#"{"heartbeat":{}} x"#,
-        r#"{"hello":{"ticket":5}}"#,
-        r#"{"request":{"id":[]}}"#,
-    ] {
+    for text in
+        ["", "hi", "[]", "1", r#"{"heartbeat":{}} x"#, r#"{"hello":{"ticket":5}}"#, r#"{"request":5}"#]
+    {
         assert!(matches!(json(text), Err(FrameError::Undecodable(_))), "{text}: {:?}", json(text));
     }
     assert_eq!(decode_client(Encoding::Proto, &[]), Err(FrameError::NoKind));
@@ -110,6 +104,11 @@ fn a_bad_field_of_a_request_is_named_and_leaves_its_id() {
         panic!("expected a bad request");
     };
     assert!(message.contains("request.send.clientMsgId"), "{message}");
+    for text in
+        [r#"{"request":{"id":[]}}"#, r#"{"request":{"id":-1}}"#, r#"{"request":{"pull":{"limit":"x"}}}"#]
+    {
+        assert!(matches!(json(text), Err(FrameError::BadRequest { id: 0, .. })), "{text}: {:?}", json(text));
+    }
 }
 
 #[test]
