@@ -16,6 +16,9 @@ pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 /// Histograms keep raw samples until somebody sums them up; this often somebody does.
 const UPKEEP: Duration = Duration::from_secs(5);
 
+/// At the end, what is being answered gets this long; a connection that only hangs is left to the process's exit.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
 /// The admin server while it runs.
 pub struct Admin {
     address: SocketAddr,
@@ -71,13 +74,13 @@ async fn serve(listener: TcpListener, router: Router, metrics: PrometheusHandle,
         }
     };
     tokio::select! {
-        result = axum::serve(listener, router) => {
+        result = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned()) => {
             if let Err(error) = result {
                 tracing::error!(%error, "the admin server failed");
             }
         }
         () = upkeep => {}
-        () = stop.cancelled() => {}
+        () = async { stop.cancelled().await; tokio::time::sleep(LAST_ANSWERS).await } => {}
     }
 }
 

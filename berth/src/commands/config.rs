@@ -32,7 +32,7 @@ enum Action {
 pub fn run(args: Args) -> Result<(), Failure> {
     let effective = Layers::defaults()
         .file(args.config.as_deref())
-        .environment(std::env::vars())
+        .environment(std::env::vars_os())
         .finish()
         .map_err(|problem| Failure::Configuration(problem.into()))?;
     match args.action {
@@ -70,7 +70,7 @@ mod tests {
     #[test]
     fn print_shows_origins_and_hides_secrets() {
         let secret = "s".repeat(40);
-        let variables = [("BERTH_AUTH__ADMIN_KEY".to_owned(), secret.clone())];
+        let variables = [("BERTH_AUTH__ADMIN_KEY".into(), secret.clone().into())];
         let effective = Layers::defaults().environment(variables.into_iter()).finish().expect("valid");
         let text = render(&effective);
         assert!(!text.contains(&secret));

@@ -10,7 +10,10 @@ use anyhow::{Context, anyhow};
 use serde_json::json;
 
 use crate::{
-    compose::dev::{Addresses, Dev},
+    compose::{
+        self,
+        dev::{Addresses, Dev},
+    },
     config::{Effective, Layers},
     exit::Failure,
     lifecycle::{Asked, Signals},
@@ -22,6 +25,9 @@ const READY_WITHIN: Duration = Duration::from_secs(120);
 
 /// How often readiness is looked at while starting.
 const READY_POLL: Duration = Duration::from_millis(20);
+
+/// What a shell shows for a process that SIGTERM ended: 128 + 15.
+const SECOND_SIGNAL: i32 = 143;
 
 /// Arguments of `berth dev`.
 #[derive(Debug, clap::Args)]
@@ -56,7 +62,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<(), Failure> {
     let Effective { config, .. } = Layers::defaults()
         .file(args.config.as_deref())
-        .environment(std::env::vars())
+        .environment(std::env::vars_os())
         .flag("--policy", "scheduler.policy_file", args.policy.as_ref())
         .flag("--scheduler-listen", "scheduler.listen", args.scheduler_listen)
         .flag("--gateway-listen", "gateway.listen", args.gateway_listen)
@@ -71,31 +77,58 @@ pub fn run(args: Args) -> Result<(), Failure> {
         )));
     }
     telemetry::start_logs(&config.log).map_err(Failure::Configuration)?;
-    let dev = Dev::start(&config, &args.data_dir).map_err(Failure::Start)?;
-    let served = serve(&dev, args.json);
+    let runtime = compose::runtime("berth-http", 1).map_err(Failure::Start)?;
+    // Before anything starts: a signal during a long replay must find somebody who listens.
+    let signals = {
+        let _inside = runtime.enter();
+        Signals::listen().context("listening to signals").map_err(Failure::Start)?
+    };
+    if !config.scheduler.listen.ip().is_loopback() {
+        tracing::warn!(
+            listen = %config.scheduler.listen,
+            "berth dev gives anybody who reaches this address a token for any user"
+        );
+    }
+    let dev = Dev::start(&config, &args.data_dir, runtime).map_err(failure)?;
+    let served = serve(&dev, signals, args.json);
     dev.stop();
     served.map_err(Failure::Start)
 }
 
-fn serve(dev: &Dev, as_json: bool) -> anyhow::Result<()> {
+/// A policy that cannot be is the person's to mend, like every other configuration.
+fn failure(error: anyhow::Error) -> Failure {
+    use berth_scheduler::StartError::{Policy, PolicyFile};
+    match error.downcast_ref() {
+        Some(Policy { .. } | PolicyFile { .. }) => Failure::Configuration(error),
+        _ => Failure::Start(error),
+    }
+}
+
+/// Until a signal asks to stop, or readiness does not come.
+fn serve(dev: &Dev, mut signals: Signals, as_json: bool) -> anyhow::Result<()> {
     dev.runtime().block_on(async {
-        let mut signals = Signals::listen().context("listening to signals")?;
-        tokio::select! {
-            ready = ready(dev) => ready?,
-            _ = signals.next() => return Ok(()),
-        }
-        announce(dev, as_json);
-        while signals.next().await == Asked::Reload {
-            dev.reload();
-        }
+        let stopped = async {
+            while signals.next().await == Asked::Reload {
+                dev.reload();
+            }
+        };
+        let announced = async {
+            ready(dev).await?;
+            announce(dev, as_json);
+            std::future::pending::<anyhow::Result<()>>().await
+        };
+        let served = tokio::select! {
+            () = stopped => Ok(()),
+            failed = announced => failed,
+        };
         // The second signal does not wait.
         tokio::spawn(async move {
             while signals.next().await == Asked::Reload {}
             tracing::warn!("stopped by a second signal, before everything was closed");
-            std::process::exit(2);
+            std::process::exit(SECOND_SIGNAL);
         });
         tracing::info!("stopping");
-        Ok(())
+        served
     })
 }
 
@@ -127,7 +160,7 @@ fn announce(dev: &Dev, as_json: bool) {
         println!("{line}");
         return;
     }
-    let service_key = &dev.auth.service_key;
+    let (service_key, admin_key) = (&dev.auth.service_key, &dev.auth.admin_key);
     println!(
         "\
 Berth is ready.
@@ -140,6 +173,7 @@ Berth is ready.
   alice       {alice}
   bob         {bob}
   back end    {service_key}
+  operator    {admin_key}
 
 Try next, in other terminals:
 

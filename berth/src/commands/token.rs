@@ -23,7 +23,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<(), Failure> {
     let effective = Layers::defaults()
         .file(args.config.as_deref())
-        .environment(std::env::vars())
+        .environment(std::env::vars_os())
         .finish()
         .map_err(|problem| Failure::Configuration(problem.into()))?;
     let secret = &effective.config.auth.jwt_secret;

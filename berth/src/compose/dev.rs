@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -51,11 +52,15 @@ impl Dev {
     ///
     /// # Errors
     /// What could not be opened or bound, and where.
-    pub fn start(config: &Config, data_dir: &Path) -> anyhow::Result<Self> {
-        std::fs::create_dir_all(data_dir)
+    pub fn start(config: &Config, data_dir: &Path, runtime: Runtime) -> anyhow::Result<Self> {
+        // Messages and keys: for this user's eyes only.
+        let mut directory = std::fs::DirBuilder::new();
+        directory
+            .recursive(true)
+            .mode(0o700)
+            .create(data_dir)
             .with_context(|| format!("making --data-dir {}", data_dir.display()))?;
         let auth = keys::complete(&config.auth, data_dir)?;
-        let runtime = runtime("berth-http", 1)?;
         let logic_runtime = runtime_for_logic()?;
         let recorder = telemetry::recorder();
         let metrics = Registry::new(recorder);
@@ -74,7 +79,7 @@ impl Dev {
         gateway.attach_logic(logic.service());
 
         let (scheduler, gateway, logic) = (Arc::new(scheduler), Arc::new(gateway), Arc::new(logic));
-        let readiness = readiness(&scheduler, &gateway, &logic);
+        let readiness = readiness_of(&scheduler, &gateway, &logic);
         let admin = runtime
             .block_on(Admin::start(
                 config.admin.listen,
@@ -104,7 +109,7 @@ impl Dev {
 
     /// Whether a client can be scheduled and served.
     pub fn ready(&self) -> Result<(), String> {
-        readiness(&self.scheduler, &self.gateway, &self.logic)()
+        ready(&self.scheduler, &self.gateway, &self.logic)
     }
 
     /// Reads the policy again.
@@ -129,36 +134,36 @@ impl Dev {
     }
 }
 
-/// The admin server held the other references and has ended.
-fn owned<T>(shared: Arc<T>, stop: impl FnOnce(T)) {
-    match Arc::try_unwrap(shared) {
-        Ok(role) => stop(role),
-        Err(_) => tracing::error!("a role is still in use and cannot be stopped cleanly"),
+/// Ends a role once nobody looks at it any more: an admin request may, for the length of one readiness check.
+fn owned<T>(mut shared: Arc<T>, stop: impl FnOnce(T)) {
+    loop {
+        match Arc::try_unwrap(shared) {
+            Ok(role) => return stop(role),
+            Err(still) => shared = still,
+        }
+        std::thread::yield_now();
     }
 }
 
-fn readiness(scheduler: &Arc<Scheduler>, gateway: &Arc<Gateway>, logic: &Arc<Logic>) -> Readiness {
-    let (scheduler, gateway, logic) = (Arc::clone(scheduler), Arc::clone(gateway), Arc::clone(logic));
-    Arc::new(move || {
-        let named =
-            |role: &str, result: Result<(), String>| result.map_err(|reason| format!("{role}: {reason}"));
-        named("logic", logic.ready())?;
-        named("gateway", gateway.ready())?;
-        named("scheduler", scheduler.ready())
+/// For the admin port, whose connections may outlive the roles.
+fn readiness_of(scheduler: &Arc<Scheduler>, gateway: &Arc<Gateway>, logic: &Arc<Logic>) -> Readiness {
+    let (scheduler, gateway, logic) =
+        (Arc::downgrade(scheduler), Arc::downgrade(gateway), Arc::downgrade(logic));
+    Arc::new(move || match (scheduler.upgrade(), gateway.upgrade(), logic.upgrade()) {
+        (Some(scheduler), Some(gateway), Some(logic)) => ready(&scheduler, &gateway, &logic),
+        _ => Err("stopping".to_owned()),
     })
 }
 
-fn runtime(name: &str, workers: usize) -> anyhow::Result<Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(workers)
-        .thread_name(name)
-        .enable_all()
-        .build()
-        .with_context(|| format!("starting the threads of {name}"))
+fn ready(scheduler: &Scheduler, gateway: &Gateway, logic: &Logic) -> Result<(), String> {
+    let named = |role: &str, result: Result<(), String>| result.map_err(|reason| format!("{role}: {reason}"));
+    named("logic", logic.ready())?;
+    named("gateway", gateway.ready())?;
+    named("scheduler", scheduler.ready())
 }
 
 fn runtime_for_logic() -> anyhow::Result<Runtime> {
-    runtime("berth-logic", cores().max(2))
+    super::runtime("berth-logic", cores().max(2))
 }
 
 fn cores() -> usize {

@@ -7,11 +7,11 @@ use std::{
     path::Path,
 };
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use rand::{Rng, distr::Alphanumeric};
 use serde::{Deserialize, Serialize};
 
-use crate::config::Auth;
+use crate::config::{Auth, syntax_error};
 
 const FILE: &str = "keys.toml";
 
@@ -23,53 +23,67 @@ struct KeyFile {
     auth: Auth,
 }
 
-/// Fills the keys that the configuration leaves empty from the data directory's key file, which is made first if it is not
-/// there, so that tokens and tickets outlive a restart.
+/// Fills the keys that the configuration leaves empty from the data directory's key file, so that tokens and tickets
+/// outlive a restart. The file is made, or completed, first.
 ///
 /// # Errors
 /// When the file cannot be read, understood or written.
 pub fn complete(configured: &Auth, data_dir: &Path) -> anyhow::Result<Auth> {
     let path = data_dir.join(FILE);
-    let kept = match fs::read_to_string(&path) {
+    let read = match fs::read_to_string(&path) {
         Ok(text) => {
-            toml::from_str::<KeyFile>(&text).with_context(|| format!("{} is damaged", path.display()))?.auth
+            toml::from_str::<KeyFile>(&text)
+                .map_err(|error| anyhow!("{} is damaged: {}", path.display(), syntax_error(&text, &error)))?
+                .auth
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => make(&path)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Auth::default(),
         Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
     };
-    let or_kept =
-        |configured: &String, kept: String| if configured.is_empty() { kept } else { configured.clone() };
-    Ok(Auth {
-        jwt_secret: or_kept(&configured.jwt_secret, kept.jwt_secret),
-        jwks_file: configured.jwks_file.clone(),
-        ticket_key: or_kept(&configured.ticket_key, kept.ticket_key),
-        service_key: or_kept(&configured.service_key, kept.service_key),
-        admin_key: or_kept(&configured.admin_key, kept.admin_key),
-    })
+    let kept = fill(read.clone(), &new());
+    if kept != read {
+        write(&path, &kept).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(fill(configured.clone(), &kept))
 }
 
-/// Writes a new key file whole or not at all, readable by its owner only.
-fn make(path: &Path) -> anyhow::Result<Auth> {
-    let auth = Auth {
+/// `auth`, its empty keys from `from`.
+fn fill(auth: Auth, from: &Auth) -> Auth {
+    let or = |key: String, from: &String| if key.is_empty() { from.clone() } else { key };
+    Auth {
+        jwt_secret: or(auth.jwt_secret, &from.jwt_secret),
+        jwks_file: auth.jwks_file,
+        ticket_key: or(auth.ticket_key, &from.ticket_key),
+        cluster_key: or(auth.cluster_key, &from.cluster_key),
+        service_key: or(auth.service_key, &from.service_key),
+        admin_key: or(auth.admin_key, &from.admin_key),
+    }
+}
+
+fn new() -> Auth {
+    Auth {
         jwt_secret: random(),
         jwks_file: String::new(),
         ticket_key: random(),
+        cluster_key: random(),
         service_key: random(),
         admin_key: random(),
-    };
+    }
+}
+
+/// Whole or not at all, readable by its owner only.
+fn write(path: &Path, auth: &Auth) -> anyhow::Result<()> {
     let text = toml::to_string(&KeyFile { auth: auth.clone() })?;
     let unfinished = path.with_extension("new");
-    let write = || -> io::Result<()> {
-        let mut file =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&unfinished, path)?;
-        // The name must outlive a power cut like the content, or the next start would make other keys.
-        path.parent().map_or(Ok(()), |directory| fs::File::open(directory)?.sync_all())
-    };
-    write().with_context(|| format!("writing {}", path.display()))?;
-    Ok(auth)
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&unfinished, path)?;
+    // The name must outlive a power cut like the content, or the next start would make other keys.
+    if let Some(directory) = path.parent() {
+        fs::File::open(directory)?.sync_all()?;
+    }
+    Ok(())
 }
 
 fn random() -> String {
@@ -99,10 +113,21 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_named() {
+    fn an_older_file_that_lacks_a_key_gets_it_and_keeps_the_others() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        fs::write(dir.path().join(FILE), "auth = 5").expect("written");
-        let error = complete(&Auth::default(), dir.path()).expect_err("damaged");
-        assert!(format!("{error:#}").contains("keys.toml is damaged"), "{error:#}");
+        let old = "[auth]\njwt_secret = \"0123456789abcdef0123456789abcdef\"\n";
+        fs::write(dir.path().join(FILE), old).expect("written");
+        let first = complete(&Auth::default(), dir.path()).expect("completed");
+        assert_eq!(first.jwt_secret, "0123456789abcdef0123456789abcdef");
+        assert!(first.cluster_key.len() >= crate::config::KEY_BYTES);
+        assert_eq!(complete(&Auth::default(), dir.path()).expect("kept"), first);
+    }
+
+    #[test]
+    fn a_damaged_file_is_named_without_its_content() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        fs::write(dir.path().join(FILE), "[auth]\njwt_secret = \"hunter2hunter2\n").expect("written");
+        let error = format!("{:#}", complete(&Auth::default(), dir.path()).expect_err("damaged"));
+        assert!(error.contains("keys.toml is damaged: line 2") && !error.contains("hunter2"), "{error}");
     }
 }

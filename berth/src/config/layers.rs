@@ -1,7 +1,7 @@
 //! Where configuration comes from: defaults, then a file, then the environment, then flags. The later wins; an unknown key
 //! is an error that names the nearest valid one.
 
-use std::{collections::BTreeMap, fmt, path::Path};
+use std::{collections::BTreeMap, ffi::OsString, fmt, path::Path};
 
 use toml::{Table, Value};
 
@@ -58,7 +58,7 @@ impl Layers {
         };
         match text.parse::<Table>() {
             Ok(table) => self.table(&table, &origin),
-            Err(error) => self.problems.push(format!("{origin}: {}", error.to_string().trim_end())),
+            Err(error) => self.problems.push(format!("{origin}: {}", syntax_error(&text, &error))),
         }
         self
     }
@@ -77,13 +77,17 @@ impl Layers {
     }
 
     /// Lays environment variables (`BERTH_SECTION__KEY`) over what is there.
-    pub fn environment(mut self, variables: impl Iterator<Item = (String, String)>) -> Self {
-        for (name, text) in variables {
+    pub fn environment(mut self, variables: impl Iterator<Item = (OsString, OsString)>) -> Self {
+        for (name, value) in variables {
+            let name = name.to_string_lossy();
             let Some(path) = name.strip_prefix(ENVIRONMENT_PREFIX).filter(|path| path.contains("__")) else {
                 continue;
             };
             let key = path.to_ascii_lowercase().replacen("__", ".", 1);
-            self.text(&key, &text, &name);
+            match value.to_str() {
+                Some(text) => self.text(&key, text, &name),
+                None => self.problems.push(format!("{name}: {key} is not UTF-8")),
+            }
         }
         self
     }
@@ -102,15 +106,13 @@ impl Layers {
     /// Everything that is wrong with it.
     pub fn finish(mut self) -> Result<Effective, Problem> {
         match Value::Table(self.values).try_into::<Config>() {
-            Ok(config) if self.problems.is_empty() => {
-                let problems = config.problems();
-                if problems.is_empty() {
+            Ok(config) => {
+                self.problems.extend(config.problems());
+                if self.problems.is_empty() {
                     return Ok(Effective { config, origins: self.origins });
                 }
-                self.problems = problems;
             }
-            Ok(_) => {}
-            Err(error) => self.problems.push(error.to_string().trim_end().to_owned()),
+            Err(error) => self.problems.push(error.message().to_owned()),
         }
         Err(Problem(self.problems))
     }
@@ -164,6 +166,12 @@ impl Layers {
     }
 }
 
+/// Line and reason. Not the line's text, which the parser's own message shows: it may be a key.
+pub fn syntax_error(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    format!("line {}: {}", before.matches('\n').count() + 1, error.message())
+}
+
 /// Whether the key's own type takes the value: an address, a number in its range.
 fn typed(key: &str, value: &Value) -> Result<(), String> {
     let (section, key) = key.split_once('.').unwrap_or((key, ""));
@@ -188,7 +196,7 @@ mod tests {
     use super::*;
 
     fn environment(variables: &[(&str, &str)]) -> Result<Effective, Problem> {
-        let owned = variables.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
+        let owned = variables.iter().map(|(name, text)| (name.into(), text.into()));
         Layers::defaults().environment(owned).finish()
     }
 
@@ -208,7 +216,7 @@ mod tests {
         let variables = [("BERTH_GATEWAY__ZONE", "b"), ("BERTH_GATEWAY__POOL", "beta"), ("HOME", "/")];
         let effective = Layers::defaults()
             .file(Some(&path))
-            .environment(variables.iter().map(|(n, t)| ((*n).to_owned(), (*t).to_owned())))
+            .environment(variables.iter().map(|(n, t)| (n.into(), t.into())))
             .flag("--pool", "gateway.pool", Some("stable"))
             .flag("--region", "gateway.region", None::<&str>)
             .finish()
@@ -245,6 +253,25 @@ mod tests {
             problem.contains("BERTH_GATWAY__ID: unknown key gatway.id; did you mean gateway.id?"),
             "{problem}"
         );
+    }
+
+    #[test]
+    fn a_fault_beside_a_secret_does_not_show_it() {
+        let problem =
+            file("[auth]\njwt_secret = \"hunter2hunter2\nadmin_key = 5").err().expect("no closing quote");
+        assert!(problem.contains("line 2") && !problem.contains("hunter2"), "{problem}");
+    }
+
+    #[test]
+    fn a_variable_that_is_not_text_is_named_and_others_are_nobodys_business() {
+        use std::os::unix::ffi::OsStringExt;
+        let broken = || OsString::from_vec(vec![0xff]);
+        let read =
+            |name: &str| Layers::defaults().environment([(name.into(), broken())].into_iter()).finish();
+        assert!(read("LS_COLORS").is_ok());
+        let problem =
+            read("BERTH_GATEWAY__ZONE").err().map(|problem| problem.to_string()).unwrap_or_default();
+        assert!(problem.contains("BERTH_GATEWAY__ZONE: gateway.zone is not UTF-8"), "{problem}");
     }
 
     #[test]

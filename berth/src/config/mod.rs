@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-pub use layers::{Effective, Layers};
+pub use layers::{Effective, Layers, syntax_error};
 
 /// Every key of every role. A role reads its own sections; `berth config print` prints them all.
 ///
@@ -40,6 +40,8 @@ pub struct Auth {
     pub jwks_file: String,
     /// What the schedulers' ticket signing key is derived from.
     pub ticket_key: String,
+    /// What roles show each other when they are separate processes.
+    pub cluster_key: String,
     /// What the back end calls logic with.
     pub service_key: String,
     /// What operators call with.
@@ -195,14 +197,15 @@ fn loopback(port: u16) -> SocketAddr {
 pub const KEY_BYTES: usize = 32;
 
 /// The keys whose values are never printed.
-pub const SECRETS: [&str; 4] = ["auth.jwt_secret", "auth.ticket_key", "auth.service_key", "auth.admin_key"];
+pub const SECRETS: [&str; 5] =
+    ["auth.jwt_secret", "auth.ticket_key", "auth.cluster_key", "auth.service_key", "auth.admin_key"];
 
 impl Config {
     /// What cannot be, though every key has the right type. Each names its key and value.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        let secrets =
-            [&self.auth.jwt_secret, &self.auth.ticket_key, &self.auth.service_key, &self.auth.admin_key];
+        let Auth { jwt_secret, jwks_file: _, ticket_key, cluster_key, service_key, admin_key } = &self.auth;
+        let secrets = [jwt_secret, ticket_key, cluster_key, service_key, admin_key];
         for (name, key) in SECRETS.iter().zip(secrets) {
             if !key.is_empty() && key.len() < KEY_BYTES {
                 problems.push(format!("{name} has {} bytes; at least {KEY_BYTES} are needed", key.len()));
@@ -243,6 +246,9 @@ impl Config {
         range("logic.node", self.logic.node.into(), 0, 1_023);
         range("logic.partitions", self.logic.partitions.into(), 1, 1_024);
         range("logic.inbox_lifetime_hours", self.logic.inbox_lifetime_hours.into(), 1, 24 * 3_650);
+        if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
+            problems.push(format!("log.filter = {:?} is no filter: {error}", self.log.filter));
+        }
         if !["auto", "text", "json"].contains(&self.log.format.as_str()) {
             problems.push(format!("log.format = {:?}; auto, text or json are possible", self.log.format));
         }
