@@ -34,17 +34,16 @@ struct Shown {
 }
 
 impl Admin {
-    /// Binds and serves.
+    /// Serves on the caller's runtime.
     ///
     /// # Errors
-    /// When the address cannot be bound.
-    pub async fn start(
-        listen: SocketAddr,
+    /// When the listener has no address.
+    pub fn start(
+        listener: TcpListener,
         metrics: PrometheusHandle,
         readiness: Readiness,
         roles: &'static [&'static str],
     ) -> std::io::Result<Self> {
-        let listener = TcpListener::bind(listen).await?;
         let address = listener.local_addr()?;
         let stop = CancellationToken::new();
         let router = router(Shown { metrics: metrics.clone(), readiness, roles });

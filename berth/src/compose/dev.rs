@@ -13,7 +13,7 @@ use berth_gateway::Gateway;
 use berth_logic::{Logic, StoreChoice};
 use berth_proto::{metric::Registry, schedule::HeartbeatParameters};
 use berth_scheduler::{JwtKeys, Scheduler};
-use tokio::runtime::Runtime;
+use tokio::{net::TcpListener, runtime::Runtime};
 
 use super::{keys, token_endpoint};
 use crate::{
@@ -48,46 +48,39 @@ pub struct Addresses {
 }
 
 impl Dev {
-    /// Starts logic, then the scheduler, then the gateway that joins them, then the admin port.
+    /// Binds what can be refused first, and opens logic's databases last: a start that fails before leaves them untouched.
     ///
     /// # Errors
     /// What could not be opened or bound, and where.
     pub fn start(config: &Config, data_dir: &Path, runtime: Runtime) -> anyhow::Result<Self> {
-        // Messages and keys: for this user's eyes only.
-        let mut directory = std::fs::DirBuilder::new();
-        directory
-            .recursive(true)
-            .mode(0o700)
-            .create(data_dir)
-            .with_context(|| format!("making --data-dir {}", data_dir.display()))?;
+        private_directory(data_dir).with_context(|| format!("making --data-dir {}", data_dir.display()))?;
         let auth = keys::complete(&config.auth, data_dir)?;
         let logic_runtime = runtime_for_logic()?;
         let recorder = telemetry::recorder();
         let metrics = Registry::new(recorder);
 
-        let logic = logic_runtime
-            .block_on(Logic::start(logic_config(config, &auth, data_dir)?, metrics))
-            .with_context(|| {
-                format!("starting logic on {} in {}", config.logic.listen, data_dir.display())
-            })?;
+        let admin = runtime
+            .block_on(TcpListener::bind(config.admin.listen))
+            .with_context(|| format!("binding the admin port {}", config.admin.listen))?;
         let scheduler = runtime
             .block_on(Scheduler::start(scheduler_config(config, &auth)?, metrics))
             .with_context(|| format!("starting the scheduler on {}", config.scheduler.listen))?;
         let gateway = Gateway::start(gateway_config(config), metrics)
             .with_context(|| format!("starting the gateway on {}", config.gateway.listen))?;
-        gateway.attach_scheduler(scheduler.service());
+        let logic = logic_runtime
+            .block_on(Logic::start(logic_config(config, &auth, data_dir)?, metrics))
+            .with_context(|| {
+                format!("starting logic on {} in {}", config.logic.listen, data_dir.display())
+            })?;
         gateway.attach_logic(logic.service());
+        gateway.attach_scheduler(scheduler.service());
 
         let (scheduler, gateway, logic) = (Arc::new(scheduler), Arc::new(gateway), Arc::new(logic));
         let readiness = readiness_of(&scheduler, &gateway, &logic);
-        let admin = runtime
-            .block_on(Admin::start(
-                config.admin.listen,
-                recorder.handle(),
-                readiness,
-                &["scheduler", "gateway", "logic"],
-            ))
-            .with_context(|| format!("binding the admin port {}", config.admin.listen))?;
+        let admin = {
+            let _inside = runtime.enter();
+            Admin::start(admin, recorder.handle(), readiness, &["scheduler", "gateway", "logic"])?
+        };
         let drain_spread = Duration::from_millis(config.gateway.drain_spread_ms.into());
         Ok(Self { runtime, logic_runtime, scheduler, gateway, logic, admin, drain_spread, auth })
     }
@@ -160,6 +153,11 @@ fn ready(scheduler: &Scheduler, gateway: &Gateway, logic: &Logic) -> Result<(), 
     named("logic", logic.ready())?;
     named("gateway", gateway.ready())?;
     named("scheduler", scheduler.ready())
+}
+
+/// Messages and keys: for this user's eyes only.
+fn private_directory(path: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 fn runtime_for_logic() -> anyhow::Result<Runtime> {
