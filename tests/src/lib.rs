@@ -17,6 +17,8 @@ pub mod tokens;
 pub mod wait;
 
 use std::{
+    fs::OpenOptions,
+    io::Write,
     path::PathBuf,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -29,6 +31,19 @@ pub type TestResult = anyhow::Result<()>;
 pub fn fresh(prefix: &str) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     format!("{prefix}-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Prints a measured figure, and adds it to the file that `BERTH_TEST_FIGURES` names: `tests/run` shows that at its end.
+///
+/// # Panics
+/// When that file cannot be written.
+pub fn figure(line: &str) {
+    println!("{line}");
+    if let Some(path) = std::env::var_os("BERTH_TEST_FIGURES") {
+        let mut file =
+            OpenOptions::new().create(true).append(true).open(path).expect("tests/run made its folder");
+        file.write_all(format!("{line}\n").as_bytes()).expect("the disk has room for a line");
+    }
 }
 
 /// The repository's root.

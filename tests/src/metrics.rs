@@ -56,9 +56,9 @@ impl Scrape {
         self.series.iter().filter(carries).map(|series| series.value).sum()
     }
 
-    /// Names and label keys, for checks over all of them.
-    pub fn names(&self) -> impl Iterator<Item = (&str, Vec<&str>)> {
-        self.series.iter().map(|s| (s.name.as_str(), s.labels.keys().map(String::as_str).collect()))
+    /// Every series: name, labels, value.
+    pub fn all(&self) -> impl Iterator<Item = (&str, &BTreeMap<String, String>, f64)> {
+        self.series.iter().map(|s| (s.name.as_str(), &s.labels, s.value))
     }
 }
 

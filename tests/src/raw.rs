@@ -127,6 +127,32 @@ impl Raw {
         self.send_bytes(bytes).await
     }
 
+    /// Sends frames back to back, so that the gateway meets them together.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn send_all(&mut self, frames: Vec<client_frame::Frame>) -> anyhow::Result<()> {
+        let mut together = Vec::new();
+        for frame in frames {
+            let mut bytes = Vec::new();
+            frame::encode_client(self.transport.encoding(), frame, &mut bytes);
+            match &mut self.io {
+                Io::WebSocket(socket) if self.transport == Transport::WsJson => {
+                    socket.feed(Message::text(String::from_utf8(bytes)?)).await?;
+                }
+                Io::WebSocket(socket) => socket.feed(Message::binary(bytes)).await?,
+                Io::Tcp { .. } => {
+                    together.extend(tcp::prefix(bytes.len()));
+                    together.extend(bytes);
+                }
+            }
+        }
+        match &mut self.io {
+            Io::WebSocket(socket) => Ok(wait::within("write", socket.flush()).await??),
+            Io::Tcp { stream, .. } => Ok(wait::within("write", stream.write_all(&together)).await??),
+        }
+    }
+
     /// Sends any payload as one frame of the connection's own kind (bytes that are no UTF-8 can not go as text).
     ///
     /// # Errors
