@@ -1,1 +1,31 @@
-//! gateway
+//! The gateway: holds the clients' connections and knows nothing about messages.
+//!
+//! Each worker is one thread with its own listener (SO_REUSEPORT), epoll loop, connection table and heartbeat wheel. A
+//! connection never changes worker, so its state needs no lock; others reach it by handle through the worker's inlet.
+//! Inside out: [`session`](self) is the protocol without sockets and clock, `connection` moves its bytes, `worker` runs
+//! the loop, `supervisor` reports, renews leases and watches the workers.
+//!
+//! An idle connection owns its socket, one box of state and one of identity: no buffer, no timer, no queue.
+
+mod budget;
+mod clock;
+mod config;
+mod connection;
+mod descriptor;
+mod gateway;
+mod inlet;
+mod listener;
+mod metrics;
+mod notify;
+mod rendezvous;
+mod session;
+mod shared;
+mod supervisor;
+mod table;
+mod upgrade;
+mod wheel;
+mod worker;
+mod ws;
+
+pub use config::{Config, Timeouts};
+pub use gateway::{Gateway, StartError};

@@ -5,7 +5,7 @@ use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, R
 /// Registers metrics with a recorder that the composition owns.
 #[derive(Clone, Copy)]
 pub struct Registry<'a> {
-    recorder: &'a dyn Recorder,
+    recorder: &'a (dyn Recorder + Send + Sync),
 }
 
 /// Label names and values of one series, in the order they are written.
@@ -14,7 +14,7 @@ pub type Labels<'a> = &'a [(&'static str, &'static str)];
 impl<'a> Registry<'a> {
     /// Registers with `recorder`.
     #[must_use]
-    pub fn new(recorder: &'a dyn Recorder) -> Self {
+    pub fn new(recorder: &'a (dyn Recorder + Send + Sync)) -> Self {
         Self { recorder }
     }
 
@@ -22,6 +22,21 @@ impl<'a> Registry<'a> {
     pub fn counter(&self, name: &'static str, help: &'static str, labels: Labels<'_>) -> Counter {
         self.recorder.describe_counter(KeyName::from_const_str(name), None, help.into());
         self.recorder.register_counter(&key(name, labels), &METADATA)
+    }
+
+    /// A counter with one label whose values are known only at run time (pools). The caller bounds how many there are.
+    pub fn counter_of(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        (label, value): (&'static str, &str),
+        labels: Labels<'_>,
+    ) -> Counter {
+        self.recorder.describe_counter(KeyName::from_const_str(name), None, help.into());
+        let first = Label::new(label, value.to_owned());
+        let rest = labels.iter().map(|(k, v)| Label::from_static_parts(k, v));
+        let key = Key::from_parts(name, std::iter::once(first).chain(rest).collect::<Vec<_>>());
+        self.recorder.register_counter(&key, &METADATA)
     }
 
     /// A gauge.

@@ -1,1 +1,211 @@
-//! scheduler
+//! The Access Schedule Service: tells a client which gateways to connect to, and signs the ticket that lets it in.
+//!
+//! Soft state only: gateways report to every scheduler, the policy is a text, and a decision is a pure function of both
+//! ([`decide`]). Losing another replica, a queue or a store does not stop assignments.
+
+mod assign;
+mod clock;
+mod core;
+pub mod decide;
+pub mod fleet;
+mod http;
+mod jwt;
+mod limit;
+mod metrics;
+pub mod policy;
+mod service;
+pub mod transport;
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use berth_proto::{
+    link::SchedulerService,
+    metric::Registry,
+    schedule::{HeartbeatParameters, ReconnectParameters},
+    ticket::TicketSigner,
+};
+use thiserror::Error;
+use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{error, info};
+
+pub use crate::jwt::{JwtKeys, JwtKeysError, MIN_SECRET, sign_user_token};
+use crate::{
+    core::{Core, Parts},
+    limit::RateLimiter,
+    metrics::Metrics,
+    policy::{Policy, PolicyError, PolicyStore},
+    service::{REDIRECT_QUEUE, Service},
+};
+
+/// How long a ticket is good for unless configured, in seconds: long enough for a client to walk its list through a
+/// bad network, short enough that a drained gateway is not come back to for long.
+pub const DEFAULT_TICKET_TTL: Duration = Duration::from_secs(300);
+
+/// Requests one user may make in a second unless configured (PROTOCOL.md, default limits).
+pub const DEFAULT_REQUESTS_PER_SECOND: u32 = 1_000;
+
+/// What a scheduler is started with.
+pub struct Config {
+    /// Where the HTTP API listens; port 0 takes any free one.
+    pub listen: SocketAddr,
+    /// The policy; none: everybody to `stable` by load alone.
+    pub policy_file: Option<PathBuf>,
+    /// What user tokens are verified with.
+    pub jwt: JwtKeys,
+    /// `auth.ticket_key`: the ticket's signing key is derived from it. At least 32 bytes.
+    pub ticket_key: Vec<u8>,
+    /// `auth.admin_key`: for `:explain`. Empty: nobody has it.
+    pub admin_key: String,
+    /// How long a ticket is good for.
+    pub ticket_ttl: Duration,
+    /// The heartbeats clients are told; the gateways' own.
+    pub heartbeat: HeartbeatParameters,
+    /// How clients are told to come back after a loss.
+    pub reconnect: ReconnectParameters,
+    /// Requests one user may make in a second.
+    pub requests_per_second_per_user: u32,
+    /// More routes on the same port: dev's token endpoint. It must have no fallback of its own.
+    pub extra_routes: Option<axum::Router>,
+}
+
+/// Why a scheduler does not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The listen address cannot be had.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The policy file cannot be read.
+    #[error("cannot read the policy file {}", path.display())]
+    PolicyFile {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The policy file is no policy. Later a broken one is refused and the old stays; at start there is no old one, and
+    /// to go on without would send everybody to `stable` unasked.
+    #[error("the policy file {} is not valid", path.display())]
+    Policy {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: PolicyError,
+    },
+    /// The ticket key is too short to be a secret.
+    #[error("auth.ticket_key has {0} bytes; give at least 32 random ones")]
+    TicketKey(usize),
+}
+
+/// A running scheduler. Dropped without [`Scheduler::stop`], it stops without waiting.
+pub struct Scheduler {
+    core: Arc<Core>,
+    service: Arc<Service>,
+    local_addr: SocketAddr,
+    tasks: JoinSet<()>,
+    cancel: DropGuard,
+}
+
+impl Scheduler {
+    /// Binds, and starts the tasks on the caller's tokio runtime. The metrics live as long as the process: series of pools
+    /// are registered when the pool first appears.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(config: Config, metrics: Registry<'static>) -> Result<Self, StartError> {
+        if config.ticket_key.len() < 32 {
+            return Err(StartError::TicketKey(config.ticket_key.len()));
+        }
+        let policy = match &config.policy_file {
+            Some(path) => read_policy(path)?,
+            None => Policy::default(),
+        };
+        let address = config.listen;
+        let listening = |source| StartError::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(listening)?;
+        let local_addr = listener.local_addr().map_err(listening)?;
+        info!(listen = %local_addr, %policy, "scheduler started");
+        let core = Arc::new(Core::new(Parts {
+            policy: PolicyStore::new(policy),
+            metrics: Metrics::register(metrics),
+            jwt: config.jwt,
+            signer: TicketSigner::from_secret(&config.ticket_key),
+            admin_key: config.admin_key,
+            ticket_ttl_ms: i64::try_from(config.ticket_ttl.as_millis()).unwrap_or(i64::MAX / 2),
+            heartbeat: config.heartbeat,
+            reconnect: config.reconnect,
+            limiter: RateLimiter::new(config.requests_per_second_per_user),
+        }));
+        let (redirects, jobs) = mpsc::channel(REDIRECT_QUEUE);
+        let service = Arc::new(Service::new(Arc::clone(&core), redirects));
+        let cancel = CancellationToken::new();
+        let router = http::router(Arc::clone(&core), config.extra_routes);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(http::server::serve(Arc::clone(&core), listener, router, cancel.clone()));
+        tasks.spawn(until(cancel.clone(), Arc::clone(&core).publish()));
+        tasks.spawn(until(cancel.clone(), service::answer_redirects(Arc::clone(&core), jobs)));
+        if let Some(path) = config.policy_file {
+            tasks.spawn(until(cancel.clone(), policy::watch::watch(Arc::clone(&core), path)));
+        }
+        Ok(Self { core, service, local_addr, tasks, cancel: cancel.drop_guard() })
+    }
+
+    /// Where the HTTP API listens.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// What gateways attach to.
+    #[must_use]
+    pub fn service(&self) -> Arc<dyn SchedulerService> {
+        Arc::clone(&self.service) as Arc<dyn SchedulerService>
+    }
+
+    /// Whether a client can be sent anywhere.
+    ///
+    /// # Errors
+    /// The reason why not: `no assignable gateway`, or that it has just started.
+    pub fn ready(&self) -> Result<(), String> {
+        self.core.ready()
+    }
+
+    /// Looks at the policy file now (SIGHUP), rather than within a second.
+    pub fn reload_policy(&self) {
+        self.core.reload.notify_one();
+    }
+
+    /// Stops listening, lets requests in flight end within 5 s, and awaits every task.
+    pub async fn stop(self) {
+        let Self { mut tasks, cancel, .. } = self;
+        drop(cancel);
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(error) = ended {
+                error!(%error, "a scheduler task panicked");
+            }
+        }
+        info!("scheduler stopped");
+    }
+}
+
+fn read_policy(path: &Path) -> Result<Policy, StartError> {
+    let text = policy::watch::read(path)
+        .map_err(|source| StartError::PolicyFile { path: path.to_owned(), source })?;
+    policy::parse(&text).map_err(|source| StartError::Policy { path: path.to_owned(), source })
+}
+
+/// Runs a task that has nothing to finish when it is told to end.
+async fn until(cancel: CancellationToken, task: impl Future<Output = ()>) {
+    cancel.run_until_cancelled(task).await;
+}

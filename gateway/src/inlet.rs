@@ -1,0 +1,198 @@
+//! How other threads reach a worker: a bounded mailbox and a wake-up.
+
+use std::{
+    io,
+    sync::{Arc, Mutex, Weak},
+};
+
+use berth_proto::{
+    handle::Handle,
+    link::{Link, Refused, RefusedReason},
+    ticket::{PUBLIC_KEY, TicketVerifier},
+    wire::{FromScheduler, NotifyConnection, RedirectAnswer, ToGateway, from_scheduler, to_gateway},
+};
+use mio::Waker;
+
+use crate::{
+    metrics::Notified,
+    shared::{Shared, lock},
+};
+
+/// Notifies that may wait for a worker. More than a whole 10,000-member fan-out several times over; what comes above is
+/// dropped, and the next heartbeats make up for it.
+const NOTIFIES: usize = 65_536;
+
+/// What a worker is told, beside notifies. Bounded by what is in flight: answers to what the worker asked, at most one
+/// close a connection, and the supervisor's few words.
+pub(crate) enum Delivery {
+    /// Logic's message about the connection with this handle.
+    Logic(u64, to_gateway::Message),
+    /// A scheduler's answer; it carries the handle.
+    Redirect(RedirectAnswer),
+    /// Say 4001 to everybody, with waits spread over so many milliseconds.
+    Drain { spread_ms: u32 },
+    /// Say goodbye and end.
+    Stop,
+    /// The logic with that index forgot this gateway's sessions.
+    Reannounce(u8),
+}
+
+/// What waits for a worker.
+#[derive(Default)]
+pub(crate) struct Waiting {
+    pub(crate) deliveries: Vec<Delivery>,
+    pub(crate) notifies: Vec<NotifyConnection>,
+    /// The worker was woken and has not come yet: once is enough.
+    woken: bool,
+}
+
+/// A worker's mailbox.
+pub(crate) struct Inlet {
+    waiting: Mutex<Waiting>,
+    waker: Waker,
+}
+
+impl Inlet {
+    pub(crate) fn new(waker: Waker) -> Self {
+        Self { waiting: Mutex::default(), waker }
+    }
+
+    /// Hands over one message.
+    pub(crate) fn send(&self, delivery: Delivery) {
+        self.put(Waiting { deliveries: vec![delivery], ..Waiting::default() });
+    }
+
+    /// Takes everything; `into` gives its memory for what comes next.
+    pub(crate) fn take(&self, into: &mut Waiting) {
+        into.deliveries.clear();
+        into.notifies.clear();
+        into.woken = false;
+        std::mem::swap(&mut *lock(&self.waiting), into);
+    }
+
+    /// Hands over a batch with one wake-up; returns how many notifies were over the bound.
+    fn put(&self, mut parcel: Waiting) -> usize {
+        let mut waiting = lock(&self.waiting);
+        waiting.deliveries.append(&mut parcel.deliveries);
+        let room = NOTIFIES.saturating_sub(waiting.notifies.len());
+        let dropped = parcel.notifies.len().saturating_sub(room);
+        waiting.notifies.extend(parcel.notifies.drain(..).take(room));
+        let wake = !std::mem::replace(&mut waiting.woken, true);
+        drop(waiting);
+        if wake {
+            self.wake();
+        }
+        dropped
+    }
+
+    fn wake(&self) {
+        // An eventfd write fails only for a full counter, which wakes as well, or a closed one: the worker is gone.
+        if let Err(error) = self.waker.wake()
+            && error.kind() != io::ErrorKind::WouldBlock
+        {
+            tracing::debug!(%error, "a worker could not be woken");
+        }
+    }
+}
+
+/// A logic's way to this gateway. Weak: logic keeps it, and the gateway keeps logic's.
+pub(crate) struct LogicDown {
+    pub(crate) shared: Weak<Shared>,
+    pub(crate) index: u8,
+}
+
+impl Link<ToGateway> for LogicDown {
+    fn send(&self, batch: Vec<ToGateway>) -> Result<(), Refused<ToGateway>> {
+        let Some(shared) = self.shared.upgrade() else {
+            return Err(Refused { rest: batch, reason: RefusedReason::Closed });
+        };
+        let mut parcels: Vec<Waiting> = shared.inlets.iter().map(|_| Waiting::default()).collect();
+        for message in batch.into_iter().filter_map(|message| message.message) {
+            self.sort(&shared, message, &mut parcels);
+        }
+        for (inlet, parcel) in shared.inlets.iter().zip(parcels) {
+            if parcel.deliveries.is_empty() && parcel.notifies.is_empty() {
+                continue;
+            }
+            let dropped = inlet.put(parcel);
+            shared.metrics.notifies.add(Notified::Dropped, dropped as u64);
+        }
+        Ok(())
+    }
+
+    fn connected(&self) -> bool {
+        self.shared.strong_count() > 0
+    }
+}
+
+impl LogicDown {
+    fn sort(&self, shared: &Shared, message: to_gateway::Message, parcels: &mut [Waiting]) {
+        use to_gateway::Message;
+        let handle = match &message {
+            Message::Opened(opened) => opened.handle,
+            Message::Response(response) => response.handle,
+            Message::Close(close) => close.handle,
+            Message::Notify(notify) => notify.handle,
+            Message::Refreshed(_) => 0,
+            Message::Lease(lease) => return shared.mailbox.lease(self.index, lease),
+        };
+        let notifies = match message {
+            Message::Notify(notify) => vec![notify],
+            // The answer to a heartbeat batch says the same thing as a notify.
+            Message::Refreshed(refreshed) => refreshed.inboxes,
+            message => {
+                if let Some(parcel) = parcels.get_mut(worker(handle)) {
+                    parcel.deliveries.push(Delivery::Logic(handle, message));
+                }
+                return;
+            }
+        };
+        for notify in notifies {
+            if let Some(parcel) = parcels.get_mut(worker(notify.handle)) {
+                parcel.notifies.push(notify);
+            }
+        }
+    }
+}
+
+fn worker(handle: u64) -> usize {
+    usize::from(Handle::unpack(handle).worker)
+}
+
+/// A scheduler's way to this gateway.
+pub(crate) struct SchedulerDown {
+    pub(crate) shared: Weak<Shared>,
+}
+
+impl Link<FromScheduler> for SchedulerDown {
+    fn send(&self, batch: Vec<FromScheduler>) -> Result<(), Refused<FromScheduler>> {
+        let Some(shared) = self.shared.upgrade() else {
+            return Err(Refused { rest: batch, reason: RefusedReason::Closed });
+        };
+        for message in batch.into_iter().filter_map(|message| message.message) {
+            match message {
+                from_scheduler::Message::Keys(keys) => take_keys(&shared, &keys.public_keys),
+                from_scheduler::Message::Redirect(answer) => {
+                    if let Some(inlet) = shared.inlets.get(worker(answer.handle)) {
+                        inlet.send(Delivery::Redirect(answer));
+                    }
+                }
+                from_scheduler::Message::Policy(policy) => shared.mailbox.policy(policy),
+            }
+        }
+        Ok(())
+    }
+
+    fn connected(&self) -> bool {
+        self.shared.strong_count() > 0
+    }
+}
+
+fn take_keys(shared: &Shared, keys: &[Vec<u8>]) {
+    let keys: Vec<[u8; PUBLIC_KEY]> = keys.iter().filter_map(|key| key.as_slice().try_into().ok()).collect();
+    if keys.is_empty() {
+        tracing::warn!("a scheduler told no usable ticket key; the ones known so far stay");
+        return;
+    }
+    shared.change(|rare| rare.verifier = Arc::new(TicketVerifier::new(&keys)));
+}

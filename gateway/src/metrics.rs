@@ -1,0 +1,265 @@
+//! The gateway's series: typed handles, all there from the start.
+
+use berth_proto::{client::server_frame::Frame, code::CloseCode, metric::Registry};
+use metrics::{Counter, Gauge, Histogram};
+
+/// Counters indexed by an enum that knows all its labels.
+pub(crate) struct Family<L> {
+    counters: Vec<Counter>,
+    label: std::marker::PhantomData<L>,
+}
+
+/// A closed set of label values.
+pub(crate) trait Label: Copy + Sized + 'static {
+    /// Every value with its text, in the order of [`Label::index`].
+    const ALL: &'static [(Self, &'static str)];
+    fn index(self) -> usize;
+}
+
+impl<L: Label> Family<L> {
+    fn new(registry: Registry<'_>, name: &'static str, help: &'static str, label: &'static str) -> Self {
+        let counters =
+            L::ALL.iter().map(|(_, value)| registry.counter(name, help, &[(label, value)])).collect();
+        Self { counters, label: std::marker::PhantomData }
+    }
+
+    pub(crate) fn add(&self, label: L, count: u64) {
+        self.counters[label.index()].increment(count);
+    }
+
+    pub(crate) fn one(&self, label: L) {
+        self.add(label, 1);
+    }
+}
+
+macro_rules! labels {
+    ($(#[$doc:meta])* $name:ident { $($variant:ident => $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum $name { $($variant),+ }
+
+        impl Label for $name {
+            const ALL: &'static [(Self, &'static str)] = &[$((Self::$variant, $text)),+];
+            fn index(self) -> usize { self as usize }
+        }
+    };
+}
+
+labels!(
+    /// How a connection ended: the close code we gave, or who went without one.
+    Closed {
+        Internal => "4000", Draining => "4001", Moved => "4002", HeartbeatTimeout => "4003",
+        SlowConsumer => "4004", TicketExpired => "4005", RateLimited => "4007", HandshakeTimeout => "4008",
+        Overloaded => "4009", Unauthenticated => "4500", BadFrame => "4501", UnsupportedVersion => "4502",
+        Kicked => "4503", SessionReplaced => "4504", Forbidden => "4505", ConnectionLimit => "4506",
+        Client => "client", Lost => "lost", Http => "http",
+    }
+);
+
+labels!(
+    /// How far a connection came before it had a session.
+    Handshake {
+        Accepted => "accepted", Upgraded => "upgraded", Welcomed => "welcomed", Refused => "refused",
+        Redirected => "redirected",
+    }
+);
+
+labels!(
+    /// Frames from clients.
+    FrameIn { Hello => "hello", Heartbeat => "heartbeat", Request => "request", Ping => "ping", Bad => "bad" }
+);
+
+labels!(
+    /// Frames to clients.
+    FrameOut {
+        Welcome => "welcome", HeartbeatAck => "heartbeat_ack", Response => "response", Notify => "notify",
+        Disconnect => "disconnect",
+    }
+);
+
+labels!(
+    /// What became of logic's notifies on the way to a connection.
+    Notified { Merged => "merged", Dropped => "dropped", Absent => "absent" }
+);
+
+labels!(
+    /// Why the gateway itself answered a request with an error.
+    RequestRefused {
+        Invalid => "invalid", Unimplemented => "unimplemented", TooMany => "too_many", Unavailable => "unavailable",
+        Deadline => "deadline", Oversize => "oversize",
+    }
+);
+
+labels!(
+    /// What a link did not take.
+    LinkRefused { Open => "open", Close => "close", Request => "request", Refresh => "refresh", Renew => "renew",
+        Report => "report", Redirect => "redirect" }
+);
+
+impl From<CloseCode> for Closed {
+    fn from(code: CloseCode) -> Self {
+        match code {
+            CloseCode::Internal => Self::Internal,
+            CloseCode::Draining => Self::Draining,
+            CloseCode::Moved => Self::Moved,
+            CloseCode::HeartbeatTimeout => Self::HeartbeatTimeout,
+            CloseCode::SlowConsumer => Self::SlowConsumer,
+            CloseCode::TicketExpired => Self::TicketExpired,
+            CloseCode::RateLimited => Self::RateLimited,
+            CloseCode::HandshakeTimeout => Self::HandshakeTimeout,
+            CloseCode::Overloaded => Self::Overloaded,
+            CloseCode::Unauthenticated => Self::Unauthenticated,
+            CloseCode::BadFrame => Self::BadFrame,
+            CloseCode::UnsupportedVersion => Self::UnsupportedVersion,
+            CloseCode::Kicked => Self::Kicked,
+            CloseCode::SessionReplaced => Self::SessionReplaced,
+            CloseCode::Forbidden => Self::Forbidden,
+            CloseCode::ConnectionLimit => Self::ConnectionLimit,
+        }
+    }
+}
+
+impl From<&Frame> for FrameOut {
+    fn from(frame: &Frame) -> Self {
+        match frame {
+            Frame::Welcome(_) => Self::Welcome,
+            Frame::HeartbeatAck(_) => Self::HeartbeatAck,
+            Frame::Response(_) => Self::Response,
+            Frame::Notify(_) => Self::Notify,
+            Frame::Disconnect(_) => Self::Disconnect,
+        }
+    }
+}
+
+/// Every series of a gateway.
+pub(crate) struct Metrics {
+    pub(crate) connections: Gauge,
+    pub(crate) sessions: Gauge,
+    pub(crate) closed: Family<Closed>,
+    pub(crate) heartbeat_timeouts: Counter,
+    pub(crate) handshakes: Family<Handshake>,
+    pub(crate) handshake_seconds: Histogram,
+    pub(crate) accept_errors: Counter,
+    pub(crate) frames_in: Family<FrameIn>,
+    pub(crate) frames_out: Family<FrameOut>,
+    pub(crate) bytes_in: Counter,
+    pub(crate) bytes_out: Counter,
+    pub(crate) writes_blocked: Counter,
+    pub(crate) notifies: Family<Notified>,
+    pub(crate) requests_in_flight: Gauge,
+    pub(crate) requests_refused: Family<RequestRefused>,
+    pub(crate) request_seconds: Histogram,
+    pub(crate) late_responses: Counter,
+    pub(crate) link_refused: Family<LinkRefused>,
+    pub(crate) logic_links: Gauge,
+    pub(crate) scheduler_links: Gauge,
+    pub(crate) reannounced: Counter,
+    pub(crate) worker_stalls: Counter,
+}
+
+impl Metrics {
+    pub(crate) fn new(r: Registry<'_>) -> Self {
+        Self {
+            connections: r.gauge("berth_gateway_connections", "Sockets held, whatever their state.", &[]),
+            sessions: r.gauge("berth_gateway_sessions", "Connections that were welcomed.", &[]),
+            closed: Family::new(
+                r,
+                "berth_gateway_connections_closed_total",
+                "Connections ended, by close code; client: it left; lost: reset; http: no WebSocket came of it.",
+                "code",
+            ),
+            heartbeat_timeouts: r.counter(
+                "berth_gateway_heartbeat_timeouts_total",
+                "Connections closed for silence.",
+                &[],
+            ),
+            handshakes: Family::new(
+                r,
+                "berth_gateway_handshakes_total",
+                "Connections that came so far on their way to a session.",
+                "result",
+            ),
+            handshake_seconds: r.seconds("berth_gateway_handshake_seconds", "From accept to welcome.", &[]),
+            accept_errors: r.counter(
+                "berth_gateway_accept_errors_total",
+                "Failed accepts: descriptors or kernel memory ran out.",
+                &[],
+            ),
+            frames_in: Family::new(r, "berth_gateway_frames_received_total", "Frames from clients.", "kind"),
+            frames_out: Family::new(r, "berth_gateway_frames_sent_total", "Frames to clients.", "kind"),
+            bytes_in: r.counter("berth_gateway_received_bytes_total", "Bytes read from clients.", &[]),
+            bytes_out: r.counter("berth_gateway_sent_bytes_total", "Bytes written to clients.", &[]),
+            writes_blocked: r.counter(
+                "berth_gateway_writes_blocked_total",
+                "Writes that a full socket cut short.",
+                &[],
+            ),
+            notifies: Family::new(
+                r,
+                "berth_gateway_notifies_total",
+                "Notifies from logic that were not written as they came: merged into another, dropped at the bound, or for a connection that is gone.",
+                "outcome",
+            ),
+            requests_in_flight: r.gauge(
+                "berth_gateway_requests_in_flight",
+                "Requests waiting for logic.",
+                &[],
+            ),
+            requests_refused: Family::new(
+                r,
+                "berth_gateway_requests_refused_total",
+                "Requests the gateway answered with an error itself.",
+                "reason",
+            ),
+            request_seconds: r.seconds(
+                "berth_gateway_request_seconds",
+                "From a request to logic's answer.",
+                &[],
+            ),
+            late_responses: r.counter(
+                "berth_gateway_late_responses_total",
+                "Answers of logic that nobody waited for any more.",
+                &[],
+            ),
+            link_refused: Family::new(
+                r,
+                "berth_gateway_link_refused_total",
+                "Messages that a link to logic or a scheduler did not take.",
+                "message",
+            ),
+            logic_links: r.gauge("berth_gateway_links", "Links that are up.", &[("peer", "logic")]),
+            scheduler_links: r.gauge("berth_gateway_links", "Links that are up.", &[("peer", "scheduler")]),
+            reannounced: r.counter(
+                "berth_gateway_sessions_reannounced_total",
+                "Sessions announced again to a logic that had forgotten them.",
+                &[],
+            ),
+            worker_stalls: r.counter(
+                "berth_gateway_worker_stalls_total",
+                "Times a worker did not come around for 5 s.",
+                &[],
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check_indices<L: Label + PartialEq + std::fmt::Debug>() {
+        for (index, (label, _)) in L::ALL.iter().enumerate() {
+            assert_eq!(label.index(), index, "{label:?}");
+        }
+    }
+
+    #[test]
+    fn labels_sit_at_their_index_and_codes_carry_their_number() {
+        check_indices::<Closed>();
+        check_indices::<FrameOut>();
+        for code in CloseCode::ALL {
+            let (_, text) = Closed::ALL[Closed::from(code).index()];
+            assert_eq!(text, code.number().to_string());
+        }
+    }
+}

@@ -1,0 +1,493 @@
+//! One connection's protocol, without sockets and without a clock: bytes, messages and the time go in, bytes and
+//! messages come out. An unidentified connection and an identified session are different types.
+
+mod arriving;
+mod goodbye;
+mod identified;
+mod in_flight;
+mod wire;
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use berth_proto::{
+    client::{ConversationSeq, client_frame, server_frame},
+    code::CloseCode,
+    frame::{FrameError, decode_client},
+    limits,
+    schedule::HeartbeatParameters,
+    ticket::TicketVerifier,
+    wire as link,
+};
+use link::{to_gateway, to_logic};
+use rand::rngs::SmallRng;
+
+use crate::{
+    clock::Now,
+    config::Timeouts,
+    metrics::{Closed, FrameIn, Metrics},
+    ws::{self, Event},
+};
+use arriving::Arriving;
+pub(crate) use goodbye::Goodbye;
+use identified::Identified;
+pub(crate) use identified::Identity;
+use wire::{Negotiated, Wire};
+
+/// Parsing stops while so much output is unwritten, in bytes: what a batch of small frames may cause stays in proportion
+/// to what the peer takes.
+const OUTPUT_PAUSE: usize = 64 * 1024;
+
+/// What every session of a worker sees, as of this wake-up.
+pub(crate) struct Env {
+    pub(crate) gateway_id: String,
+    /// Names this start of the process.
+    pub(crate) boot: u64,
+    pub(crate) heartbeat: HeartbeatParameters,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) verifier: Arc<TicketVerifier>,
+    pub(crate) draining: bool,
+    /// Which logic links are up.
+    pub(crate) logics: Vec<bool>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl Env {
+    fn request_timeout_ms(&self) -> i64 {
+        i64::try_from(self.timeouts.request.as_millis()).unwrap_or(i64::MAX)
+    }
+}
+
+/// What sessions want sent to the other roles, collected over one wake-up.
+#[derive(Default)]
+pub(crate) struct Ups {
+    /// To the logic of that index.
+    pub(crate) logic: Vec<(u8, to_logic::Message)>,
+    /// The heartbeat batch, to the logic of that index.
+    pub(crate) refresh: Vec<(u8, link::InboxQuery)>,
+    pub(crate) redirects: Vec<link::RedirectAsk>,
+    /// Schedule ids of tickets that passed.
+    pub(crate) used_tickets: Vec<u64>,
+    /// Connections that ended while logic was opening their session: it must be closed once its epoch is known.
+    pub(crate) orphans: Vec<Orphan>,
+}
+
+/// A session that logic may hold though its connection is gone.
+pub(crate) struct Orphan {
+    pub(crate) handle: u64,
+    pub(crate) logic: u8,
+    pub(crate) identity: Identity,
+}
+
+/// What a session is given with each event.
+pub(crate) struct Cx<'a> {
+    pub(crate) now: Now,
+    /// The connection's packed handle.
+    pub(crate) handle: u64,
+    pub(crate) env: &'a Env,
+    pub(crate) rng: &'a mut SmallRng,
+    /// Bytes for the peer are appended here.
+    pub(crate) out: &'a mut Vec<u8>,
+    pub(crate) ups: &'a mut Ups,
+}
+
+/// Why [`Session::receive`] stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// The rest is no complete frame yet.
+    Incomplete,
+    /// Enough output: write it, then go on.
+    Full,
+    /// The session waits for somebody else first.
+    Paused,
+}
+
+/// A connection's state.
+pub(crate) struct Session {
+    stage: Stage,
+    wire: Wire,
+    /// The fragments of an unfinished WebSocket message.
+    assembly: Option<Box<ws::Assembly>>,
+    /// Since when the peer takes nothing of what is unsent; 0: nothing is unsent.
+    blocked_ms: i64,
+}
+
+enum Stage {
+    Arriving(Box<Arriving>),
+    Identified(Identified),
+    /// Everything is said: the peer has until then to take it and go.
+    Closing {
+        deadline_ms: i64,
+    },
+    Gone,
+}
+
+impl Session {
+    /// A connection just accepted. `surplus`: there is no room for it, and it is to be told so.
+    pub(crate) fn new(now: Now, timeouts: &Timeouts, peer: SocketAddr, surplus: bool) -> Self {
+        let arriving = Arriving::new(now, timeouts, peer.ip(), surplus);
+        Self {
+            stage: Stage::Arriving(Box::new(arriving)),
+            wire: Wire::Unknown,
+            assembly: None,
+            blocked_ms: 0,
+        }
+    }
+
+    /// Whether bytes of the peer would be looked at now.
+    pub(crate) fn wants_input(&self) -> bool {
+        match &self.stage {
+            Stage::Arriving(arriving) => !arriving.waits(),
+            Stage::Identified(session) => !session.leaving(),
+            Stage::Closing { .. } => true,
+            Stage::Gone => false,
+        }
+    }
+
+    /// Handles what is complete at the head of `input`; returns how many bytes that was and why it stopped.
+    pub(crate) fn receive(&mut self, cx: &mut Cx<'_>, input: &mut [u8]) -> (usize, Stop) {
+        let mut at = 0;
+        loop {
+            if matches!(self.stage, Stage::Closing { .. }) {
+                return (input.len(), Stop::Incomplete);
+            }
+            if !self.wants_input() {
+                return (at, Stop::Paused);
+            }
+            if cx.out.len() >= OUTPUT_PAUSE {
+                return (at, Stop::Full);
+            }
+            match self.receive_one(cx, &mut input[at..]) {
+                None => return (at, Stop::Incomplete),
+                Some(taken) => at += taken,
+            }
+        }
+    }
+
+    /// Handles one step at the head of `input` and says how long it was; none: it is incomplete.
+    fn receive_one(&mut self, cx: &mut Cx<'_>, input: &mut [u8]) -> Option<usize> {
+        if self.wire == Wire::Unknown {
+            return self.negotiate(cx, input);
+        }
+        match self.wire.next(&mut self.assembly, input) {
+            Ok(None) => None,
+            Ok(Some((event, taken))) => {
+                self.on_event(cx, event);
+                Some(taken)
+            }
+            Err(problem) => {
+                cx.env.metrics.frames_in.one(FrameIn::Bad);
+                self.close(cx, Goodbye::new(CloseCode::BadFrame).because(problem.to_string()));
+                Some(0)
+            }
+        }
+    }
+
+    fn negotiate(&mut self, cx: &mut Cx<'_>, input: &[u8]) -> Option<usize> {
+        let surplus = matches!(&self.stage, Stage::Arriving(arriving) if arriving.surplus());
+        match wire::negotiate(cx, input, surplus) {
+            Negotiated::Incomplete => return None,
+            Negotiated::Refused => self.finish(cx, Closed::Http),
+            Negotiated::Agreed(wire, taken) => {
+                self.wire = wire;
+                if surplus {
+                    let full = Goodbye::overloaded(cx.rng).because("the gateway is full");
+                    self.close(cx, full);
+                }
+                return Some(taken);
+            }
+        }
+        Some(0)
+    }
+
+    fn on_event(&mut self, cx: &mut Cx<'_>, event: Event<'_>) {
+        match event {
+            Event::Message { text, payload } => self.on_message(cx, text, &payload),
+            Event::Fragment | Event::Pong => {}
+            Event::Ping(payload) => {
+                cx.env.metrics.frames_in.one(FrameIn::Ping);
+                self.lives(cx.now);
+                ws::write_frame(ws::Opcode::Pong, payload, cx.out);
+            }
+            Event::Close(code) => {
+                // 1005 may not stand in a frame: a close without a code is answered with a normal one.
+                ws::write_close(code.unwrap_or(1000), "", cx.out);
+                self.finish(cx, Closed::Client);
+            }
+        }
+    }
+
+    fn on_message(&mut self, cx: &mut Cx<'_>, text: bool, payload: &[u8]) {
+        let Some(encoding) = self.wire.encoding(text) else {
+            cx.env.metrics.frames_in.one(FrameIn::Bad);
+            let problem =
+                if text { "a text message on berth.v1.proto" } else { "a binary message on berth.v1.json" };
+            return self.close(cx, Goodbye::new(CloseCode::BadFrame).because(problem));
+        };
+        let frame = decode_client(encoding, payload);
+        self.lives(cx.now);
+        count(cx, &frame);
+        let done = match &mut self.stage {
+            Stage::Arriving(arriving) => arriving.on_frame(cx, self.wire, frame),
+            Stage::Identified(session) => session.on_frame(cx, self.wire, frame),
+            Stage::Closing { .. } | Stage::Gone => Ok(()),
+        };
+        if let Err(goodbye) = done {
+            self.close(cx, goodbye);
+        }
+    }
+
+    fn lives(&mut self, now: Now) {
+        if let Stage::Identified(session) = &mut self.stage {
+            session.lives(now);
+        }
+    }
+
+    /// A message of the logic with that index about this connection. Notifies go to [`Session::notify`].
+    pub(crate) fn deliver(&mut self, cx: &mut Cx<'_>, message: to_gateway::Message) {
+        match message {
+            to_gateway::Message::Opened(opened) => self.on_opened(cx, opened),
+            to_gateway::Message::Response(response) => {
+                if let Stage::Identified(session) = &mut self.stage {
+                    session.on_response(cx, self.wire, response.response.unwrap_or_default());
+                    self.leave_when_answered(cx);
+                }
+            }
+            to_gateway::Message::Close(close) => self.on_close(cx, close),
+            to_gateway::Message::Notify(notify) => {
+                self.notify(cx, notify.inbox_seq, &notify.conversations);
+            }
+            // For the worker and the supervisor, not for one connection.
+            to_gateway::Message::Refreshed(_) | to_gateway::Message::Lease(_) => {}
+        }
+    }
+
+    fn on_opened(&mut self, cx: &mut Cx<'_>, opened: link::SessionOpened) {
+        let done = match &mut self.stage {
+            Stage::Arriving(arriving) => match arriving.on_opened(cx, self.wire, opened) {
+                Ok(None) => Ok(()),
+                Ok(Some(session)) => {
+                    self.stage = Stage::Identified(session);
+                    Ok(())
+                }
+                Err(goodbye) => Err(goodbye),
+            },
+            Stage::Identified(session) => session.on_reopened(opened),
+            Stage::Closing { .. } | Stage::Gone => Ok(()),
+        };
+        if let Err(goodbye) = done {
+            self.close(cx, goodbye);
+        }
+    }
+
+    fn on_close(&mut self, cx: &mut Cx<'_>, close: link::CloseConnection) {
+        let epoch = match &self.stage {
+            Stage::Identified(session) => session.epoch(),
+            _ => 0,
+        };
+        if close.session_epoch != 0 && close.session_epoch != epoch {
+            return;
+        }
+        let code = CloseCode::from_number(close.code).unwrap_or(CloseCode::Internal);
+        self.close(cx, Goodbye::new(code).because(close.reason));
+    }
+
+    /// The user's inbox or large conversations moved; returns whether [`Session::write_pending`] has something new.
+    pub(crate) fn notify(&mut self, cx: &Cx<'_>, inbox_seq: u64, conversations: &[ConversationSeq]) -> bool {
+        match &mut self.stage {
+            Stage::Arriving(arriving) => {
+                arriving.notify(inbox_seq, conversations);
+                false
+            }
+            Stage::Identified(session) => session.notify(cx, inbox_seq, conversations),
+            Stage::Closing { .. } | Stage::Gone => false,
+        }
+    }
+
+    /// Appends the notify that is pending, if any: called when the socket has room.
+    pub(crate) fn write_pending(&mut self, cx: &mut Cx<'_>) {
+        if let Stage::Identified(session) = &mut self.stage {
+            session.write_pending(cx, self.wire);
+        }
+    }
+
+    /// A scheduler's answer about a ticket of other gateways.
+    pub(crate) fn redirected(&mut self, cx: &mut Cx<'_>, answer: link::RedirectAnswer) {
+        if let Stage::Arriving(arriving) = &self.stage
+            && let Some(goodbye) = arriving.on_redirect(answer)
+        {
+            self.close(cx, goodbye);
+        }
+    }
+
+    /// Logic's link did not take the connection's OpenSession.
+    pub(crate) fn open_refused(&mut self, cx: &mut Cx<'_>) {
+        if let Stage::Arriving(arriving) = &mut self.stage {
+            arriving.forget_opening();
+            let goodbye = Goodbye::overloaded(cx.rng).because("logic is not reachable");
+            self.close(cx, goodbye);
+        }
+    }
+
+    /// Logic's link did not take the request of that number.
+    pub(crate) fn request_refused(&mut self, cx: &mut Cx<'_>, number: u32) {
+        if let Stage::Identified(session) = &mut self.stage {
+            session.on_refused(cx, self.wire, number);
+            self.leave_when_answered(cx);
+        }
+    }
+
+    /// No scheduler took the question where the connection belongs.
+    pub(crate) fn redirect_refused(&mut self, cx: &mut Cx<'_>) {
+        if let Stage::Arriving(arriving) = &self.stage
+            && arriving.redirecting()
+        {
+            self.close(cx, Goodbye::new(CloseCode::TicketExpired).because("no scheduler answers"));
+        }
+    }
+
+    /// The gateway drains: says 4001 now, or after the requests in flight are answered.
+    pub(crate) fn evict(&mut self, cx: &mut Cx<'_>, retry_after_ms: u32) {
+        match &mut self.stage {
+            Stage::Identified(session) => {
+                session.leave(retry_after_ms);
+                self.leave_when_answered(cx);
+            }
+            Stage::Arriving(_) => {
+                self.close(cx, Goodbye::new(CloseCode::Draining).retry_after(retry_after_ms))
+            }
+            Stage::Closing { .. } | Stage::Gone => {}
+        }
+    }
+
+    fn leave_when_answered(&mut self, cx: &mut Cx<'_>) {
+        if let Stage::Identified(session) = &self.stage
+            && let Some(retry_after_ms) = session.ready_to_leave()
+        {
+            self.close(cx, Goodbye::new(CloseCode::Draining).retry_after(retry_after_ms));
+        }
+    }
+
+    /// The OpenSession that tells a forgetful logic (the one with that index) of this session again.
+    pub(crate) fn reannounce(&self, logic: u8, handle: u64) -> Option<to_logic::Message> {
+        match &self.stage {
+            Stage::Identified(session) => session.reannounce(logic, handle),
+            _ => None,
+        }
+    }
+
+    /// The peer took nothing, or only a part, of what was written.
+    pub(crate) fn blocked(&mut self, now: Now) {
+        if self.blocked_ms == 0 {
+            self.blocked_ms = now.steady_ms;
+        }
+    }
+
+    /// The peer took some of what was unsent; `all`: nothing is unsent any more.
+    pub(crate) fn unblocked(&mut self, now: Now, all: bool) {
+        self.blocked_ms = if all { 0 } else { now.steady_ms };
+        // We did not read meanwhile: the silence was ours, and taking bytes is a sign of life.
+        self.lives(now);
+    }
+
+    /// When [`Session::expire`] has something to do, on the steady scale.
+    pub(crate) fn deadline_ms(&self, env: &Env) -> i64 {
+        match &self.stage {
+            Stage::Arriving(arriving) => arriving.deadline_ms(),
+            Stage::Identified(session) => {
+                let silence = i64::from(env.heartbeat.timeout_ms);
+                let patience = if self.blocked_ms > 0 { self.blocked_ms } else { session.last_life_ms() };
+                (patience + silence).min(session.deadline_ms(env.request_timeout_ms()))
+            }
+            Stage::Closing { deadline_ms } => *deadline_ms,
+            Stage::Gone => i64::MAX,
+        }
+    }
+
+    /// Time passed: does what is due.
+    pub(crate) fn expire(&mut self, cx: &mut Cx<'_>) {
+        if cx.now.steady_ms < self.deadline_ms(cx.env) {
+            return;
+        }
+        let blocked = self.blocked_ms;
+        match &mut self.stage {
+            Stage::Arriving(arriving) => {
+                let goodbye = arriving.expired(cx);
+                self.close(cx, goodbye);
+            }
+            Stage::Identified(session) => match session.expire(cx, self.wire, blocked) {
+                Ok(()) => self.leave_when_answered(cx),
+                Err(goodbye) => self.close(cx, goodbye),
+            },
+            Stage::Closing { .. } | Stage::Gone => self.stage = Stage::Gone,
+        }
+    }
+
+    /// The peer's end of stream (`lost`: the socket failed): there is nobody to say anything to.
+    pub(crate) fn peer_gone(&mut self, cx: &mut Cx<'_>, lost: bool) {
+        self.end(cx, if lost { Closed::Lost } else { Closed::Client });
+        self.stage = Stage::Gone;
+    }
+
+    /// Whether everything is said: once it is written, our half of the connection is shut.
+    pub(crate) fn closing(&self) -> bool {
+        matches!(self.stage, Stage::Closing { .. })
+    }
+
+    /// Whether the connection can be dropped.
+    pub(crate) fn gone(&self) -> bool {
+        matches!(self.stage, Stage::Gone)
+    }
+
+    /// Says why in `disconnect` and, on a WebSocket, in a close frame, and begins to close.
+    fn close(&mut self, cx: &mut Cx<'_>, goodbye: Goodbye) {
+        if matches!(self.stage, Stage::Closing { .. } | Stage::Gone) {
+            return;
+        }
+        let code = goodbye.code();
+        tracing::trace!(handle = cx.handle, code = code.number(), "closing");
+        goodbye.write(cx, self.wire);
+        self.finish(cx, Closed::from(code));
+    }
+
+    fn finish(&mut self, cx: &mut Cx<'_>, how: Closed) {
+        self.end(cx, how);
+        self.assembly = None;
+        let linger = i64::try_from(cx.env.timeouts.linger.as_millis()).unwrap_or(i64::MAX);
+        self.stage = Stage::Closing { deadline_ms: cx.now.steady_ms.saturating_add(linger) };
+    }
+
+    /// Books the end and lets go of what logic holds for the session.
+    fn end(&mut self, cx: &mut Cx<'_>, how: Closed) {
+        match &mut self.stage {
+            Stage::Arriving(arriving) => arriving.end(cx),
+            Stage::Identified(session) => session.end(cx),
+            Stage::Closing { .. } | Stage::Gone => return,
+        }
+        cx.env.metrics.closed.one(how);
+    }
+}
+
+fn count(cx: &Cx<'_>, frame: &Result<client_frame::Frame, FrameError>) {
+    let kind = match frame {
+        Ok(client_frame::Frame::Hello(_)) => FrameIn::Hello,
+        Ok(client_frame::Frame::Heartbeat(_)) => FrameIn::Heartbeat,
+        Ok(client_frame::Frame::Request(_)) | Err(FrameError::BadRequest { .. }) => FrameIn::Request,
+        Err(_) => FrameIn::Bad,
+    };
+    cx.env.metrics.frames_in.one(kind);
+}
+
+/// Appends a frame to the output; whether it fits the largest server frame. One that does not is taken back.
+fn write(cx: &mut Cx<'_>, wire: Wire, frame: server_frame::Frame) -> bool {
+    let kind = crate::metrics::FrameOut::from(&frame);
+    let fits = wire.write(frame, cx.out, limits::SERVER_FRAME);
+    if fits {
+        cx.env.metrics.frames_out.one(kind);
+    }
+    fits
+}

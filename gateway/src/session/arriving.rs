@@ -1,0 +1,262 @@
+//! A connection that is not identified yet: from its first byte to its welcome.
+
+use std::{net::IpAddr, time::Duration};
+
+use berth_proto::{
+    client::{ConversationSeq, Hello, Welcome, client_frame, server_frame},
+    code::CloseCode,
+    frame::FrameError,
+    id, limits,
+    ticket::TicketError,
+    wire::{self as link, to_logic},
+};
+
+use super::{Cx, Env, Goodbye, Identified, Identity, Orphan, identified, wire::Wire, write};
+use crate::{clock::Now, config::Timeouts, metrics::Handshake, notify::Outlook, rendezvous};
+
+/// What is known of it; dropped with its welcome.
+pub(super) struct Arriving {
+    peer: IpAddr,
+    accepted_ms: i64,
+    deadline_ms: i64,
+    surplus: bool,
+    step: Step,
+}
+
+enum Step {
+    /// For the first bytes, then for a complete hello.
+    Hello,
+    /// For logic to open the session.
+    Opening(Box<Opening>),
+    /// For a scheduler to say where it belongs.
+    Redirecting,
+}
+
+struct Opening {
+    identity: Identity,
+    logic: u8,
+    auth_deadline_ms: i64,
+    /// Notifies may overtake the answer.
+    outlook: Outlook,
+}
+
+impl Arriving {
+    pub(super) fn new(now: Now, timeouts: &Timeouts, peer: IpAddr, surplus: bool) -> Self {
+        let deadline_ms = after(now, timeouts.hello);
+        Self { peer, accepted_ms: now.steady_ms, deadline_ms, surplus, step: Step::Hello }
+    }
+
+    pub(super) fn surplus(&self) -> bool {
+        self.surplus
+    }
+
+    /// Whether it waits for another role, and bytes of the peer for it.
+    pub(super) fn waits(&self) -> bool {
+        !matches!(self.step, Step::Hello)
+    }
+
+    pub(super) fn redirecting(&self) -> bool {
+        matches!(self.step, Step::Redirecting)
+    }
+
+    pub(super) fn deadline_ms(&self) -> i64 {
+        self.deadline_ms
+    }
+
+    pub(super) fn on_frame(
+        &mut self,
+        cx: &mut Cx<'_>,
+        wire: Wire,
+        frame: Result<client_frame::Frame, FrameError>,
+    ) -> Result<(), Goodbye> {
+        let bad = |problem: String| Goodbye::new(CloseCode::BadFrame).because(problem);
+        match frame {
+            Ok(client_frame::Frame::Hello(hello)) => self.on_hello(cx, wire, hello),
+            Ok(_) | Err(FrameError::BadRequest { .. }) => Err(bad("the first frame is no hello".to_owned())),
+            Err(problem) => Err(bad(problem.to_string())),
+        }
+    }
+
+    fn on_hello(&mut self, cx: &mut Cx<'_>, wire: Wire, hello: Hello) -> Result<(), Goodbye> {
+        check_hello(&hello)?;
+        if cx.env.draining {
+            return Err(Goodbye::new(CloseCode::Draining));
+        }
+        if cx.env.verifier.is_empty() {
+            return Err(Goodbye::overloaded(cx.rng).because("no scheduler has told its keys yet"));
+        }
+        let ticket = check_ticket(cx.env, cx.now, &hello)?;
+        let identity = Identity::new(&ticket.user_id, &hello);
+        if !ticket.gateway_ids.contains(&cx.env.gateway_id) {
+            return self.ask_redirect(cx, wire, &identity, ticket.auth_expires_at_ms);
+        }
+        cx.ups.used_tickets.push(ticket.schedule_id);
+        let Some(logic) = rendezvous::choose(&ticket.user_id, &cx.env.logics) else {
+            return Err(Goodbye::overloaded(cx.rng).because("no logic is attached"));
+        };
+        cx.ups.logic.push((logic, to_logic::Message::Open(identity.open(cx.handle, 0))));
+        self.deadline_ms = after(cx.now, cx.env.timeouts.open);
+        let auth_deadline_ms = on_steady_scale(cx.now, ticket.auth_expires_at_ms);
+        let opening = Opening { identity, logic, auth_deadline_ms, outlook: Outlook::default() };
+        self.step = Step::Opening(Box::new(opening));
+        Ok(())
+    }
+
+    fn ask_redirect(
+        &mut self,
+        cx: &mut Cx<'_>,
+        wire: Wire,
+        identity: &Identity,
+        auth_expires_at_ms: i64,
+    ) -> Result<(), Goodbye> {
+        cx.ups.redirects.push(link::RedirectAsk {
+            handle: cx.handle,
+            user_id: identity.user().to_owned(),
+            device_id: identity.device().to_owned(),
+            platform: identity.platform().to_owned(),
+            app_version: identity.app_version().to_owned(),
+            client_ip: self.peer.to_canonical().to_string(),
+            transport: wire.transport().to_owned(),
+            auth_expires_at_ms,
+        });
+        self.deadline_ms = after(cx.now, cx.env.timeouts.redirect);
+        self.step = Step::Redirecting;
+        Ok(())
+    }
+
+    /// Logic's answer: the session, welcomed, or why there is none.
+    pub(super) fn on_opened(
+        &mut self,
+        cx: &mut Cx<'_>,
+        wire: Wire,
+        opened: link::SessionOpened,
+    ) -> Result<Option<Identified>, Goodbye> {
+        let opening = match std::mem::replace(&mut self.step, Step::Hello) {
+            Step::Opening(opening) => *opening,
+            step => {
+                self.step = step;
+                return Ok(None);
+            }
+        };
+        if let Some(error) = opened.error {
+            let code = CloseCode::from_number(opened.close_code).unwrap_or(CloseCode::Internal);
+            return Err(Goodbye::new(code).because(error.message).retry_after(error.retry_after_ms));
+        }
+        let Opening { identity, logic, auth_deadline_ms, outlook: overtaken } = opening;
+        let welcome = Welcome {
+            session_id: format!("{:016x}{:016x}", cx.env.boot, cx.handle),
+            user_id: identity.user().to_owned(),
+            heartbeat_interval_ms: cx.env.heartbeat.interval_ms,
+            server_time_ms: cx.now.wall_ms,
+            inbox_seq: opened.inbox_seq,
+            inbox_epoch: opened.inbox_epoch,
+            conversations: opened.conversations,
+        };
+        let mut outlook = Outlook::told(opened.inbox_seq);
+        outlook.absorb(overtaken);
+        write(cx, wire, server_frame::Frame::Welcome(welcome));
+        let metrics = &cx.env.metrics;
+        metrics.handshakes.one(Handshake::Welcomed);
+        metrics.handshake_seconds.record(seconds(cx.now.steady_ms - self.accepted_ms));
+        metrics.sessions.increment(1.0);
+        Ok(Some(Identified::new(identified::Opened {
+            identity,
+            logic,
+            epoch: opened.session_epoch,
+            inbox_epoch: opened.inbox_epoch,
+            outlook,
+            auth_deadline_ms,
+            now_ms: cx.now.steady_ms,
+        })))
+    }
+
+    pub(super) fn notify(&mut self, inbox_seq: u64, conversations: &[ConversationSeq]) {
+        if let Step::Opening(opening) = &mut self.step {
+            opening.outlook.merge(inbox_seq, conversations);
+        }
+    }
+
+    /// How the connection ends after a scheduler's answer, if it waits for one.
+    pub(super) fn on_redirect(&self, answer: link::RedirectAnswer) -> Option<Goodbye> {
+        if !self.redirecting() {
+            return None;
+        }
+        let link::RedirectAnswer { endpoints, ticket, ticket_expires_at_ms, .. } = answer;
+        Some(Goodbye::new(CloseCode::Moved).redirect(endpoints, ticket, ticket_expires_at_ms))
+    }
+
+    /// Logic never saw the OpenSession: there is nothing to close later.
+    pub(super) fn forget_opening(&mut self) {
+        self.step = Step::Hello;
+    }
+
+    /// The deadline passed.
+    pub(super) fn expired(&self, cx: &mut Cx<'_>) -> Goodbye {
+        match self.step {
+            Step::Hello => Goodbye::new(CloseCode::HandshakeTimeout),
+            Step::Opening(_) => Goodbye::overloaded(cx.rng).because("logic did not answer in time"),
+            Step::Redirecting => Goodbye::new(CloseCode::TicketExpired)
+                .because("the ticket is for other gateways; ask a scheduler"),
+        }
+    }
+
+    /// The connection ends before its welcome.
+    pub(super) fn end(&mut self, cx: &mut Cx<'_>) {
+        let result = if self.redirecting() { Handshake::Redirected } else { Handshake::Refused };
+        cx.env.metrics.handshakes.one(result);
+        if let Step::Opening(opening) = std::mem::replace(&mut self.step, Step::Hello) {
+            let Opening { identity, logic, .. } = *opening;
+            cx.ups.orphans.push(Orphan { handle: cx.handle, logic, identity });
+        }
+    }
+}
+
+fn check_hello(hello: &Hello) -> Result<(), Goodbye> {
+    if hello.version > 1 {
+        let problem = format!("version {} of the protocol; this gateway speaks 1", hello.version);
+        return Err(Goodbye::new(CloseCode::UnsupportedVersion).because(problem));
+    }
+    for (field, text) in [("platform", &hello.platform), ("appVersion", &hello.app_version)] {
+        if text.len() > limits::CLIENT_TEXT {
+            let problem = format!("hello.{field} has {} bytes; at most 64 are allowed", text.len());
+            return Err(Goodbye::new(CloseCode::BadFrame).because(problem));
+        }
+    }
+    Ok(())
+}
+
+/// The ticket, if it is genuine, in time and of this device. For which gateways is not asked here.
+fn check_ticket(env: &Env, now: Now, hello: &Hello) -> Result<link::Ticket, Goodbye> {
+    let refused = |code, problem: String| Err(Goodbye::new(code).because(problem));
+    let ticket = match env.verifier.verify(&hello.ticket, now.wall_ms) {
+        Ok(ticket) => ticket,
+        Err(problem @ TicketError::Expired { .. }) => {
+            return refused(CloseCode::TicketExpired, problem.to_string());
+        }
+        Err(problem) => return refused(CloseCode::Unauthenticated, problem.to_string()),
+    };
+    if ticket.device_id != hello.device_id || id::check(&ticket.device_id).is_err() {
+        return refused(CloseCode::Unauthenticated, "the ticket is of another device".to_owned());
+    }
+    if id::check(&ticket.user_id).is_err() || ticket.user_id == id::SYSTEM_USER {
+        return refused(CloseCode::Unauthenticated, "the ticket's user may not connect".to_owned());
+    }
+    if ticket.auth_expires_at_ms <= now.wall_ms {
+        return refused(CloseCode::TicketExpired, "the user's authentication expired".to_owned());
+    }
+    Ok(ticket)
+}
+
+fn after(now: Now, span: Duration) -> i64 {
+    now.steady_ms.saturating_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX))
+}
+
+fn on_steady_scale(now: Now, wall_ms: i64) -> i64 {
+    now.steady_ms.saturating_add(wall_ms.saturating_sub(now.wall_ms))
+}
+
+/// Milliseconds as a histogram's seconds; spans here are far below 2^52 ms.
+#[expect(clippy::cast_precision_loss, reason = "a span of milliseconds")]
+pub(super) fn seconds(ms: i64) -> f64 {
+    ms as f64 / 1_000.0
+}

@@ -1,0 +1,90 @@
+//! The last frame of a connection: why it ends and what the client is to do.
+
+use std::borrow::Cow;
+
+use berth_proto::{
+    client::{Disconnect, Endpoint, server_frame::Frame},
+    code::CloseCode,
+};
+use rand::{Rng, rngs::SmallRng};
+
+use super::{Cx, wire::Wire};
+use crate::ws;
+
+/// An overloaded gateway's clients come back over this span, in milliseconds: long enough for a scheduler to see the load,
+/// spread so that they do not come together.
+const OVERLOADED_RETRY_MS: std::ops::Range<u32> = 500..3_000;
+
+/// What is said at the end.
+#[derive(Debug)]
+pub(crate) struct Goodbye {
+    code: CloseCode,
+    detail: Cow<'static, str>,
+    retry_after_ms: u32,
+    redirect: Vec<Endpoint>,
+    ticket: String,
+    ticket_expires_at_ms: i64,
+}
+
+impl Goodbye {
+    pub(crate) fn new(code: CloseCode) -> Self {
+        Self {
+            code,
+            detail: Cow::Borrowed(""),
+            retry_after_ms: 0,
+            redirect: Vec::new(),
+            ticket: String::new(),
+            ticket_expires_at_ms: 0,
+        }
+    }
+
+    /// 4009 with a random wait.
+    pub(crate) fn overloaded(rng: &mut SmallRng) -> Self {
+        Self::new(CloseCode::Overloaded).retry_after(rng.random_range(OVERLOADED_RETRY_MS))
+    }
+
+    /// For the person who reads it; never a ticket.
+    pub(crate) fn because(mut self, detail: impl Into<Cow<'static, str>>) -> Self {
+        self.detail = detail.into();
+        self
+    }
+
+    pub(crate) fn retry_after(mut self, ms: u32) -> Self {
+        self.retry_after_ms = ms;
+        self
+    }
+
+    pub(super) fn redirect(mut self, to: Vec<Endpoint>, ticket: String, expires_at_ms: i64) -> Self {
+        (self.redirect, self.ticket, self.ticket_expires_at_ms) = (to, ticket, expires_at_ms);
+        self
+    }
+
+    pub(crate) fn code(&self) -> CloseCode {
+        self.code
+    }
+
+    /// Appends the `disconnect` frame and, on a WebSocket, a close frame with the same code.
+    pub(super) fn write(self, cx: &mut Cx<'_>, wire: Wire) {
+        if wire == Wire::Unknown {
+            return;
+        }
+        let reason = if self.detail.is_empty() {
+            self.code.name().to_owned()
+        } else {
+            format!("{}: {}", self.code.name(), self.detail)
+        };
+        let code = self.code.number();
+        let disconnect = Disconnect {
+            code: code.into(),
+            reason: reason.clone(),
+            retry_after_ms: self.retry_after_ms,
+            redirect: self.redirect,
+            ticket: self.ticket,
+            ticket_expires_at_ms: self.ticket_expires_at_ms,
+        };
+        super::write(cx, wire, Frame::Disconnect(disconnect));
+        if let Wire::WebSocket(_) = wire {
+            ws::write_close(code, &reason, cx.out);
+        }
+    }
+}

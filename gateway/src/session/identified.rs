@@ -1,0 +1,358 @@
+//! A welcomed session: heartbeats, requests, notifies.
+
+use berth_proto::{
+    client::{
+        ConversationSeq, HeartbeatAck, Hello, Request, Response, client_frame, response, server_frame::Frame,
+    },
+    code::{CloseCode, ErrorCode},
+    frame::FrameError,
+    validate,
+    wire::{self as link, to_logic},
+};
+
+use super::{
+    Cx, Goodbye,
+    arriving::seconds,
+    in_flight::{InFlight, NotTaken},
+    wire::Wire,
+    write,
+};
+use crate::{
+    clock::Now,
+    metrics::{Notified, RequestRefused},
+    notify::Outlook,
+};
+
+/// Whose session it is, in one allocation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Identity {
+    /// User, device, platform and app version, one after the other.
+    text: Box<str>,
+    /// Where the first three end; each is at most 64 bytes.
+    ends: [u8; 3],
+}
+
+impl Identity {
+    /// Of texts that were checked to have at most 64 bytes each.
+    pub(super) fn new(user: &str, hello: &Hello) -> Self {
+        let text = [user, &hello.device_id, &hello.platform, &hello.app_version].concat();
+        let end = |length: usize| u8::try_from(length).expect("three texts of at most 64 bytes");
+        let device = user.len() + hello.device_id.len();
+        let ends = [end(user.len()), end(device), end(device + hello.platform.len())];
+        Self { text: text.into_boxed_str(), ends }
+    }
+
+    pub(crate) fn user(&self) -> &str {
+        &self.text[..self.end(0)]
+    }
+
+    pub(crate) fn device(&self) -> &str {
+        &self.text[self.end(0)..self.end(1)]
+    }
+
+    pub(super) fn platform(&self) -> &str {
+        &self.text[self.end(1)..self.end(2)]
+    }
+
+    pub(super) fn app_version(&self) -> &str {
+        &self.text[self.end(2)..]
+    }
+
+    pub(super) fn open(&self, handle: u64, session_epoch: u64) -> link::OpenSession {
+        link::OpenSession {
+            handle,
+            user_id: self.user().to_owned(),
+            device_id: self.device().to_owned(),
+            platform: self.platform().to_owned(),
+            app_version: self.app_version().to_owned(),
+            session_epoch,
+        }
+    }
+
+    pub(crate) fn close(&self, session_epoch: u64) -> link::CloseSession {
+        link::CloseSession {
+            user_id: self.user().to_owned(),
+            device_id: self.device().to_owned(),
+            session_epoch,
+        }
+    }
+
+    fn end(&self, index: usize) -> usize {
+        usize::from(self.ends[index])
+    }
+}
+
+/// What logic opened.
+pub(super) struct Opened {
+    pub(super) identity: Identity,
+    pub(super) logic: u8,
+    pub(super) epoch: u64,
+    pub(super) inbox_epoch: u64,
+    pub(super) outlook: Outlook,
+    pub(super) auth_deadline_ms: i64,
+    pub(super) now_ms: i64,
+}
+
+/// The session. Idle it owns one allocation: its identity.
+pub(super) struct Identified {
+    identity: Identity,
+    logic: u8,
+    epoch: u64,
+    inbox_epoch: u64,
+    outlook: Outlook,
+    last_life_ms: i64,
+    auth_deadline_ms: i64,
+    /// When the inbox was last asked for.
+    asked_ms: i64,
+    in_flight: InFlight,
+    /// The wait a draining gateway gives the client once its requests are answered.
+    leaving: Option<u32>,
+}
+
+impl Identified {
+    pub(super) fn new(opened: Opened) -> Self {
+        let Opened { identity, logic, epoch, inbox_epoch, outlook, auth_deadline_ms, now_ms } = opened;
+        Self {
+            identity,
+            logic,
+            epoch,
+            inbox_epoch,
+            outlook,
+            last_life_ms: now_ms,
+            auth_deadline_ms,
+            asked_ms: now_ms,
+            in_flight: InFlight::default(),
+            leaving: None,
+        }
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    pub(super) fn lives(&mut self, now: Now) {
+        self.last_life_ms = now.steady_ms;
+    }
+
+    pub(super) fn last_life_ms(&self) -> i64 {
+        self.last_life_ms
+    }
+
+    pub(super) fn on_frame(
+        &mut self,
+        cx: &mut Cx<'_>,
+        wire: Wire,
+        frame: Result<client_frame::Frame, FrameError>,
+    ) -> Result<(), Goodbye> {
+        let bad = |problem: String| Err(Goodbye::new(CloseCode::BadFrame).because(problem));
+        match frame {
+            Ok(client_frame::Frame::Heartbeat(_)) => self.on_heartbeat(cx, wire),
+            Ok(client_frame::Frame::Request(request)) => self.on_request(cx, wire, request),
+            Ok(client_frame::Frame::Hello(_)) => return bad("a second hello".to_owned()),
+            Err(FrameError::BadRequest { id, message }) => {
+                refuse(cx, wire, id, RequestRefused::Invalid, ErrorCode::InvalidArgument, message);
+            }
+            Err(problem) => return bad(problem.to_string()),
+        }
+        Ok(())
+    }
+
+    /// The ack carries what is known here; logic is asked for the newest, so that a lost notify is made up for.
+    fn on_heartbeat(&mut self, cx: &mut Cx<'_>, wire: Wire) {
+        let ack = HeartbeatAck { inbox_seq: self.outlook.inbox_seq(), conversations: Vec::new() };
+        write(cx, wire, Frame::HeartbeatAck(ack));
+        // A client that beats faster than it was told does not make logic work faster.
+        let pause = i64::from(cx.env.heartbeat.interval_ms / 2).min(1_000);
+        if cx.now.steady_ms - self.asked_ms < pause {
+            return;
+        }
+        self.asked_ms = cx.now.steady_ms;
+        let query = link::InboxQuery { handle: cx.handle, user_id: self.identity.user().to_owned() };
+        cx.ups.refresh.push((self.logic, query));
+    }
+
+    fn on_request(&mut self, cx: &mut Cx<'_>, wire: Wire, mut request: Request) {
+        let id = request.id;
+        let mut no = |why, code, message: String| refuse(cx, wire, id, why, code, message);
+        if id == 0 {
+            let message = "request.id is 0; give each request in flight its own number above 0";
+            return no(RequestRefused::Invalid, ErrorCode::InvalidArgument, message.to_owned());
+        }
+        let Some(method) = &request.method else {
+            let message = "the request has no method that this server knows";
+            return no(RequestRefused::Unimplemented, ErrorCode::Unimplemented, message.to_owned());
+        };
+        let valid = validate::method(method);
+        // A duplicate id is worse than a bad field: its answer could be taken for the first one's.
+        match self.in_flight.insert(id, cx.now.steady_ms) {
+            Err(NotTaken::Duplicate) => {
+                let message = format!("request.id {id} is in flight already");
+                refuse(cx, wire, id, RequestRefused::Invalid, ErrorCode::InvalidArgument, message);
+            }
+            Err(NotTaken::TooMany) => {
+                let message = "16 requests are in flight; wait for an answer";
+                refuse(
+                    cx,
+                    wire,
+                    id,
+                    RequestRefused::TooMany,
+                    ErrorCode::ResourceExhausted,
+                    message.to_owned(),
+                );
+            }
+            Ok(number) => {
+                if let Err(problem) = valid {
+                    self.in_flight.remove(number);
+                    let message = problem.to_string();
+                    return refuse(
+                        cx,
+                        wire,
+                        id,
+                        RequestRefused::Invalid,
+                        ErrorCode::InvalidArgument,
+                        message,
+                    );
+                }
+                request.id = number;
+                cx.env.metrics.requests_in_flight.increment(1.0);
+                cx.ups.logic.push((self.logic, to_logic::Message::Request(self.upwards(cx.handle, request))));
+            }
+        }
+    }
+
+    fn upwards(&self, handle: u64, request: Request) -> link::ClientRequest {
+        link::ClientRequest {
+            handle,
+            user_id: self.identity.user().to_owned(),
+            device_id: self.identity.device().to_owned(),
+            session_epoch: self.epoch,
+            request: Some(request),
+        }
+    }
+
+    pub(super) fn on_response(&mut self, cx: &mut Cx<'_>, wire: Wire, mut response: Response) {
+        let Some(waiting) = self.in_flight.remove(response.id) else {
+            cx.env.metrics.late_responses.increment(1);
+            return;
+        };
+        let metrics = &cx.env.metrics;
+        metrics.requests_in_flight.decrement(1.0);
+        metrics.request_seconds.record(seconds(cx.now.steady_ms - waiting.since_ms));
+        response.id = waiting.id;
+        if !write(cx, wire, Frame::Response(response)) {
+            let message = "the answer is larger than a frame may be; ask for fewer rows";
+            refuse(cx, wire, waiting.id, RequestRefused::Oversize, ErrorCode::Internal, message.to_owned());
+        }
+    }
+
+    /// The link to logic did not take the request of that number.
+    pub(super) fn on_refused(&mut self, cx: &mut Cx<'_>, wire: Wire, number: u32) {
+        if let Some(waiting) = self.in_flight.remove(number) {
+            cx.env.metrics.requests_in_flight.decrement(1.0);
+            let message = "logic is not reachable or behind; try again";
+            refuse(
+                cx,
+                wire,
+                waiting.id,
+                RequestRefused::Unavailable,
+                ErrorCode::Unavailable,
+                message.to_owned(),
+            );
+        }
+    }
+
+    /// Logic knows the session again, or refuses it.
+    pub(super) fn on_reopened(&mut self, opened: link::SessionOpened) -> Result<(), Goodbye> {
+        if let Some(error) = opened.error {
+            let code = CloseCode::from_number(opened.close_code).unwrap_or(CloseCode::Internal);
+            return Err(Goodbye::new(code).because(error.message).retry_after(error.retry_after_ms));
+        }
+        self.epoch = opened.session_epoch;
+        if opened.inbox_epoch == self.inbox_epoch {
+            self.outlook.merge(opened.inbox_seq, &opened.conversations);
+        } else {
+            // The inbox was rolled back: what we knew of it may be ahead of it.
+            self.inbox_epoch = opened.inbox_epoch;
+            self.outlook.restart(opened.inbox_seq);
+        }
+        Ok(())
+    }
+
+    pub(super) fn reannounce(&self, logic: u8, handle: u64) -> Option<to_logic::Message> {
+        (self.logic == logic).then(|| to_logic::Message::Open(self.identity.open(handle, self.epoch)))
+    }
+
+    pub(super) fn notify(&mut self, cx: &Cx<'_>, inbox_seq: u64, conversations: &[ConversationSeq]) -> bool {
+        let before = self.outlook.pending();
+        self.outlook.merge(inbox_seq, conversations);
+        let after = self.outlook.pending();
+        if before || !after {
+            cx.env.metrics.notifies.one(Notified::Merged);
+        }
+        after
+    }
+
+    pub(super) fn write_pending(&mut self, cx: &mut Cx<'_>, wire: Wire) {
+        if let Some(notify) = self.outlook.take() {
+            write(cx, wire, Frame::Notify(notify));
+        }
+    }
+
+    pub(super) fn leave(&mut self, retry_after_ms: u32) {
+        self.leaving = Some(retry_after_ms);
+    }
+
+    pub(super) fn leaving(&self) -> bool {
+        self.leaving.is_some()
+    }
+
+    /// The wait to give, once nothing is in flight.
+    pub(super) fn ready_to_leave(&self) -> Option<u32> {
+        self.leaving.filter(|_| self.in_flight.len() == 0)
+    }
+
+    /// What is due beside silence.
+    pub(super) fn deadline_ms(&self, request_timeout_ms: i64) -> i64 {
+        let request =
+            self.in_flight.oldest_ms().map_or(i64::MAX, |since| since.saturating_add(request_timeout_ms));
+        request.min(self.auth_deadline_ms)
+    }
+
+    pub(super) fn expire(&mut self, cx: &mut Cx<'_>, wire: Wire, blocked_ms: i64) -> Result<(), Goodbye> {
+        let now = cx.now.steady_ms;
+        if now >= self.auth_deadline_ms {
+            return Err(Goodbye::new(CloseCode::TicketExpired).because("the user's authentication expired"));
+        }
+        let silence = i64::from(cx.env.heartbeat.timeout_ms);
+        if blocked_ms > 0 {
+            if now >= blocked_ms + silence {
+                return Err(Goodbye::new(CloseCode::SlowConsumer));
+            }
+        } else if now >= self.last_life_ms + silence {
+            cx.env.metrics.heartbeat_timeouts.increment(1);
+            return Err(Goodbye::new(CloseCode::HeartbeatTimeout));
+        }
+        while let Some(waiting) = self.in_flight.remove_older(now - cx.env.request_timeout_ms()) {
+            cx.env.metrics.requests_in_flight.decrement(1.0);
+            let message = "logic did not answer in time; the outcome is unknown".to_owned();
+            refuse(cx, wire, waiting.id, RequestRefused::Deadline, ErrorCode::DeadlineExceeded, message);
+        }
+        Ok(())
+    }
+
+    /// The connection ends: logic is to forget the session, unless a newer one took its place.
+    pub(super) fn end(&mut self, cx: &mut Cx<'_>) {
+        let metrics = &cx.env.metrics;
+        metrics.sessions.decrement(1.0);
+        #[expect(clippy::cast_precision_loss, reason = "at most 16")]
+        metrics.requests_in_flight.decrement(self.in_flight.len() as f64);
+        cx.ups.logic.push((self.logic, to_logic::Message::Close(self.identity.close(self.epoch))));
+    }
+}
+
+/// Answers a request with an error of the gateway's own.
+fn refuse(cx: &mut Cx<'_>, wire: Wire, id: u32, why: RequestRefused, code: ErrorCode, message: String) {
+    cx.env.metrics.requests_refused.one(why);
+    let error = response::Result::Error(code.error(message));
+    write(cx, wire, Frame::Response(Response { id, result: Some(error) }));
+}

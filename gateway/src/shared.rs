@@ -1,0 +1,156 @@
+//! What the threads of a gateway share: settings, links, keys and counts.
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+};
+
+use berth_proto::{
+    client::Endpoint,
+    limits,
+    link::Link,
+    ticket::TicketVerifier,
+    wire::{ToLogic, ToScheduler},
+};
+
+use crate::{clock::Clock, config::Config, inlet::Inlet, metrics::Metrics, supervisor::Mailbox};
+
+/// Ticket ids kept for the next report: several reports' worth. Those above are left out; a scheduler forgets its pending
+/// assignments after 10 s in any case.
+const USED_TICKETS_KEPT: usize = 4 * limits::USED_TICKETS;
+
+/// Locks without caring for a panic elsewhere: every critical section here leaves the value whole.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Links up, in the order they were attached.
+pub(crate) type LogicLinks = Vec<Arc<dyn Link<ToLogic>>>;
+/// Links up, in the order they were attached.
+pub(crate) type SchedulerLinks = Vec<Arc<dyn Link<ToScheduler>>>;
+
+/// What changes rarely and is read at every wake-up: workers keep a copy and look at the version.
+#[derive(Clone)]
+pub(crate) struct Rare {
+    pub(crate) logics: Arc<LogicLinks>,
+    pub(crate) schedulers: Arc<SchedulerLinks>,
+    pub(crate) verifier: Arc<TicketVerifier>,
+}
+
+/// Shared by all threads of one gateway.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    /// New for each start: a route belongs to (gateway, boot).
+    pub(crate) boot: u64,
+    pub(crate) clock: Clock,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) inlets: Vec<Arc<Inlet>>,
+    pub(crate) mailbox: Mailbox,
+    /// One per transport, as clients reach this gateway.
+    pub(crate) endpoints: Vec<Endpoint>,
+    /// Connections, at the most.
+    pub(crate) capacity: u64,
+    pub(crate) draining: AtomicBool,
+    pub(crate) connections: AtomicU64,
+    /// Accepted since the start.
+    pub(crate) handshakes: AtomicU64,
+    /// Each worker counts its wake-ups, for the watchdog.
+    pub(crate) rounds: Vec<AtomicU64>,
+    version: AtomicU64,
+    rare: Mutex<Rare>,
+    used_tickets: Mutex<Vec<u64>>,
+    /// The newest policy seen, by version and hash: replicas that are behind learn of it through reports.
+    policy: Mutex<(u64, String)>,
+}
+
+/// What [`Shared::new`] is made of.
+pub(crate) struct Parts {
+    pub(crate) config: Config,
+    pub(crate) boot: u64,
+    pub(crate) clock: Clock,
+    pub(crate) metrics: Metrics,
+    pub(crate) inlets: Vec<Arc<Inlet>>,
+    pub(crate) endpoints: Vec<Endpoint>,
+    pub(crate) capacity: u64,
+}
+
+impl Shared {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts { config, boot, clock, metrics, inlets, endpoints, capacity } = parts;
+        let rare = Rare { logics: Arc::default(), schedulers: Arc::default(), verifier: Arc::default() };
+        Self {
+            rounds: inlets.iter().map(|_| AtomicU64::new(0)).collect(),
+            config,
+            boot,
+            clock,
+            metrics: Arc::new(metrics),
+            inlets,
+            mailbox: Mailbox::default(),
+            endpoints,
+            capacity,
+            draining: AtomicBool::new(false),
+            connections: AtomicU64::new(0),
+            handshakes: AtomicU64::new(0),
+            version: AtomicU64::new(1),
+            rare: Mutex::new(rare),
+            used_tickets: Mutex::default(),
+            policy: Mutex::default(),
+        }
+    }
+
+    /// Grows with every change of [`Shared::rare`].
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(std::sync::atomic::Ordering::Acquire)
+    }
+
+    pub(crate) fn rare(&self) -> Rare {
+        lock(&self.rare).clone()
+    }
+
+    /// Changes what is rare; the workers see it at their next wake-up, the supervisor at once.
+    pub(crate) fn change<R>(&self, change: impl FnOnce(&mut Rare) -> R) -> R {
+        let result = change(&mut lock(&self.rare));
+        self.version.fetch_add(1, std::sync::atomic::Ordering::Release);
+        self.mailbox.poke();
+        result
+    }
+
+    pub(crate) fn ticket_used(&self, ids: &mut Vec<u64>) {
+        let mut used = lock(&self.used_tickets);
+        let room = USED_TICKETS_KEPT.saturating_sub(used.len());
+        used.extend(ids.drain(..).take(room));
+    }
+
+    /// At most one report's worth of ticket ids; they are not given again.
+    pub(crate) fn take_used_tickets(&self) -> Vec<u64> {
+        let mut used = lock(&self.used_tickets);
+        let count = used.len().min(limits::USED_TICKETS);
+        used.drain(..count).collect()
+    }
+
+    pub(crate) fn carry_policy(&self, version: u64, hash: String) {
+        let mut policy = lock(&self.policy);
+        if version > policy.0 {
+            *policy = (version, hash);
+        }
+    }
+
+    pub(crate) fn policy(&self) -> (u64, String) {
+        lock(&self.policy).clone()
+    }
+
+    /// Whether clients can be served, or what is missing.
+    pub(crate) fn ready(&self) -> Result<(), String> {
+        let rare = self.rare();
+        if self.draining.load(Relaxed) {
+            return Err("draining".to_owned());
+        }
+        if !rare.logics.iter().any(|link| link.connected()) {
+            return Err("no logic is attached".to_owned());
+        }
+        if rare.verifier.is_empty() {
+            return Err("no scheduler has told its ticket keys yet".to_owned());
+        }
+        Ok(())
+    }
+}

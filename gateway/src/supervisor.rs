@@ -1,0 +1,239 @@
+//! The gateway's one thread beside its workers: reports to schedulers, renews leases, watches that the workers come around.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Condvar, Mutex, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use berth_proto::wire::{
+    GatewayReport, LeaseRenewed, PolicyText, RenewLease, ToLogic, ToScheduler, to_logic, to_scheduler,
+};
+
+use crate::{
+    inlet::Delivery,
+    metrics::LinkRefused,
+    shared::{Shared, lock},
+};
+
+/// Between two reports to each scheduler, in milliseconds: PEERS.md's freshness of load.
+const REPORT_MS: i64 = 500;
+
+/// A lease is renewed so often until its length is known, in milliseconds.
+const FIRST_RENEWALS_MS: i64 = 1_000;
+
+/// A worker that does not come around for this long, in milliseconds, is stuck: it wakes every second with nothing to do.
+const STALL_MS: i64 = 5_000;
+
+/// What others tell the supervisor.
+#[derive(Default)]
+pub(crate) struct Mailbox {
+    mail: Mutex<Mail>,
+    bell: Condvar,
+}
+
+#[derive(Default)]
+struct Mail {
+    leases: Vec<(u8, LeaseRenewed)>,
+    policy: Option<PolicyText>,
+    poked: bool,
+    stop: bool,
+}
+
+impl Mailbox {
+    /// A logic renewed the lease, or says that it had run out.
+    pub(crate) fn lease(&self, logic: u8, lease: &LeaseRenewed) {
+        self.put(|mail| {
+            mail.leases.retain(|(other, _)| *other != logic);
+            mail.leases.push((logic, *lease));
+        });
+    }
+
+    /// A scheduler's policy: the newest is carried to the others.
+    pub(crate) fn policy(&self, policy: PolicyText) {
+        self.put(|mail| mail.policy = Some(policy));
+    }
+
+    /// Something that reports tell has changed.
+    pub(crate) fn poke(&self) {
+        self.put(|mail| mail.poked = true);
+    }
+
+    pub(crate) fn stop(&self) {
+        self.put(|mail| mail.stop = true);
+    }
+
+    fn put(&self, put: impl FnOnce(&mut Mail)) {
+        put(&mut lock(&self.mail));
+        self.bell.notify_one();
+    }
+
+    /// What came, at the latest after `wait_ms`.
+    fn take(&self, wait_ms: i64) -> Mail {
+        let mail = lock(&self.mail);
+        let wait = Duration::from_millis(wait_ms.max(0).unsigned_abs());
+        let empty =
+            |mail: &mut Mail| mail.leases.is_empty() && mail.policy.is_none() && !mail.poked && !mail.stop;
+        let (mut mail, _) = self
+            .bell
+            .wait_timeout_while(mail, wait, empty)
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        std::mem::take(&mut mail)
+    }
+}
+
+/// The supervisor's own state.
+pub(crate) struct Supervisor {
+    shared: Arc<Shared>,
+    leases: HashMap<usize, Lease>,
+    next_report_ms: i64,
+    watched: Vec<Watched>,
+}
+
+#[derive(Clone, Copy)]
+struct Lease {
+    length_ms: i64,
+    renew_ms: i64,
+}
+
+struct Watched {
+    round: u64,
+    since_ms: i64,
+    stalled: bool,
+}
+
+impl Supervisor {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        let now = shared.clock.now().steady_ms;
+        let watched =
+            shared.rounds.iter().map(|_| Watched { round: 0, since_ms: now, stalled: false }).collect();
+        Self { shared, leases: HashMap::new(), next_report_ms: now, watched }
+    }
+
+    /// Runs until [`Mailbox::stop`].
+    pub(crate) fn run(mut self) {
+        loop {
+            let now = self.shared.clock.now().steady_ms;
+            let renew = self.leases.values().map(|lease| lease.renew_ms).min().unwrap_or(i64::MAX);
+            let mail = self.shared.mailbox.take(self.next_report_ms.min(renew) - now);
+            if mail.stop {
+                return report(&self.shared);
+            }
+            self.turn(mail);
+        }
+    }
+
+    fn turn(&mut self, mail: Mail) {
+        let now = self.shared.clock.now().steady_ms;
+        if let Some(policy) = mail.policy {
+            self.shared.carry_policy(policy.version, policy.hash);
+        }
+        for (logic, lease) in mail.leases {
+            self.renewed(logic, lease, now);
+        }
+        self.renew(now);
+        if mail.poked || now >= self.next_report_ms {
+            self.next_report_ms = now + REPORT_MS;
+            report(&self.shared);
+            self.count_links();
+            self.watch(now);
+        }
+    }
+
+    fn renewed(&mut self, logic: u8, lease: LeaseRenewed, now: i64) {
+        let length_ms = i64::from(lease.lease_ms);
+        if let Some(known) = self.leases.get_mut(&usize::from(logic))
+            && length_ms > 0
+        {
+            known.length_ms = length_ms;
+            known.renew_ms = known.renew_ms.min(now + length_ms / 3);
+        }
+        if lease.forgotten {
+            tracing::info!(logic, "logic had forgotten this gateway's sessions; announcing them again");
+            self.shared.inlets.iter().for_each(|inlet| inlet.send(Delivery::Reannounce(logic)));
+        }
+    }
+
+    /// Says to each logic in time that this boot is alive.
+    fn renew(&mut self, now: i64) {
+        let connections = self.shared.connections.load(Relaxed);
+        let links = self.shared.rare().logics;
+        for (index, link) in links.iter().enumerate() {
+            let lease = self.leases.entry(index).or_insert(Lease { length_ms: 0, renew_ms: now });
+            if now < lease.renew_ms {
+                continue;
+            }
+            let pause = if lease.length_ms > 0 { lease.length_ms / 3 } else { FIRST_RENEWALS_MS };
+            lease.renew_ms = now + pause.max(1);
+            let renew = to_logic::Message::Renew(RenewLease { sessions: connections });
+            if link.send(vec![ToLogic { message: Some(renew) }]).is_err() {
+                // The lease outlives two renewals that fail; a full link may take one sooner than a third of it.
+                lease.renew_ms = now + pause.clamp(1, FIRST_RENEWALS_MS);
+                self.shared.metrics.link_refused.one(LinkRefused::Renew);
+            }
+        }
+    }
+
+    fn count_links(&self) {
+        let rare = self.shared.rare();
+        let up = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let metrics = &self.shared.metrics;
+        metrics.logic_links.set(up(rare.logics.iter().filter(|link| link.connected()).count()));
+        metrics.scheduler_links.set(up(rare.schedulers.iter().filter(|link| link.connected()).count()));
+    }
+
+    fn watch(&mut self, now: i64) {
+        for (worker, (watched, round)) in self.watched.iter_mut().zip(&self.shared.rounds).enumerate() {
+            let round = round.load(Relaxed);
+            if round != watched.round {
+                *watched = Watched { round, since_ms: now, stalled: false };
+            } else if now - watched.since_ms > STALL_MS && !watched.stalled {
+                watched.stalled = true;
+                self.shared.metrics.worker_stalls.increment(1);
+                tracing::warn!(
+                    worker,
+                    "a worker has not come around for {STALL_MS} ms; its connections hang"
+                );
+            }
+        }
+    }
+}
+
+/// Tells every scheduler how this gateway is. Links never wait, so any thread may.
+pub(crate) fn report(shared: &Shared) {
+    let schedulers = shared.rare().schedulers;
+    if schedulers.is_empty() {
+        return;
+    }
+    let report = build_report(shared);
+    for link in schedulers.iter() {
+        let message = Some(to_scheduler::Message::Report(report.clone()));
+        if link.send(vec![ToScheduler { message }]).is_err() {
+            shared.metrics.link_refused.one(LinkRefused::Report);
+        }
+    }
+}
+
+fn build_report(shared: &Shared) -> GatewayReport {
+    let config = &shared.config;
+    let (policy_version, policy_hash) = shared.policy();
+    GatewayReport {
+        gateway_id: config.id.clone(),
+        boot: shared.boot,
+        region: config.region.clone(),
+        zone: config.zone.clone(),
+        pool: config.pool.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        endpoints: shared.endpoints.clone(),
+        ready: shared.ready().is_ok(),
+        draining: shared.draining.load(Relaxed),
+        capacity: shared.capacity,
+        connections: shared.connections.load(Relaxed),
+        handshakes_per_second_capacity: config.handshakes_per_second.into(),
+        handshakes: shared.handshakes.load(Relaxed),
+        used_tickets: shared.take_used_tickets(),
+        policy_version,
+        policy_hash,
+        uptime_ms: shared.clock.uptime_ms().unsigned_abs(),
+    }
+}

@@ -1,0 +1,299 @@
+//! A worker: one thread, its own listener and connections, one epoll loop.
+
+mod accept;
+mod deliver;
+mod drain;
+mod outlet;
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use berth_proto::{handle::Handle, handle::MAX_SLOT, limits};
+use mio::{Events, Poll, Token, net::TcpListener};
+use rand::{SeedableRng, rngs::SmallRng};
+
+use crate::{
+    clock::Now,
+    connection::{Connection, Readiness, Verdict},
+    inlet::{Inlet, Waiting},
+    session::{Cx, Env, Orphan, Session, Ups},
+    shared::Shared,
+    table::{Place, Table},
+    wheel::Wheel,
+    ws,
+};
+use accept::Acceptor;
+use drain::Eviction;
+use outlet::Outlet;
+
+/// Tokens beside connections; no handle has worker 255.
+const LISTENER: Token = Token(usize::MAX);
+pub(crate) const WAKER: Token = Token(usize::MAX - 1);
+
+/// Events taken from epoll at once.
+const EVENTS: usize = 1_024;
+
+/// The read buffer all connections of the worker share: the largest client frame fits in one read.
+const SCRATCH: usize = limits::CLIENT_FRAME + ws::MAX_HEADER + 1_010;
+
+/// The output buffer gives back what it holds above this, after a large answer.
+const OUTPUT_KEPT: usize = 256 * 1024;
+
+/// A worker wakes at least so often, so that the watchdog sees it alive.
+const LONGEST_SLEEP_MS: i64 = 1_000;
+
+/// A session that logic may hold for a dead connection is waited for no longer than this, in milliseconds; logic answers
+/// in milliseconds or is away, and then the lease sees to it.
+const ORPHAN_MS: i64 = 60_000;
+
+/// A worker's whole state. It is built on the starting thread and runs on its own.
+pub(crate) struct Worker {
+    index: u8,
+    shared: Arc<Shared>,
+    poll: Poll,
+    inlet: Arc<Inlet>,
+    acceptor: Acceptor,
+    table: Table<Connection>,
+    wheel: Wheel<Place>,
+    env: Env,
+    version: u64,
+    rng: SmallRng,
+    now: Now,
+    ups: Ups,
+    outlet: Outlet,
+    out: Vec<u8>,
+    scratch: Vec<u8>,
+    waiting: Waiting,
+    /// Connections with more to read than their turn allowed.
+    again: Vec<Place>,
+    /// Connections with a notify to write.
+    dirty: Vec<Place>,
+    /// Sessions to close as soon as logic says their epoch, by handle, with the time to give up.
+    orphans: HashMap<u64, (Orphan, i64)>,
+    eviction: Option<Eviction>,
+    /// Until when everybody must be gone.
+    stopping_ms: Option<i64>,
+    last_sweep_ms: i64,
+}
+
+impl Worker {
+    /// A worker ready to run.
+    ///
+    /// # Errors
+    /// When the listener cannot be registered with epoll.
+    pub(crate) fn new(
+        index: u8,
+        shared: Arc<Shared>,
+        poll: Poll,
+        listener: TcpListener,
+        seed: u64,
+    ) -> io::Result<Self> {
+        let now = shared.clock.now();
+        let share = shared.config.handshakes_per_second.div_ceil(shared.inlets.len().max(1) as u32);
+        let acceptor = Acceptor::new(listener, poll.registry(), share, now)?;
+        let env = Env {
+            gateway_id: shared.config.id.clone(),
+            boot: shared.boot,
+            heartbeat: shared.config.heartbeat,
+            timeouts: shared.config.timeouts,
+            verifier: Arc::default(),
+            draining: false,
+            logics: Vec::new(),
+            metrics: Arc::clone(&shared.metrics),
+        };
+        Ok(Self {
+            index,
+            inlet: Arc::clone(&shared.inlets[usize::from(index)]),
+            shared,
+            poll,
+            acceptor,
+            table: Table::new(MAX_SLOT),
+            wheel: Wheel::new(now.steady_ms),
+            env,
+            version: 0,
+            rng: SmallRng::seed_from_u64(seed),
+            now,
+            ups: Ups::default(),
+            outlet: Outlet::default(),
+            out: Vec::new(),
+            scratch: vec![0; SCRATCH],
+            waiting: Waiting::default(),
+            again: Vec::new(),
+            dirty: Vec::new(),
+            orphans: HashMap::new(),
+            eviction: None,
+            stopping_ms: None,
+            last_sweep_ms: now.steady_ms,
+        })
+    }
+
+    /// Runs until [`crate::inlet::Delivery::Stop`] and everybody's goodbye.
+    pub(crate) fn run(mut self) {
+        let mut events = Events::with_capacity(EVENTS);
+        while !self.finished() {
+            if let Err(error) = self.poll.poll(&mut events, Some(self.sleep()))
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                // Nothing but a bug of ours makes epoll_wait fail; going on without events would be silent death.
+                tracing::error!(worker = self.index, %error, "epoll failed; the worker ends");
+                break;
+            }
+            self.turn(&events);
+        }
+        self.drop_everybody();
+        self.flush_ups();
+    }
+
+    /// One wake-up.
+    fn turn(&mut self, events: &Events) {
+        self.now = self.shared.clock.now();
+        self.shared.rounds[usize::from(self.index)].fetch_add(1, Relaxed);
+        self.refresh_env();
+        for place in std::mem::take(&mut self.again) {
+            self.with(place, |_, _| {});
+        }
+        for event in events {
+            match event.token() {
+                LISTENER => self.acceptor.on_ready(),
+                WAKER => {}
+                Token(packed) => self.on_ready(
+                    packed,
+                    Readiness {
+                        readable: event.is_readable(),
+                        writable: event.is_writable(),
+                        read_closed: event.is_read_closed(),
+                        hung_up: event.is_write_closed() || event.is_error(),
+                    },
+                ),
+            }
+        }
+        self.accept();
+        self.take_deliveries();
+        self.advance_wheel();
+        self.evict_some();
+        self.reannounce_some();
+        self.settle_dirty();
+        self.flush_ups();
+        self.sweep();
+    }
+
+    /// How long to wait for events.
+    fn sleep(&self) -> Duration {
+        let now = self.shared.clock.now().steady_ms;
+        let idle = self.again.is_empty() && self.eviction.is_none() && self.ups.is_empty();
+        let until = [
+            Some(now + if idle { LONGEST_SLEEP_MS } else { 0 }),
+            self.wheel.next_ms(),
+            self.acceptor.next_ms(),
+            self.outlet.next_reannouncement_ms(),
+            self.stopping_ms,
+        ];
+        let wait = until.into_iter().flatten().min().unwrap_or(now) - now;
+        Duration::from_millis(wait.max(0).unsigned_abs())
+    }
+
+    fn finished(&self) -> bool {
+        self.stopping_ms.is_some_and(|until| self.table.len() == 0 || self.now.steady_ms >= until)
+    }
+
+    fn refresh_env(&mut self) {
+        let version = self.shared.version();
+        if version != self.version {
+            self.version = version;
+            let rare = self.shared.rare();
+            self.env.verifier = Arc::clone(&rare.verifier);
+            self.outlet.set_links(rare);
+        }
+        self.env.draining = self.shared.draining.load(Relaxed);
+        self.outlet.connected(&mut self.env.logics);
+    }
+
+    fn on_ready(&mut self, packed: usize, ready: Readiness) {
+        let handle = Handle::unpack(packed as u64);
+        let place = Place { slot: handle.slot, generation: handle.generation };
+        self.with_connection(place, |connection, cx| connection.on_ready(cx, ready));
+    }
+
+    /// Lets `act` work on a session, then moves its bytes. False: there is no such connection.
+    fn with(&mut self, place: Place, act: impl FnOnce(&mut Session, &mut Cx<'_>)) -> bool {
+        self.with_connection(place, |connection, cx| act(&mut connection.session, cx))
+    }
+
+    fn with_connection(&mut self, place: Place, act: impl FnOnce(&mut Connection, &mut Cx<'_>)) -> bool {
+        let Some(mut connection) = self.table.take(place) else { return false };
+        let mut cx = Cx {
+            now: self.now,
+            handle: pack(self.index, place),
+            env: &self.env,
+            rng: &mut self.rng,
+            out: &mut self.out,
+            ups: &mut self.ups,
+        };
+        act(&mut connection, &mut cx);
+        let verdict = connection.settle(&mut cx, &mut self.scratch);
+        self.out.shrink_to(OUTPUT_KEPT);
+        for orphan in self.ups.orphans.drain(..) {
+            self.orphans.insert(orphan.handle, (orphan, self.now.steady_ms + ORPHAN_MS));
+        }
+        if verdict == Verdict::Gone {
+            self.table.remove(place);
+            self.forget_socket();
+            return true;
+        }
+        let deadline = connection.session.deadline_ms(&self.env);
+        if self.wheel.second_for(deadline) < connection.armed {
+            connection.armed = self.wheel.arm(deadline, place);
+        }
+        self.table.put_back(place, connection);
+        if verdict == Verdict::Again {
+            self.again.push(place);
+        }
+        true
+    }
+
+    fn forget_socket(&self) {
+        self.shared.connections.fetch_sub(1, Relaxed);
+        self.shared.metrics.connections.decrement(1.0);
+    }
+
+    fn advance_wheel(&mut self) {
+        let mut due = Vec::new();
+        self.wheel.advance(self.now.steady_ms, &mut due);
+        for (second, place) in due {
+            self.with_connection(place, |connection, cx| {
+                // Another second: the connection was armed again since, and this entry is an old one.
+                if connection.armed == second {
+                    connection.armed = i64::MAX;
+                    connection.session.expire(cx);
+                }
+            });
+        }
+    }
+
+    /// Once a second: what may be forgotten, and what is worth another try.
+    fn sweep(&mut self) {
+        if self.now.steady_ms - self.last_sweep_ms < 1_000 {
+            return;
+        }
+        self.last_sweep_ms = self.now.steady_ms;
+        let now = self.now.steady_ms;
+        self.orphans.retain(|_, (_, until)| *until > now);
+        self.outlet.retry_closes();
+    }
+
+    /// The end: whoever is still here did not take the goodbye in time.
+    fn drop_everybody(&mut self) {
+        let places: Vec<Place> = self.table.iter().map(|(place, _)| place).collect();
+        for place in places {
+            self.with_connection(place, |connection, cx| connection.session.peer_gone(cx, true));
+        }
+    }
+}
+
+fn pack(worker: u8, place: Place) -> u64 {
+    Handle { worker, slot: place.slot, generation: place.generation }.pack()
+}

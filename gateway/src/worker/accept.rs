@@ -1,0 +1,130 @@
+//! Taking connections in: at the worker's share of the handshake rate, within the capacity, through descriptor famine.
+
+use std::{io, net::SocketAddr, sync::atomic::Ordering::Relaxed};
+
+use mio::{
+    Interest, Registry, Token,
+    net::{TcpListener, TcpStream},
+};
+
+use super::{LISTENER, Worker, pack};
+use crate::{budget::Budget, clock::Now, connection::Connection, metrics::Handshake, session::Session};
+
+/// Accepts of one wake-up before the connections have their turn.
+const ACCEPTS_PER_TURN: usize = 64;
+
+/// After a failed accept (no descriptors, no memory) the listener rests so long, in milliseconds: the backlog keeps
+/// what comes, and a failing call is not repeated in a circle.
+const REST_MS: i64 = 100;
+
+/// Connections above the capacity that are let in only to be told so; more are dropped at once.
+const SURPLUS: u64 = 64;
+
+/// A worker's listener.
+pub(super) struct Acceptor {
+    /// None once the worker stops.
+    listener: Option<TcpListener>,
+    budget: Budget,
+    /// The backlog may hold connections.
+    ready: bool,
+    /// Not before then.
+    resume_ms: i64,
+}
+
+impl Acceptor {
+    pub(super) fn new(
+        mut listener: TcpListener,
+        registry: &Registry,
+        per_second: u32,
+        now: Now,
+    ) -> io::Result<Self> {
+        registry.register(&mut listener, LISTENER, Interest::READABLE)?;
+        let budget = Budget::new(per_second, now.steady_ms);
+        Ok(Self { listener: Some(listener), budget, ready: true, resume_ms: now.steady_ms })
+    }
+
+    pub(super) fn on_ready(&mut self) {
+        self.ready = true;
+    }
+
+    /// When to go on accepting, if the backlog may hold connections.
+    pub(super) fn next_ms(&self) -> Option<i64> {
+        (self.ready && self.listener.is_some()).then_some(self.resume_ms)
+    }
+
+    /// Refuses new connections from now on.
+    pub(super) fn close(&mut self) {
+        self.listener = None;
+    }
+
+    /// The next connection, if there is one and it may come in now.
+    fn next(&mut self, now: Now) -> Result<Option<(TcpStream, SocketAddr)>, io::Error> {
+        let Some(listener) = self.listener.as_ref().filter(|_| self.ready && now.steady_ms >= self.resume_ms)
+        else {
+            return Ok(None);
+        };
+        if !self.budget.take(now.steady_ms) {
+            self.resume_ms = now.steady_ms + self.budget.wait_ms().max(1);
+            return Ok(None);
+        }
+        match listener.accept() {
+            Ok(accepted) => Ok(Some(accepted)),
+            Err(error) => {
+                self.budget.give_back();
+                match error.kind() {
+                    io::ErrorKind::WouldBlock => self.ready = false,
+                    // The peer went while it waited in the backlog; the next one may be there.
+                    io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => {}
+                    _ => {
+                        self.resume_ms = now.steady_ms + REST_MS;
+                        return Err(error);
+                    }
+                }
+                Ok(None)
+            }
+        }
+    }
+}
+
+impl Worker {
+    pub(super) fn accept(&mut self) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            match self.acceptor.next(self.now) {
+                Ok(Some((stream, peer))) => self.admit(stream, peer),
+                Ok(None) => return,
+                Err(error) => {
+                    self.shared.metrics.accept_errors.increment(1);
+                    tracing::debug!(worker = self.index, %error, "accept failed; the listener rests");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self, mut stream: TcpStream, peer: SocketAddr) {
+        let metrics = &self.shared.metrics;
+        let held = self.shared.connections.load(Relaxed);
+        if held >= self.shared.capacity + SURPLUS {
+            metrics.handshakes.one(Handshake::Refused);
+            return;
+        }
+        let Some(place) = self.table.vacant() else { return };
+        let token = Token(usize::try_from(pack(self.index, place)).expect("usize has 64 bits here"));
+        if let Err(error) =
+            self.poll.registry().register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)
+        {
+            metrics.accept_errors.increment(1);
+            tracing::debug!(worker = self.index, %error, "a connection could not be registered with epoll");
+            return;
+        }
+        self.shared.connections.fetch_add(1, Relaxed);
+        self.shared.handshakes.fetch_add(1, Relaxed);
+        metrics.connections.increment(1.0);
+        metrics.handshakes.one(Handshake::Accepted);
+        let surplus = held >= self.shared.capacity;
+        let session = Session::new(self.now, &self.env.timeouts, peer, surplus);
+        self.table.insert(place, Box::new(Connection::new(stream, session)));
+        // Arms the hello deadline.
+        self.with(place, |_, _| {});
+    }
+}

@@ -1,0 +1,125 @@
+//! What other threads sent: to the connection it is about, if that is still there.
+
+use berth_proto::{
+    handle::Handle,
+    wire::{NotifyConnection, SessionOpened, ToLogic, to_gateway, to_logic},
+};
+
+use super::{Worker, pack};
+use crate::{
+    inlet::Delivery,
+    metrics::Notified,
+    session::{Cx, Orphan},
+    table::Place,
+};
+
+impl Worker {
+    pub(super) fn take_deliveries(&mut self) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        self.inlet.take(&mut waiting);
+        for delivery in waiting.deliveries.drain(..) {
+            self.deliver(delivery);
+        }
+        for notify in waiting.notifies.drain(..) {
+            self.notify(&notify);
+        }
+        self.waiting = waiting;
+    }
+
+    fn deliver(&mut self, delivery: Delivery) {
+        match delivery {
+            Delivery::Logic(handle, message) => self.deliver_logic(handle, message),
+            Delivery::Redirect(answer) => {
+                if let Some(place) = self.place(answer.handle) {
+                    self.with(place, |session, cx| session.redirected(cx, answer));
+                }
+            }
+            Delivery::Drain { spread_ms } => self.begin_eviction(spread_ms),
+            Delivery::Stop => self.begin_stop(),
+            Delivery::Reannounce(logic) => self.begin_reannouncing(logic),
+        }
+    }
+
+    fn deliver_logic(&mut self, handle: u64, message: to_gateway::Message) {
+        if let to_gateway::Message::Opened(opened) = &message
+            && let Some((orphan, _)) = self.orphans.remove(&handle)
+        {
+            return self.close_orphan(&orphan, opened);
+        }
+        let late = matches!(message, to_gateway::Message::Response(_));
+        let found = self
+            .place(handle)
+            .is_some_and(|place| self.with(place, |session, cx| session.deliver(cx, message)));
+        if !found && late {
+            self.shared.metrics.late_responses.increment(1);
+        }
+    }
+
+    /// Logic opened a session whose connection has gone: nobody else will close it.
+    fn close_orphan(&mut self, orphan: &Orphan, opened: &SessionOpened) {
+        if opened.error.is_none() {
+            let close = orphan.identity.close(opened.session_epoch);
+            self.ups.logic.push((orphan.logic, to_logic::Message::Close(close)));
+        }
+    }
+
+    /// Merges; the write follows when all that came is merged.
+    fn notify(&mut self, notify: &NotifyConnection) {
+        let found = self.place(notify.handle).and_then(|place| Some((place, self.table.take(place)?)));
+        let Some((place, mut connection)) = found else {
+            return self.shared.metrics.notifies.one(Notified::Absent);
+        };
+        let cx = Cx {
+            now: self.now,
+            handle: notify.handle,
+            env: &self.env,
+            rng: &mut self.rng,
+            out: &mut self.out,
+            ups: &mut self.ups,
+        };
+        let pending = connection.session.notify(&cx, notify.inbox_seq, &notify.conversations);
+        if pending && !connection.dirty {
+            connection.dirty = true;
+            self.dirty.push(place);
+        }
+        self.table.put_back(place, connection);
+    }
+
+    pub(super) fn settle_dirty(&mut self) {
+        for place in std::mem::take(&mut self.dirty) {
+            self.with_connection(place, |connection, _| connection.dirty = false);
+        }
+    }
+
+    /// What a link did not take: the session it was for is told, or it is kept for later.
+    pub(super) fn returned(&mut self, logic: u8, message: ToLogic) {
+        match message.message {
+            Some(to_logic::Message::Open(open)) if open.session_epoch == 0 => {
+                if let Some(place) = self.place(open.handle) {
+                    self.with(place, |session, cx| session.open_refused(cx));
+                }
+            }
+            Some(to_logic::Message::Open(open)) => {
+                if let Some(place) = self.place(open.handle) {
+                    self.outlet.reannounce_later(logic, place);
+                }
+            }
+            Some(to_logic::Message::Close(close)) => self.outlet.close_later(logic, close),
+            Some(to_logic::Message::Request(request)) => {
+                let number = request.request.map_or(0, |request| request.id);
+                if let Some(place) = self.place(request.handle) {
+                    self.with(place, |session, cx| session.request_refused(cx, number));
+                }
+            }
+            // The next heartbeat asks again.
+            Some(to_logic::Message::Refresh(_) | to_logic::Message::Renew(_)) | None => {}
+        }
+    }
+
+    /// The place of a packed handle, if it is one of this worker's.
+    pub(super) fn place(&self, packed: u64) -> Option<Place> {
+        let handle = Handle::unpack(packed);
+        let place = Place { slot: handle.slot, generation: handle.generation };
+        (pack(self.index, place) == packed).then_some(place)
+    }
+}

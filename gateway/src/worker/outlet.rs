@@ -1,0 +1,178 @@
+//! What the sessions of one wake-up want sent: one batch for each link, and what became of what was not taken.
+
+use std::collections::{HashMap, VecDeque};
+
+use berth_proto::{
+    client,
+    link::Refused,
+    wire::{CloseSession, RedirectAsk, RefreshInboxes, ToLogic, ToScheduler, to_logic, to_scheduler},
+};
+
+use super::Worker;
+use crate::{
+    metrics::{LinkRefused, Metrics},
+    session::Ups,
+    shared::Rare,
+    table::Place,
+};
+
+/// Sessions announced again at a time, and the pause between, in milliseconds: 2,000 a second from each worker, so that a
+/// logic which just came back is not buried.
+const REANNOUNCE_BATCH: usize = 100;
+const REANNOUNCE_PAUSE_MS: i64 = 50;
+
+/// A worker's side of its links.
+#[derive(Default)]
+pub(super) struct Outlet {
+    links: Option<Rare>,
+    /// Session ends that logic must still learn: at most one for each connection that was.
+    closes: VecDeque<(u8, CloseSession)>,
+    retry_closes: bool,
+    /// Sessions that a logic forgot.
+    forgotten: VecDeque<(u8, Place)>,
+    reannounce_ms: i64,
+}
+
+impl Ups {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.logic.is_empty()
+            && self.refresh.is_empty()
+            && self.redirects.is_empty()
+            && self.used_tickets.is_empty()
+    }
+
+    /// One batch for each logic: what sessions said, in order, then the heartbeat batch.
+    fn take_batches(&mut self) -> HashMap<u8, Vec<ToLogic>> {
+        let mut batches: HashMap<u8, Vec<ToLogic>> = HashMap::new();
+        for (logic, message) in self.logic.drain(..) {
+            batches.entry(logic).or_default().push(ToLogic { message: Some(message) });
+        }
+        let mut refresh: HashMap<u8, RefreshInboxes> = HashMap::new();
+        for (logic, query) in self.refresh.drain(..) {
+            refresh.entry(logic).or_default().inboxes.push(query);
+        }
+        for (logic, queries) in refresh {
+            let message = Some(to_logic::Message::Refresh(queries));
+            batches.entry(logic).or_default().push(ToLogic { message });
+        }
+        batches
+    }
+}
+
+impl Outlet {
+    pub(super) fn set_links(&mut self, links: Rare) {
+        self.links = Some(links);
+    }
+
+    /// Which logics are up, by index.
+    pub(super) fn connected(&self, into: &mut Vec<bool>) {
+        into.clear();
+        into.extend(self.links.iter().flat_map(|rare| rare.logics.iter()).map(|link| link.connected()));
+    }
+
+    pub(super) fn close_later(&mut self, logic: u8, close: CloseSession) {
+        self.closes.push_back((logic, close));
+    }
+
+    pub(super) fn reannounce_later(&mut self, logic: u8, place: Place) {
+        self.forgotten.push_back((logic, place));
+    }
+
+    pub(super) fn retry_closes(&mut self) {
+        self.retry_closes = !self.closes.is_empty();
+    }
+
+    pub(super) fn next_reannouncement_ms(&self) -> Option<i64> {
+        (!self.forgotten.is_empty()).then_some(self.reannounce_ms)
+    }
+
+    /// Sends to the logic with that index; returns what was not taken.
+    fn send(&self, logic: u8, batch: Vec<ToLogic>) -> Vec<ToLogic> {
+        let link = self.links.as_ref().and_then(|rare| rare.logics.get(usize::from(logic)));
+        match link.map(|link| link.send(batch)) {
+            Some(Ok(())) | None => Vec::new(),
+            Some(Err(Refused { rest, .. })) => rest,
+        }
+    }
+
+    /// Asks the first scheduler that takes the question.
+    fn ask(&self, ask: &RedirectAsk) -> bool {
+        let schedulers = self.links.iter().flat_map(|rare| rare.schedulers.iter());
+        schedulers.filter(|link| link.connected()).any(|link| {
+            let message = Some(to_scheduler::Message::Redirect(ask.clone()));
+            link.send(vec![ToScheduler { message }]).is_ok()
+        })
+    }
+}
+
+impl Worker {
+    /// Sends what was collected. What comes back may cause more: that goes with the next wake-up, which follows at once.
+    pub(super) fn flush_ups(&mut self) {
+        if std::mem::take(&mut self.outlet.retry_closes) {
+            let closes = std::mem::take(&mut self.outlet.closes);
+            let messages = closes.into_iter().map(|(logic, close)| (logic, to_logic::Message::Close(close)));
+            self.ups.logic.splice(0..0, messages);
+        }
+        if self.ups.is_empty() {
+            return;
+        }
+        if !self.ups.used_tickets.is_empty() {
+            self.shared.ticket_used(&mut self.ups.used_tickets);
+        }
+        for ask in std::mem::take(&mut self.ups.redirects) {
+            if !self.outlet.ask(&ask) {
+                self.shared.metrics.link_refused.one(LinkRefused::Redirect);
+                if let Some(place) = self.place(ask.handle) {
+                    self.with(place, |session, cx| session.redirect_refused(cx));
+                }
+            }
+        }
+        for (logic, batch) in self.ups.take_batches() {
+            for message in self.outlet.send(logic, batch) {
+                count(&self.shared.metrics, &message);
+                self.returned(logic, message);
+            }
+        }
+    }
+
+    /// A logic forgot this gateway: lists its sessions to be announced again.
+    pub(super) fn begin_reannouncing(&mut self, logic: u8) {
+        if self.outlet.forgotten.iter().any(|(listed, _)| *listed == logic) {
+            return;
+        }
+        let places = self.table.iter().map(|(place, _)| (logic, place));
+        self.outlet.forgotten.extend(places);
+        self.outlet.reannounce_ms = self.now.steady_ms;
+    }
+
+    pub(super) fn reannounce_some(&mut self) {
+        if self.outlet.forgotten.is_empty() || self.now.steady_ms < self.outlet.reannounce_ms {
+            return;
+        }
+        self.outlet.reannounce_ms = self.now.steady_ms + REANNOUNCE_PAUSE_MS;
+        for _ in 0..REANNOUNCE_BATCH {
+            let Some((logic, place)) = self.outlet.forgotten.pop_front() else { return };
+            let handle = super::pack(self.index, place);
+            let Some(connection) = self.table.take(place) else { continue };
+            if let Some(open) = connection.session.reannounce(logic, handle) {
+                self.shared.metrics.reannounced.increment(1);
+                self.ups.logic.push((logic, open));
+            }
+            self.table.put_back(place, connection);
+        }
+    }
+}
+
+fn count(metrics: &Metrics, message: &ToLogic) {
+    let kind = match &message.message {
+        Some(to_logic::Message::Open(_)) => LinkRefused::Open,
+        Some(to_logic::Message::Close(_)) => LinkRefused::Close,
+        Some(to_logic::Message::Request(client_request)) => {
+            debug_assert!(client_request.request.as_ref().is_none_or(|r: &client::Request| r.id > 0));
+            LinkRefused::Request
+        }
+        Some(to_logic::Message::Refresh(_)) | None => LinkRefused::Refresh,
+        Some(to_logic::Message::Renew(_)) => LinkRefused::Renew,
+    };
+    metrics.link_refused.one(kind);
+}

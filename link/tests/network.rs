@@ -1,0 +1,261 @@
+//! The links over a real network: what one side says arrives at the other, and what breaks is mended.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use berth_link::{ClusterKey, DialConfig, Remote, Server};
+use berth_proto::{
+    client::{self, request::Method, response},
+    link::{Link, LogicService, Refused, RefusedReason, SchedulerService},
+    wire::{self, AttachGateway, ToGateway, ToLogic, to_gateway, to_logic},
+};
+use tokio::{runtime::Handle, sync::mpsc};
+
+const KEY: &str = "the cluster key of this test, 32+";
+
+/// Long enough for any machine; nothing waits this long unless it fails.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A link that hands everything to the test.
+struct Probe<M>(mpsc::Sender<M>);
+
+impl<M: Send> Link<M> for Probe<M> {
+    fn send(&self, batch: Vec<M>) -> Result<(), Refused<M>> {
+        for message in batch {
+            self.0.try_send(message).expect("the test reads what it asked for");
+        }
+        Ok(())
+    }
+}
+
+fn probe<M: Send + 'static>() -> (Arc<dyn Link<M>>, mpsc::Receiver<M>) {
+    let (sender, receiver) = mpsc::channel(1024);
+    (Arc::new(Probe(sender)), receiver)
+}
+
+type Attached<Up, Down> = (AttachGateway, Arc<dyn Link<Down>>, mpsc::Receiver<Up>);
+
+/// A role that lets the test play it: each attach is told, with the link down and what comes up.
+struct Role<Up, Down> {
+    attached: mpsc::Sender<Attached<Up, Down>>,
+}
+
+impl LogicService for Role<ToLogic, ToGateway> {
+    fn attach(&self, gateway: AttachGateway, down: Arc<dyn Link<ToGateway>>) -> Arc<dyn Link<ToLogic>> {
+        let (up, received) = probe();
+        self.attached.try_send((gateway, down, received)).expect("the test reads attaches");
+        up
+    }
+}
+
+impl SchedulerService for Role<wire::ToScheduler, wire::FromScheduler> {
+    fn attach(
+        &self,
+        gateway: AttachGateway,
+        down: Arc<dyn Link<wire::FromScheduler>>,
+    ) -> Arc<dyn Link<wire::ToScheduler>> {
+        let (up, received) = probe();
+        self.attached.try_send((gateway, down, received)).expect("the test reads attaches");
+        up
+    }
+}
+
+/// Logic that has no room for anything but closes, and for those only at the second try.
+#[derive(Default)]
+struct Full {
+    offered: Arc<Mutex<Vec<ToLogic>>>,
+}
+
+struct FullLink(Arc<Mutex<Vec<ToLogic>>>);
+
+impl LogicService for Full {
+    fn attach(&self, _: AttachGateway, _: Arc<dyn Link<ToGateway>>) -> Arc<dyn Link<ToLogic>> {
+        Arc::new(FullLink(Arc::clone(&self.offered)))
+    }
+}
+
+impl Link<ToLogic> for FullLink {
+    fn send(&self, batch: Vec<ToLogic>) -> Result<(), Refused<ToLogic>> {
+        let mut offered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let again = batch.iter().all(|message| offered.contains(message));
+        offered.extend(batch.iter().cloned());
+        if again { Ok(()) } else { Err(Refused { rest: batch, reason: RefusedReason::Full }) }
+    }
+}
+
+fn key(text: &str) -> ClusterKey {
+    ClusterKey::new(text).expect("ASCII")
+}
+
+fn anywhere() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+fn gateway() -> AttachGateway {
+    AttachGateway { gateway_id: "gw-1".into(), boot: u64::MAX }
+}
+
+fn dial(address: SocketAddr, shown: &str) -> DialConfig {
+    DialConfig::new(&address.to_string(), key(shown)).expect("an address")
+}
+
+fn request(id: u32) -> ToLogic {
+    let pull = client::PullRequest { after_seq: 1 << 60, limit: 7 };
+    to_logic(to_logic::Message::Request(wire::ClientRequest {
+        handle: 5,
+        user_id: "alice".into(),
+        device_id: "d".into(),
+        session_epoch: 9,
+        request: Some(client::Request { id, method: Some(Method::Pull(pull)) }),
+    }))
+}
+
+fn close(session_epoch: u64) -> ToLogic {
+    let (user_id, device_id) = ("alice".into(), "d".into());
+    to_logic(to_logic::Message::Close(wire::CloseSession { user_id, device_id, session_epoch }))
+}
+
+fn to_logic(message: to_logic::Message) -> ToLogic {
+    ToLogic { message: Some(message) }
+}
+
+fn notify(inbox_seq: u64) -> ToGateway {
+    let notify = wire::NotifyConnection { handle: 5, inbox_seq, conversations: vec![] };
+    ToGateway { message: Some(to_gateway::Message::Notify(notify)) }
+}
+
+async fn soon<T>(what: impl Future<Output = Option<T>>) -> T {
+    tokio::time::timeout(PATIENCE, what).await.expect("in time").expect("not ended")
+}
+
+async fn until(mut condition: impl FnMut() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.expect("in time");
+}
+
+async fn logic(listen: SocketAddr) -> (Server, mpsc::Receiver<Attached<ToLogic, ToGateway>>) {
+    let (attached, attaches) = mpsc::channel(16);
+    let server = Server::logic(listen, key(KEY), Arc::new(Role { attached })).await.expect("binds");
+    (server, attaches)
+}
+
+#[tokio::test]
+async fn both_directions_keep_their_order_and_dropping_the_link_detaches() {
+    let (server, mut attaches) = logic(anywhere()).await;
+    let remote = Remote::logic(dial(server.local_addr(), KEY), Handle::current());
+    let (down, mut told) = probe();
+    let up = remote.attach(gateway(), down);
+    until(|| up.connected()).await;
+    let (who, logics_down, mut heard) = soon(attaches.recv()).await;
+    assert_eq!(who, gateway());
+
+    for id in 1..=100 {
+        up.send(vec![request(id), close(id.into())]).expect("room");
+        logics_down.send(vec![notify(id.into())]).expect("room");
+    }
+    for id in 1..=100 {
+        assert_eq!(soon(heard.recv()).await, request(id));
+        assert_eq!(soon(heard.recv()).await, close(id.into()));
+        assert_eq!(soon(told.recv()).await, notify(id.into()));
+    }
+
+    drop(up);
+    tokio::time::timeout(PATIENCE, async { while heard.recv().await.is_some() {} }).await.expect("detached");
+    until(|| !logics_down.connected()).await;
+    remote.stop().await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_scheduler_is_reached_the_same_way() {
+    let (attached, mut attaches) = mpsc::channel(16);
+    let server = Server::scheduler(anywhere(), key(KEY), Arc::new(Role { attached })).await.expect("binds");
+    let remote = Remote::scheduler(dial(server.local_addr(), KEY), Handle::current());
+    let (down, mut told) = probe();
+    let up = remote.attach(gateway(), down);
+    until(|| up.connected()).await;
+    let (_, schedulers_down, mut heard) = soon(attaches.recv()).await;
+
+    let report = wire::GatewayReport { gateway_id: "gw-1".into(), connections: 5, ..Default::default() };
+    let report = wire::ToScheduler { message: Some(wire::to_scheduler::Message::Report(report)) };
+    up.send(vec![report.clone()]).expect("room");
+    assert_eq!(soon(heard.recv()).await, report);
+    let keys = wire::TicketKeys { public_keys: vec![vec![7; 32]] };
+    let keys = wire::FromScheduler { message: Some(wire::from_scheduler::Message::Keys(keys)) };
+    schedulers_down.send(vec![keys.clone()]).expect("room");
+    assert_eq!(soon(told.recv()).await, keys);
+    remote.stop().await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_restarted_role_is_attached_to_again_and_meanwhile_refuses() {
+    let (server, mut attaches) = logic(anywhere()).await;
+    let address = server.local_addr();
+    let remote = Remote::logic(dial(address, KEY), Handle::current());
+    let up = remote.attach(gateway(), probe().0);
+    until(|| up.connected()).await;
+    soon(attaches.recv()).await;
+
+    server.stop().await;
+    until(|| !up.connected()).await;
+    let refused = up.send(vec![request(1)]).expect_err("nobody there");
+    assert_eq!((refused.reason, refused.rest), (RefusedReason::Closed, vec![request(1)]));
+
+    let (server, mut attaches) = logic(address).await;
+    let (_, _, mut heard) = soon(attaches.recv()).await;
+    until(|| up.connected()).await;
+    up.send(vec![request(2)]).expect("room");
+    assert_eq!(soon(heard.recv()).await, request(2));
+    remote.stop().await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_wrong_cluster_key_attaches_nobody() {
+    let (server, mut attaches) = logic(anywhere()).await;
+    let wrong = Remote::logic(dial(server.local_addr(), "another key"), Handle::current());
+    let right = Remote::logic(dial(server.local_addr(), KEY), Handle::current());
+    let stranger = wrong.attach(AttachGateway { gateway_id: "stranger".into(), boot: 1 }, probe().0);
+    let up = right.attach(gateway(), probe().0);
+    until(|| up.connected()).await;
+    assert_eq!(soon(attaches.recv()).await.0, gateway());
+    assert!(!stranger.connected());
+    assert!(attaches.try_recv().is_err());
+    wrong.stop().await;
+    right.stop().await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_the_role_has_no_room_for_is_answered_and_a_close_is_offered_again() {
+    let full = Full::default();
+    let offered = Arc::clone(&full.offered);
+    let server = Server::logic(anywhere(), key(KEY), Arc::new(full)).await.expect("binds");
+    let remote = Remote::logic(dial(server.local_addr(), KEY), Handle::current());
+    let (down, mut told) = probe();
+    let up = remote.attach(gateway(), down);
+    until(|| up.connected()).await;
+    up.send(vec![request(3), close(8)]).expect("room on the way");
+
+    let ToGateway { message: Some(to_gateway::Message::Response(answer)) } = soon(told.recv()).await else {
+        panic!("a response was expected");
+    };
+    let answer = answer.response.expect("there");
+    let Some(response::Result::Error(error)) = answer.result else { panic!("an error was expected") };
+    assert_eq!((answer.id, error.code.as_str(), error.retryable), (3, "UNAVAILABLE", true));
+    let closes = || {
+        let offered = offered.lock().unwrap_or_else(PoisonError::into_inner);
+        offered.iter().filter(|message| **message == close(8)).count()
+    };
+    until(|| closes() == 2).await;
+    remote.stop().await;
+    server.stop().await;
+}

@@ -1,0 +1,143 @@
+//! Opens the backends that the configuration chooses, and keeps the mark that tells a clean end from an unclean one.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::{
+    config::{Config, StartError, StoreChoice},
+    kv::{Embedded, Kv, Memory, Space},
+    metrics::QueueMetrics,
+    queue::{KvQueue, Queue},
+    routes::{KvRoutes, Routes},
+    store::{Epoch, KvStore, Store},
+};
+
+/// Block cache of the queue's database: it is read at its head, which is in memory anyway.
+const QUEUE_CACHE: u64 = 8 * 1024 * 1024;
+
+/// Block cache of the store's database.
+const STORE_CACHE: u64 = 64 * 1024 * 1024;
+
+/// Where routes are: a fourth space of the store's database.
+pub(crate) const ROUTES: Space = Space(KvStore::SPACES.len() as u8);
+
+/// What a logic works over.
+pub(crate) struct Backends {
+    pub(crate) queue: Arc<dyn Queue>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) routes: Arc<dyn Routes>,
+    pub(crate) marker: Option<Marker>,
+}
+
+/// Opens them.
+pub(crate) fn open(config: &Config, metrics: QueueMetrics, now_ms: i64) -> Result<Backends, StartError> {
+    let (queue, store, epoch, marker): (Arc<dyn Kv>, Arc<dyn Kv>, _, _) = match &config.store {
+        StoreChoice::Memory => (
+            Arc::new(Memory::new(KvQueue::SPACES.len())),
+            Arc::new(Memory::new(store_spaces().len())),
+            // Each start begins empty: cursors of an earlier one must not be believed.
+            Epoch::Is(u64::try_from(now_ms).unwrap_or(1).max(1)),
+            None,
+        ),
+        StoreChoice::Embedded(directory) => {
+            let (marker, epoch) = Marker::set(directory, &config.os_boot_id)
+                .map_err(|source| StartError::Directory { path: directory.clone(), source })?;
+            let queue = Embedded::open(&directory.join("queue"), &KvQueue::SPACES, QUEUE_CACHE)?;
+            let store = Embedded::open(&directory.join("store"), &store_spaces(), STORE_CACHE)?;
+            (Arc::new(queue), Arc::new(store), epoch, Some(marker))
+        }
+    };
+    let lease_ms = i64::try_from(config.lease.as_millis()).unwrap_or(i64::MAX);
+    Ok(Backends {
+        queue: Arc::new(KvQueue::open(queue, config.partitions, config.node, metrics)?),
+        routes: Arc::new(KvRoutes::open(store.clone(), ROUTES, lease_ms, now_ms)?),
+        store: Arc::new(KvStore::open(store, config.node, epoch)?),
+        marker,
+    })
+}
+
+fn store_spaces() -> Vec<&'static str> {
+    KvStore::SPACES.into_iter().chain(["routes"]).collect()
+}
+
+/// A file that is there while the databases are open and says under which boot of the operating system.
+///
+/// Found at a start, it tells that the last end was unclean. Under the same boot the kernel still has everything that
+/// was written; under another one the unsynced tail of the store may be gone, and inboxes with it: the epoch rises.
+pub(crate) struct Marker {
+    path: PathBuf,
+}
+
+impl Marker {
+    /// Sets it and says what must become of the inbox epoch. An unknown boot id (empty) counts as another one.
+    fn set(directory: &Path, boot_id: &str) -> io::Result<(Self, Epoch)> {
+        fs::create_dir_all(directory)?;
+        let path = directory.join("open");
+        let epoch = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Epoch::Keep,
+            Err(error) => return Err(error),
+            Ok(left) if !boot_id.is_empty() && left == boot_id => Epoch::Keep,
+            Ok(_) => Epoch::Raise,
+        };
+        // While the epoch is being raised the old mark stays: only `confirm` writes the new one.
+        let marker = Self { path };
+        if epoch == Epoch::Keep {
+            marker.write(boot_id)?;
+        }
+        Ok((marker, epoch))
+    }
+
+    /// The data directory.
+    pub(crate) fn directory(&self) -> PathBuf {
+        self.path.parent().map(Path::to_path_buf).unwrap_or_default()
+    }
+
+    /// The databases are open, the raised epoch is durable.
+    pub(crate) fn confirm(&self, boot_id: &str) -> io::Result<()> {
+        self.write(boot_id)
+    }
+
+    fn write(&self, boot_id: &str) -> io::Result<()> {
+        let mut file = File::create(&self.path)?;
+        file.write_all(boot_id.as_bytes())?;
+        file.sync_all()?;
+        self.sync_directory()
+    }
+
+    /// The databases are synced and closed.
+    pub(crate) fn remove(self) -> io::Result<()> {
+        fs::remove_file(&self.path)?;
+        self.sync_directory()
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        self.path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_unclean_end_under_another_boot_raises_the_epoch() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let set = |boot: &str| Marker::set(directory.path(), boot).expect("writable");
+        let (marker, first) = set("boot-1");
+        assert_eq!(first, Epoch::Keep, "a new directory");
+        drop(marker);
+        assert_eq!(set("boot-1").1, Epoch::Keep, "killed, same boot");
+        let (marker, other) = set("boot-2");
+        assert_eq!(other, Epoch::Raise, "killed, other boot");
+        assert_eq!(set("boot-2").1, Epoch::Raise, "ended before the raised epoch was durable");
+        marker.confirm("boot-2").expect("writable");
+        assert_eq!(set("boot-2").1, Epoch::Keep);
+        set("boot-2").0.remove().expect("removable");
+        assert_eq!(set("boot-3").1, Epoch::Keep, "a clean end");
+        assert_eq!(set("").1, Epoch::Raise, "an unknown boot is another one");
+    }
+}

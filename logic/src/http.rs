@@ -1,0 +1,218 @@
+//! The back-end API of PROTOCOL.md: what other servers ask of logic, under the service key.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, FromRequest, Path, Request, State},
+    http::{HeaderMap, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use berth_proto::{
+    client,
+    code::{CloseCode, ErrorCode},
+    id::{self, SYSTEM_USER},
+    limits, validate,
+};
+use ring::digest::{Digest, SHA256, digest};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::{context::Context, gateways::Downs, ingest, request};
+
+/// Longest body of a request: a message as large as a client's.
+const BODY: usize = limits::CLIENT_FRAME;
+
+/// Longest time for a whole request, its body included.
+const DEADLINE: Duration = Duration::from_secs(15);
+
+/// Longest reason of a disconnect, in bytes: it travels in a close frame (123 bytes at most).
+const REASON: usize = 100;
+
+#[derive(Clone)]
+struct Api {
+    context: Arc<Context>,
+    /// Compared by hash, so that the time taken tells nothing of the key.
+    key: Arc<Digest>,
+}
+
+/// The routes of the API.
+pub(crate) fn router(context: Arc<Context>, service_key: &str) -> Router {
+    let api = Api { context, key: Arc::new(digest(&SHA256, service_key.as_bytes())) };
+    Router::new()
+        .route("/v1/messages", post(send))
+        .route("/v1/presence:batchGet", post(presence))
+        .route("/v1/users/{action}", post(user))
+        .fallback(|| async { Problem::from(ErrorCode::NotFound.error("there is nothing at this path")) })
+        .method_not_allowed_fallback(|| async {
+            Problem {
+                status: StatusCode::METHOD_NOT_ALLOWED,
+                ..ErrorCode::Unimplemented.error("use POST").into()
+            }
+        })
+        .layer(middleware::from_fn_with_state(api.clone(), guard))
+        .layer(DefaultBodyLimit::max(BODY))
+        .with_state(api)
+}
+
+/// Authenticates, bounds the time, counts.
+async fn guard(State(api): State<Api>, request: Request, next: Next) -> Result<Response, Problem> {
+    api.context.metrics.http_requests.increment(1);
+    let token = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let token = token.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+    if digest(&SHA256, token.as_bytes()).as_ref() != api.key.as_ref().as_ref() {
+        let error = ErrorCode::Unauthenticated
+            .error("give the service key: Authorization: Bearer <auth.service_key>");
+        return Err(refused(&api, error));
+    }
+    let late =
+        |_| refused(&api, ErrorCode::DeadlineExceeded.error("the request took longer than 15 s; retry"));
+    tokio::time::timeout(DEADLINE, next.run(request)).await.map_err(late)
+}
+
+/// A JSON body, refused as a problem that names the field.
+struct Json<T>(T);
+
+impl<T: for<'de> Deserialize<'de>> FromRequest<Api> for Json<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, api: &Api) -> Result<Self, Problem> {
+        let bytes = Bytes::from_request(request, api)
+            .await
+            .map_err(|error| refused(api, ErrorCode::InvalidArgument.error(error.body_text())))?;
+        let parsed = serde_json::from_slice(&bytes);
+        let bad =
+            |error: serde_json::Error| refused(api, ErrorCode::InvalidArgument.error(error.to_string()));
+        parsed.map(Self).map_err(bad)
+    }
+}
+
+async fn send(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    Json(mut body): Json<Value>,
+) -> Result<Response, Problem> {
+    let from = match body.get("from") {
+        None => SYSTEM_USER.to_owned(),
+        Some(Value::String(from)) => from.clone(),
+        Some(_) => return Err(invalid(&api, "from is not a string")),
+    };
+    id::check(&from).map_err(|problem| invalid(&api, format!("from {problem}")))?;
+    if let Some(fields) = body.as_object_mut() {
+        fields.remove("from");
+        if let (false, Some(key)) = (fields.contains_key("clientMsgId"), headers.get("idempotency-key")) {
+            let key = key.to_str().map_err(|_| invalid(&api, "Idempotency-Key is not visible ASCII"))?;
+            fields.insert("clientMsgId".to_owned(), key.into());
+        }
+    }
+    let request: client::SendRequest =
+        serde_json::from_value(body).map_err(|error| invalid(&api, error.to_string()))?;
+    let accepted = async {
+        let pending = ingest::enter(&api.context, &from, request).await?;
+        ingest::accepted(&api.context, pending).await
+    };
+    let response = accepted.await.map_err(|error| refused(&api, error))?;
+    Ok(ok(&response))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PresenceAsked {
+    #[serde(default)]
+    user_ids: Vec<String>,
+}
+
+async fn presence(State(api): State<Api>, Json(asked): Json<PresenceAsked>) -> Result<Response, Problem> {
+    let wanted = client::PresenceRequest { user_ids: asked.user_ids };
+    validate::method(&client::request::Method::Presence(wanted.clone()))
+        .map_err(|problem| invalid(&api, problem.to_string()))?;
+    let found =
+        request::presence(&api.context, wanted.user_ids).await.map_err(|error| refused(&api, error))?;
+    Ok(ok(&found))
+}
+
+#[derive(Deserialize)]
+struct DisconnectAsked {
+    #[serde(default)]
+    reason: String,
+}
+
+/// `POST /v1/users/{userId}:disconnect`: an id may contain colons, so the action is cut off at the end.
+async fn user(
+    State(api): State<Api>,
+    Path(action): Path<String>,
+    Json(asked): Json<DisconnectAsked>,
+) -> Result<Response, Problem> {
+    let Some(user) = action.strip_suffix(":disconnect") else {
+        return Err(refused(&api, ErrorCode::NotFound.error("there is nothing at this path")));
+    };
+    id::check(user).map_err(|problem| invalid(&api, format!("userId {problem}")))?;
+    if asked.reason.len() > REASON {
+        return Err(invalid(
+            &api,
+            format!("reason is {} bytes; at most {REASON} are allowed", asked.reason.len()),
+        ));
+    }
+    let context = &api.context;
+    let found = context.routes.lookup(&[user.to_owned()]).await;
+    let routes = found.map_err(|error| refused(&api, context.routes_error(&error)))?.concat();
+    let reason = if asked.reason.is_empty() { "disconnected by the service" } else { &asked.reason };
+    let mut downs = Downs::default();
+    for route in &routes {
+        downs.close(route, CloseCode::Kicked, reason);
+    }
+    downs.flush(&context.gateways);
+    Ok(ok(&json!({ "sessions": routes.len() })))
+}
+
+fn ok(body: &impl Serialize) -> Response {
+    match serde_json::to_vec(body) {
+        Ok(bytes) => ([(header::CONTENT_TYPE, "application/json")], bytes).into_response(),
+        Err(error) => Problem::from(ErrorCode::Internal.error(error.to_string())).into_response(),
+    }
+}
+
+fn invalid(api: &Api, detail: impl Into<String>) -> Problem {
+    refused(api, ErrorCode::InvalidArgument.error(detail))
+}
+
+fn refused(api: &Api, error: client::Error) -> Problem {
+    api.context.metrics.refused(&error.code);
+    error.into()
+}
+
+/// An error as `application/problem+json`.
+struct Problem {
+    status: StatusCode,
+    error: client::Error,
+}
+
+impl From<client::Error> for Problem {
+    fn from(error: client::Error) -> Self {
+        let code = ErrorCode::ALL.into_iter().find(|code| code.as_str() == error.code);
+        let status = code.and_then(|code| StatusCode::from_u16(code.http_status()).ok());
+        Self { status: status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), error }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = json!({
+            "type": "about:blank",
+            "title": self.status.canonical_reason().unwrap_or_default(),
+            "status": self.status.as_u16(),
+            "detail": self.error.message,
+            "reason": self.error.code,
+            "requestId": format!("{:016x}", rand::random::<u64>()),
+        });
+        let kind = [(header::CONTENT_TYPE, "application/problem+json")];
+        let mut response = (self.status, kind, body.to_string()).into_response();
+        if self.error.retryable {
+            response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        }
+        response
+    }
+}

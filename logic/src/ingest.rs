@@ -1,0 +1,93 @@
+//! From a send to the queue: what can be refused at once is refused here, the rest is appended in order.
+
+use std::time::Duration;
+
+use berth_proto::{
+    client::{self, target::To},
+    code::ErrorCode,
+    id::SYSTEM_USER,
+    validate,
+};
+
+use crate::{
+    context::{Context, queue_error},
+    queue::{Pending, Record},
+};
+
+/// How long a sender waits for his ack: far above a slow sync, below a client's patience.
+pub(crate) const ACK_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Checks a send, finds its conversation and enters it into the queue; sends of one caller are appended in the order
+/// of these calls. The answer comes from [`accepted`].
+pub(crate) async fn enter(
+    context: &Context,
+    sender: &str,
+    request: client::SendRequest,
+) -> Result<Pending, client::Error> {
+    validate::send(&request).map_err(|problem| ErrorCode::InvalidArgument.error(problem.to_string()))?;
+    let to = request.to.and_then(|target| target.to);
+    let (conversation_id, peer) = match to {
+        Some(To::UserId(user)) => direct(context, sender, user).await?,
+        Some(To::ConversationId(id)) => existing(context, sender, id).await?,
+        Some(To::GroupId(group)) => {
+            return Err(ErrorCode::NotFound.error(format!("group {group} does not exist")));
+        }
+        None => return Err(ErrorCode::InvalidArgument.error("send.to is missing")),
+    };
+    let kind = if request.r#type.is_empty() { "text".to_owned() } else { request.r#type };
+    let record = Record {
+        message_id: 0,
+        conversation_id,
+        sender: sender.to_owned(),
+        peer,
+        client_msg_id: request.client_msg_id,
+        r#type: kind,
+        body: request.body,
+        at_ms: context.now(),
+    };
+    context.queue.append(record).map_err(|error| queue_error(&error))
+}
+
+async fn direct(context: &Context, sender: &str, user: String) -> Result<(u64, String), client::Error> {
+    if user == SYSTEM_USER {
+        return Err(ErrorCode::PermissionDenied.error("send.to.userId system belongs to the server"));
+    }
+    let id = context.store.direct(sender, &user, context.now()).await;
+    Ok((id.map_err(|error| context.store_error(&error))?, user))
+}
+
+/// A conversation that does not exist and one of other people are answered alike: ids are not to be probed.
+async fn existing(context: &Context, sender: &str, id: u64) -> Result<(u64, String), client::Error> {
+    let conversation = context.store.conversation(id).await.map_err(|error| context.store_error(&error))?;
+    let peer = conversation.as_ref().and_then(|conversation| conversation.peer_of(sender));
+    match peer {
+        Some(SYSTEM_USER) if sender != SYSTEM_USER => {
+            Err(ErrorCode::PermissionDenied.error("the conversation with system cannot be answered"))
+        }
+        Some(peer) => Ok((id, peer.to_owned())),
+        None => Err(ErrorCode::PermissionDenied.error(format!("you are no member of conversation {id}"))),
+    }
+}
+
+/// Waits for the queue's answer to what [`enter`] entered.
+pub(crate) async fn accepted(
+    context: &Context,
+    pending: Pending,
+) -> Result<client::SendResponse, client::Error> {
+    let answer = tokio::time::timeout(ACK_DEADLINE, pending).await.map_err(|_| {
+        ErrorCode::DeadlineExceeded
+            .error("the message may or may not have been accepted; retry under the same clientMsgId")
+    })?;
+    let appended = answer.map_err(|error| queue_error(&error))?;
+    if appended.duplicate {
+        context.metrics.duplicates.increment(1);
+    } else {
+        context.metrics.accepted.increment(1);
+    }
+    Ok(client::SendResponse {
+        message_id: appended.message_id,
+        conversation_id: appended.conversation_id,
+        server_time_ms: appended.at_ms,
+        duplicate: appended.duplicate,
+    })
+}

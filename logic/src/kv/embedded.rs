@@ -1,0 +1,111 @@
+//! The embedded engine: one fjall database (a log-structured merge tree with a journal) in one directory.
+//!
+//! Every batch is flushed to the operating system before it returns, so that kill -9 loses nothing. fjall holds its
+//! journal's lock while it syncs, so there is no group commit inside it: whoever wants many durable writes a second
+//! batches them (see `queue::kv`). After a failed write or sync fjall refuses all further writes until it is reopened.
+
+use std::{ops::ControlFlow, path::Path};
+
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
+use prost::bytes::Bytes;
+
+use super::{Batch, Direction, Durability, Kv, KvError, Space, View, Visit};
+
+/// Flush and compaction threads of a database: one is enough for what two cores write, and leaves the other alone.
+const WORKERS: usize = 2;
+
+/// A database on disk.
+pub struct Embedded {
+    spaces: Vec<Keyspace>,
+    /// After the keyspaces: fields drop in order, and the database joins its threads when it drops last.
+    database: Database,
+}
+
+impl Embedded {
+    /// Opens the database in `path`, or makes it, with a keyspace per name.
+    ///
+    /// # Errors
+    /// When the directory cannot be used, is locked by another process, or what it holds cannot be read.
+    pub fn open(path: &Path, names: &[&str], cache_bytes: u64) -> Result<Self, KvError> {
+        let refuse = |error: fjall::Error| KvError {
+            action: "open its directory",
+            detail: format!("{}: {error}", path.display()),
+        };
+        let database =
+            Database::builder(path).cache_size(cache_bytes).worker_threads(WORKERS).open().map_err(refuse)?;
+        let spaces = names
+            .iter()
+            .map(|name| database.keyspace(name, KeyspaceCreateOptions::default))
+            .collect::<Result<_, _>>()
+            .map_err(refuse)?;
+        Ok(Self { spaces, database })
+    }
+}
+
+impl Kv for Embedded {
+    fn view(&self) -> Box<dyn View + '_> {
+        Box::new(EmbeddedView { spaces: &self.spaces, snapshot: self.database.snapshot() })
+    }
+
+    fn write(&self, batch: Batch, durability: Durability) -> Result<(), KvError> {
+        let mode = match durability {
+            Durability::Buffered => PersistMode::Buffer,
+            Durability::Synced => PersistMode::SyncData,
+        };
+        let mut into = self.database.batch().durability(Some(mode));
+        for (space, key, value) in &batch.writes {
+            let keyspace = &self.spaces[usize::from(space.0)];
+            match value {
+                Some(value) => into.insert(keyspace, key.as_slice(), value.as_ref()),
+                None => into.remove(keyspace, key.as_slice()),
+            }
+        }
+        into.commit().map_err(|error| failed("write", &error))
+    }
+
+    fn sync(&self) -> Result<(), KvError> {
+        self.database.persist(PersistMode::SyncData).map_err(|error| failed("sync", &error))
+    }
+}
+
+fn failed(action: &'static str, error: &fjall::Error) -> KvError {
+    KvError { action, detail: error.to_string() }
+}
+
+struct EmbeddedView<'a> {
+    spaces: &'a [Keyspace],
+    snapshot: Snapshot,
+}
+
+impl View for EmbeddedView<'_> {
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, KvError> {
+        let value = self.snapshot.get(&self.spaces[usize::from(space.0)], key);
+        let value = value.map_err(|error| failed("read", &error))?;
+        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn scan(
+        &self,
+        space: Space,
+        from: &[u8],
+        to: &[u8],
+        direction: Direction,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), KvError> {
+        if from >= to {
+            return Ok(());
+        }
+        let mut rows = self.snapshot.range(&self.spaces[usize::from(space.0)], from..to);
+        loop {
+            let row = match direction {
+                Direction::Forward => rows.next(),
+                Direction::Backward => rows.next_back(),
+            };
+            let Some(row) = row else { return Ok(()) };
+            let (key, value) = row.into_inner().map_err(|error| failed("read", &error))?;
+            if let ControlFlow::Break(()) = visit(&key, &value) {
+                return Ok(());
+            }
+        }
+    }
+}

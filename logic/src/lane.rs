@@ -1,0 +1,260 @@
+//! A lane: the messages about some users (by hash), in order, one task.
+//!
+//! Everything about one user goes through one lane, so his requests are taken up in the order received. A lane takes
+//! what waits at once: sessions are registered as one batch, then the rest goes in order. A send is entered into the
+//! queue in its turn and awaited beside the others, so that one sync serves many; everything else is answered inline,
+//! since an embedded store's calls are short. What arrives while the lane is full is handed back to the gateway.
+
+use std::sync::Arc;
+
+use berth_proto::{
+    client::{self, request::Method, response::Result as Answer},
+    code::{CloseCode, ErrorCode},
+    id::SYSTEM_USER,
+    wire::{self, to_gateway::Message as Down, to_logic::Message as Up},
+};
+use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    context::Context,
+    gateways::Downs,
+    ingest,
+    metrics::Asked,
+    request,
+    routes::{GatewayKey, Opened, Opening},
+};
+
+/// Messages that may wait in a lane. With 16 lanes and 64 KiB requests 1 GiB at the very worst; a connect storm of a
+/// whole gateway's budget (2,000 a second) fills an eighth of one.
+pub(crate) const WAITING: usize = 1024;
+
+/// Messages taken up at a time.
+const TAKE: usize = 256;
+
+/// Sends awaited at a time: above it the lane takes nothing more until one is answered.
+const AWAITED: usize = 1024;
+
+/// A message and where it came from.
+pub(crate) struct Arrived {
+    pub(crate) gateway: GatewayKey,
+    pub(crate) message: Up,
+}
+
+struct Acked {
+    gateway: GatewayKey,
+    handle: u64,
+    id: u32,
+    answer: Answer,
+}
+
+type Acks = FuturesUnordered<BoxFuture<'static, Acked>>;
+
+/// Until cancelled, or every gateway's link is gone.
+pub(crate) async fn run(
+    context: Arc<Context>,
+    mut arrivals: mpsc::Receiver<Arrived>,
+    stop: CancellationToken,
+) {
+    let mut taken = Vec::with_capacity(TAKE);
+    let mut acks = Acks::new();
+    let mut downs = Downs::default();
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            Some(acked) = acks.next() => {
+                respond(&mut downs, acked);
+                while let Some(Some(acked)) = futures_util::FutureExt::now_or_never(acks.next()) {
+                    respond(&mut downs, acked);
+                }
+            }
+            count = arrivals.recv_many(&mut taken, TAKE), if acks.len() < AWAITED => {
+                if count == 0 {
+                    return;
+                }
+                handle(&context, &mut taken, &mut acks, &mut downs).await;
+            }
+        }
+        downs.flush(&context.gateways);
+    }
+}
+
+fn respond(downs: &mut Downs, acked: Acked) {
+    downs.respond(&acked.gateway, acked.handle, acked.id, acked.answer);
+}
+
+async fn handle(context: &Arc<Context>, taken: &mut Vec<Arrived>, acks: &mut Acks, downs: &mut Downs) {
+    let mut opens = Vec::new();
+    taken.retain_mut(|arrived| match &mut arrived.message {
+        Up::Open(open) => {
+            opens.push((arrived.gateway.clone(), std::mem::take(open)));
+            false
+        }
+        _ => true,
+    });
+    if !opens.is_empty() {
+        // A session's first request comes after its SessionOpened, so opening first overtakes nothing.
+        open(context, opens, downs).await;
+    }
+    for Arrived { gateway, message } in taken.drain(..) {
+        match message {
+            Up::Request(request) => take_up(context, gateway, request, acks, downs).await,
+            Up::Close(close) => {
+                let closed =
+                    context.routes.close(&close.user_id, &close.device_id, close.session_epoch).await;
+                if let Err(error) = closed {
+                    // The route lives until its lease ends: notifies to it find nobody.
+                    context.routes_error(&error);
+                }
+            }
+            Up::Refresh(refresh) => refresh_inboxes(context, gateway, refresh, downs).await,
+            Up::Open(_) | Up::Renew(_) => {}
+        }
+    }
+}
+
+/// Route written, then inbox seq read, then answered: nothing falls between.
+async fn open(context: &Context, opens: Vec<(GatewayKey, wire::OpenSession)>, downs: &mut Downs) {
+    let (allowed, denied): (Vec<_>, Vec<_>) =
+        opens.into_iter().partition(|(_, open)| open.user_id != SYSTEM_USER);
+    for (gateway, open) in denied {
+        let error = ErrorCode::PermissionDenied.error("the user id system belongs to the server");
+        downs.push(&gateway, Down::Opened(not_opened(open.handle, error, CloseCode::Forbidden)));
+    }
+    let openings = allowed.iter().map(|(gateway, open)| Opening {
+        user: open.user_id.clone(),
+        device: open.device_id.clone(),
+        platform: open.platform.clone(),
+        gateway: gateway.clone(),
+        handle: open.handle,
+        announced: open.session_epoch,
+    });
+    let users: Vec<String> = allowed.iter().map(|(_, open)| open.user_id.clone()).collect();
+    let opened = match context.routes.register(openings.collect(), context.now()).await {
+        Ok(opened) => context
+            .store
+            .inbox_seqs(&users)
+            .await
+            .map(|seqs| (opened, seqs))
+            .map_err(|e| context.store_error(&e)),
+        Err(error) => Err(context.routes_error(&error)),
+    };
+    let (opened, seqs) = match opened {
+        Ok(both) => both,
+        Err(error) => {
+            for (gateway, open) in allowed {
+                downs.push(
+                    &gateway,
+                    Down::Opened(not_opened(open.handle, error.clone(), CloseCode::Internal)),
+                );
+            }
+            return;
+        }
+    };
+    for (((gateway, open), opened), inbox_seq) in allowed.into_iter().zip(opened).zip(seqs) {
+        let answer = answer_open(context, open, opened, inbox_seq, downs);
+        downs.push(&gateway, Down::Opened(answer));
+    }
+}
+
+fn answer_open(
+    context: &Context,
+    open: wire::OpenSession,
+    opened: Opened,
+    inbox_seq: u64,
+    downs: &mut Downs,
+) -> wire::SessionOpened {
+    match opened {
+        Opened::Registered { epoch, replaced } => {
+            context.metrics.sessions_opened.increment(1);
+            if let Some(old) = replaced {
+                context.metrics.sessions_replaced.increment(1);
+                downs.close(&old, CloseCode::SessionReplaced, "the same device connected again");
+            }
+            wire::SessionOpened {
+                handle: open.handle,
+                session_epoch: epoch,
+                inbox_seq,
+                inbox_epoch: context.store.inbox_epoch(),
+                ..Default::default()
+            }
+        }
+        Opened::Stale => {
+            let error = ErrorCode::FailedPrecondition.error("a newer session of this device is connected");
+            not_opened(open.handle, error, CloseCode::SessionReplaced)
+        }
+        Opened::TooManyDevices => {
+            let limit = crate::routes::DEVICES;
+            let error =
+                ErrorCode::FailedPrecondition.error(format!("{limit} devices of this user are connected"));
+            not_opened(open.handle, error, CloseCode::ConnectionLimit)
+        }
+    }
+}
+
+fn not_opened(handle: u64, error: client::Error, code: CloseCode) -> wire::SessionOpened {
+    wire::SessionOpened { handle, error: Some(error), close_code: code.number().into(), ..Default::default() }
+}
+
+async fn take_up(
+    context: &Arc<Context>,
+    gateway: GatewayKey,
+    mut request: wire::ClientRequest,
+    acks: &mut Acks,
+    downs: &mut Downs,
+) {
+    let Some(client::Request { id, method }) = request.request.take() else { return };
+    let handle = request.handle;
+    let Some(method) = method else {
+        let error = ErrorCode::Unimplemented.error("the request names no method this server knows");
+        downs.respond(&gateway, handle, id, request::refuse(context, error));
+        return;
+    };
+    let Method::Send(send) = method else {
+        let answer = request::answer(context, &request, method).await;
+        downs.respond(&gateway, handle, id, answer);
+        return;
+    };
+    context.metrics.asked(Asked::Send);
+    match ingest::enter(context, &request.user_id, send).await {
+        Err(error) => downs.respond(&gateway, handle, id, request::refuse(context, error)),
+        Ok(pending) => {
+            let context = context.clone();
+            acks.push(Box::pin(async move {
+                let answer = match ingest::accepted(&context, pending).await {
+                    Ok(response) => Answer::Send(response),
+                    Err(error) => request::refuse(&context, error),
+                };
+                Acked { gateway, handle, id, answer }
+            }));
+        }
+    }
+}
+
+async fn refresh_inboxes(
+    context: &Context,
+    gateway: GatewayKey,
+    refresh: wire::RefreshInboxes,
+    downs: &mut Downs,
+) {
+    context.metrics.refreshes.increment(refresh.inboxes.len() as u64);
+    let (handles, users): (Vec<u64>, Vec<String>) =
+        refresh.inboxes.into_iter().map(|query| (query.handle, query.user_id)).unzip();
+    match context.store.inbox_seqs(&users).await {
+        Ok(seqs) => {
+            let inboxes = handles.into_iter().zip(seqs);
+            let inboxes = inboxes
+                .map(|(handle, inbox_seq)| wire::NotifyConnection {
+                    handle,
+                    inbox_seq,
+                    conversations: Vec::new(),
+                })
+                .collect();
+            downs.push(&gateway, Down::Refreshed(wire::InboxesRefreshed { inboxes }));
+        }
+        // The next heartbeat asks again.
+        Err(error) => drop(context.store_error(&error)),
+    }
+}

@@ -1,0 +1,328 @@
+//! The routes over an ordered key-value engine: one row per user, one row per gateway boot.
+//!
+//! A route names a lease, not a boot: when a boot's lease ends and begins again it gets another number, so that routes
+//! of the ended one never come back to life. Rows of dead leases are dropped when their user is next written.
+
+use std::{
+    collections::HashMap,
+    ops::ControlFlow,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+
+use super::{DEVICES, GatewayKey, Opened, Opening, Route, Routes, RoutesError};
+use crate::kv::{Batch, Direction, Durability, Key, Kv, KvError, Space, Txn, decode, last_number};
+
+/// Session epochs reserved by one durable write: a restart skips at most these.
+const EPOCHS: u64 = 10_000;
+
+/// For how long an ended lease is remembered, so that its boot is told to announce its sessions again: 7 days, in
+/// milliseconds. A gateway that was cut off for longer is started again by then.
+const REMEMBER_MS: i64 = 7 * 24 * 60 * 60 * 1000;
+
+const COUNTER: &[u8] = b"c";
+
+/// Routes over a [`Kv`].
+pub struct KvRoutes {
+    kv: Arc<dyn Kv>,
+    space: Space,
+    lease_ms: i64,
+    table: Mutex<Table>,
+}
+
+struct Table {
+    leases: HashMap<GatewayKey, Lease>,
+    /// Leases that have not ended, by number.
+    alive: HashMap<u64, GatewayKey>,
+    next: u64,
+    reserved: u64,
+}
+
+struct Lease {
+    number: u64,
+    expires_at_ms: i64,
+    ended: bool,
+    /// It ended before; the boot has yet to be told.
+    forgotten: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct LeaseRow {
+    #[prost(string, tag = "1")]
+    gateway: String,
+    #[prost(fixed64, tag = "2")]
+    boot: u64,
+    #[prost(uint64, tag = "3")]
+    number: u64,
+    /// 0: it has not.
+    #[prost(int64, tag = "4")]
+    ended_at_ms: i64,
+    #[prost(bool, tag = "5")]
+    forgotten: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct UserRow {
+    #[prost(message, repeated, tag = "1")]
+    devices: Vec<DeviceRow>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct DeviceRow {
+    #[prost(string, tag = "1")]
+    device: String,
+    #[prost(string, tag = "2")]
+    platform: String,
+    #[prost(uint64, tag = "3")]
+    lease: u64,
+    #[prost(fixed64, tag = "4")]
+    handle: u64,
+    #[prost(uint64, tag = "5")]
+    epoch: u64,
+}
+
+impl KvRoutes {
+    /// Opens what `space` of the engine holds. Leases that had not ended run for one whole lease from now: they could
+    /// not be renewed while this was away.
+    ///
+    /// # Errors
+    /// When the engine fails.
+    pub fn open(kv: Arc<dyn Kv>, space: Space, lease_ms: i64, now_ms: i64) -> Result<Self, RoutesError> {
+        let mut rows = Vec::new();
+        let reserved = {
+            let view = kv.view();
+            let all = Key::new(b'b');
+            view.scan(space, all.bytes(), &all.after_prefix(), Direction::Forward, &mut |_, value| {
+                rows.push(<LeaseRow as prost::Message>::decode(value));
+                ControlFlow::Continue(())
+            })?;
+            view.get(space, COUNTER)?.map_or(0, |bytes| last_number(&bytes))
+        };
+        let mut table = Table { leases: HashMap::new(), alive: HashMap::new(), next: reserved + 1, reserved };
+        let mut batch = Batch::default();
+        for row in rows {
+            let row = row.map_err(|e| KvError { action: "decode a lease", detail: e.to_string() })?;
+            let key = GatewayKey { id: row.gateway, boot: row.boot };
+            if row.ended_at_ms > 0 && row.ended_at_ms + REMEMBER_MS < now_ms {
+                batch.remove(space, lease_key(&key));
+                continue;
+            }
+            let ended = row.ended_at_ms > 0;
+            if !ended {
+                table.alive.insert(row.number, key.clone());
+            }
+            let expires_at_ms = now_ms + lease_ms;
+            table
+                .leases
+                .insert(key, Lease { number: row.number, expires_at_ms, ended, forgotten: row.forgotten });
+        }
+        if !batch.is_empty() {
+            kv.write(batch, Durability::Buffered)?;
+        }
+        Ok(Self { kv, space, lease_ms, table: Mutex::new(table) })
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next number for a session or a lease; reserves more, durably, before it gives one that is not reserved.
+    fn number(&self, table: &mut Table, at_least: u64) -> Result<u64, KvError> {
+        table.next = table.next.max(at_least);
+        if table.next > table.reserved {
+            let reserved = table.next + EPOCHS;
+            let mut batch = Batch::default();
+            batch.put(self.space, COUNTER, reserved.to_be_bytes().to_vec());
+            self.kv.write(batch, Durability::Synced)?;
+            table.reserved = reserved;
+        }
+        let number = table.next;
+        table.next += 1;
+        Ok(number)
+    }
+
+    /// The number of a boot's lease, begun if it has none, or none any more.
+    fn lease(&self, table: &mut Table, gateway: &GatewayKey, now_ms: i64) -> Result<u64, KvError> {
+        let known = table.leases.get(gateway);
+        if let Some(lease) = known.filter(|lease| !lease.ended) {
+            return Ok(lease.number);
+        }
+        let forgotten = known.is_some();
+        let number = self.number(table, 0)?;
+        let lease = Lease { number, expires_at_ms: now_ms + self.lease_ms, ended: false, forgotten };
+        let mut batch = Batch::default();
+        self.put_lease(&mut batch, gateway, &lease, 0);
+        self.kv.write(batch, Durability::Buffered)?;
+        table.alive.insert(number, gateway.clone());
+        table.leases.insert(gateway.clone(), lease);
+        Ok(number)
+    }
+
+    fn put_lease(&self, batch: &mut Batch, gateway: &GatewayKey, lease: &Lease, ended_at_ms: i64) {
+        let row = LeaseRow {
+            gateway: gateway.id.clone(),
+            boot: gateway.boot,
+            number: lease.number,
+            ended_at_ms,
+            forgotten: lease.forgotten,
+        };
+        batch.put(self.space, lease_key(gateway), prost::Message::encode_to_vec(&row));
+    }
+
+    /// Ends the leases that `over` picks: one step for all their routes.
+    fn end(
+        &self,
+        table: &mut Table,
+        now_ms: i64,
+        over: impl Fn(&GatewayKey, &Lease) -> bool,
+    ) -> Result<Vec<GatewayKey>, KvError> {
+        let mut ended = Vec::new();
+        let mut batch = Batch::default();
+        for (key, lease) in &mut table.leases {
+            if !lease.ended && over(key, lease) {
+                lease.ended = true;
+                table.alive.remove(&lease.number);
+                self.put_lease(&mut batch, key, lease, now_ms.max(1));
+                ended.push(key.clone());
+            }
+        }
+        if !batch.is_empty() {
+            self.kv.write(batch, Durability::Buffered)?;
+        }
+        Ok(ended)
+    }
+
+    fn open_one(
+        &self,
+        txn: &mut Txn<'_>,
+        table: &mut Table,
+        opening: Opening,
+        lease: u64,
+    ) -> Result<Opened, KvError> {
+        let key = user_key(&opening.user);
+        let mut row: UserRow = txn.message(self.space, key.bytes())?.unwrap_or_default();
+        row.devices.retain(|device| table.alive.contains_key(&device.lease));
+        let place = row.devices.iter().position(|device| device.device == opening.device);
+        let epoch = match (opening.announced, place) {
+            (0, None) if row.devices.len() >= DEVICES => return Ok(Opened::TooManyDevices),
+            (0, _) => self.number(table, 0)?,
+            (announced, Some(place)) if row.devices[place].epoch > announced => return Ok(Opened::Stale),
+            (announced, _) => {
+                // Later epochs stay above it even if this table never gave it.
+                table.next = table.next.max(announced + 1);
+                announced
+            }
+        };
+        let old = place.map(|place| row.devices.swap_remove(place)).filter(|old| old.epoch != epoch);
+        row.devices.push(DeviceRow {
+            device: opening.device,
+            platform: opening.platform,
+            lease,
+            handle: opening.handle,
+            epoch,
+        });
+        txn.put_message(self.space, key, &row);
+        Ok(Opened::Registered { epoch, replaced: old.and_then(|old| route(&table.alive, old)) })
+    }
+}
+
+#[async_trait]
+impl Routes for KvRoutes {
+    async fn attach(&self, gateway: &GatewayKey, now_ms: i64) -> Result<(), RoutesError> {
+        let mut table = self.table();
+        self.end(&mut table, now_ms, |key, _| key.id == gateway.id && key.boot != gateway.boot)?;
+        self.lease(&mut table, gateway, now_ms)?;
+        Ok(())
+    }
+
+    async fn register(&self, openings: Vec<Opening>, now_ms: i64) -> Result<Vec<Opened>, RoutesError> {
+        let mut table = self.table();
+        // Before the transaction: a thread does not write while it holds a view.
+        let leases: Vec<u64> = openings
+            .iter()
+            .map(|opening| self.lease(&mut table, &opening.gateway, now_ms))
+            .collect::<Result<_, _>>()?;
+        let announced = openings.iter().map(|opening| opening.announced).max().unwrap_or(0);
+        let needed = table.next.max(announced + 1) + openings.len() as u64;
+        if needed > table.reserved {
+            let next = table.next;
+            self.number(&mut table, needed)?;
+            table.next = next;
+        }
+        let mut txn = Txn::begin(&*self.kv);
+        let opened = openings
+            .into_iter()
+            .zip(leases)
+            .map(|(opening, lease)| self.open_one(&mut txn, &mut table, opening, lease))
+            .collect::<Result<_, _>>()?;
+        txn.commit(Durability::Buffered)?;
+        Ok(opened)
+    }
+
+    async fn close(&self, user: &str, device: &str, epoch: u64) -> Result<bool, RoutesError> {
+        let table = self.table();
+        let mut txn = Txn::begin(&*self.kv);
+        let key = user_key(user);
+        let Some(mut row) = txn.message::<UserRow>(self.space, key.bytes())? else { return Ok(false) };
+        let before = row.devices.len();
+        row.devices.retain(|route| route.device != device || route.epoch > epoch);
+        let closed = row.devices.len() < before;
+        row.devices.retain(|route| table.alive.contains_key(&route.lease));
+        if row.devices.is_empty() {
+            txn.remove(self.space, key);
+        } else if row.devices.len() < before {
+            txn.put_message(self.space, key, &row);
+        }
+        txn.commit(Durability::Buffered)?;
+        Ok(closed)
+    }
+
+    async fn lookup(&self, users: &[String]) -> Result<Vec<Vec<Route>>, RoutesError> {
+        let rows: Vec<UserRow> = {
+            let view = self.kv.view();
+            let row = |user: &String| match view.get(self.space, user_key(user).bytes())? {
+                Some(bytes) => decode(bytes),
+                None => Ok(UserRow::default()),
+            };
+            users.iter().map(row).collect::<Result<_, KvError>>()?
+        };
+        let table = self.table();
+        let live =
+            |row: UserRow| row.devices.into_iter().filter_map(|row| route(&table.alive, row)).collect();
+        Ok(rows.into_iter().map(live).collect())
+    }
+
+    async fn renew(&self, gateway: &GatewayKey, now_ms: i64) -> Result<bool, RoutesError> {
+        let mut table = self.table();
+        let unknown = !table.leases.contains_key(gateway);
+        self.lease(&mut table, gateway, now_ms)?;
+        let Some(lease) = table.leases.get_mut(gateway) else { return Ok(unknown) };
+        lease.expires_at_ms = now_ms + self.lease_ms;
+        let forgotten = std::mem::take(&mut lease.forgotten);
+        if forgotten {
+            let mut batch = Batch::default();
+            self.put_lease(&mut batch, gateway, lease, 0);
+            self.kv.write(batch, Durability::Buffered)?;
+        }
+        Ok(forgotten || unknown)
+    }
+
+    async fn expire(&self, now_ms: i64) -> Result<Vec<GatewayKey>, RoutesError> {
+        let mut table = self.table();
+        self.end(&mut table, now_ms, |_, lease| lease.expires_at_ms <= now_ms).map_err(RoutesError::from)
+    }
+}
+
+fn user_key(user: &str) -> Key {
+    Key::new(b'r').text(user)
+}
+
+fn lease_key(gateway: &GatewayKey) -> Key {
+    Key::new(b'b').text(&gateway.id).number(gateway.boot)
+}
+
+fn route(alive: &HashMap<u64, GatewayKey>, row: DeviceRow) -> Option<Route> {
+    let gateway = alive.get(&row.lease)?.clone();
+    Some(Route { device: row.device, platform: row.platform, gateway, handle: row.handle, epoch: row.epoch })
+}

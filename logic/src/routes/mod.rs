@@ -1,0 +1,104 @@
+//! Routes: which device of a user is connected through which gateway, and who is online.
+//!
+//! A backend implements [`Routes`] and passes `conformance::routes`. A route belongs to (gateway, boot) and dies in one
+//! step with that boot's lease. Session epochs fence it: of two sessions of a device the one with the higher epoch
+//! wins, whatever order opens and closes arrive in.
+
+mod kv;
+
+use async_trait::async_trait;
+use thiserror::Error;
+
+pub use self::kv::KvRoutes;
+use crate::kv::KvError;
+
+/// Devices of one user that may be connected at a time: a message costs a notify for each.
+pub const DEVICES: usize = 100;
+
+/// A gateway's process: the boot id is new for each start.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GatewayKey {
+    /// The gateway's id.
+    pub id: String,
+    /// Its start.
+    pub boot: u64,
+}
+
+/// A connected device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// The device.
+    pub device: String,
+    /// What it runs on.
+    pub platform: String,
+    /// Where it is connected.
+    pub gateway: GatewayKey,
+    /// Its connection there.
+    pub handle: u64,
+    /// Its session.
+    pub epoch: u64,
+}
+
+/// A session to register.
+#[derive(Debug, Clone)]
+pub struct Opening {
+    /// Whose.
+    pub user: String,
+    /// The device.
+    pub device: String,
+    /// What it runs on.
+    pub platform: String,
+    /// Where it is connected.
+    pub gateway: GatewayKey,
+    /// Its connection there.
+    pub handle: u64,
+    /// 0: a new session; else one that the gateway holds already, under this epoch.
+    pub announced: u64,
+}
+
+/// What became of an [`Opening`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Opened {
+    /// Registered.
+    Registered {
+        /// Its epoch: above every earlier one of this device.
+        epoch: u64,
+        /// The session it took the place of, on whichever gateway.
+        replaced: Option<Route>,
+    },
+    /// A newer session of the device is there.
+    Stale,
+    /// The user has [`DEVICES`] others.
+    TooManyDevices,
+}
+
+/// The backend failed.
+#[derive(Debug, Clone, Error)]
+pub enum RoutesError {
+    /// The engine below failed.
+    #[error(transparent)]
+    Engine(#[from] KvError),
+}
+
+/// A table of routes.
+#[async_trait]
+pub trait Routes: Send + Sync {
+    /// A gateway attached: its lease begins or goes on; leases of other boots of the same gateway id end, since an id
+    /// has one process.
+    async fn attach(&self, gateway: &GatewayKey, now_ms: i64) -> Result<(), RoutesError>;
+
+    /// Registers sessions, in order, in one atomic step.
+    async fn register(&self, openings: Vec<Opening>, now_ms: i64) -> Result<Vec<Opened>, RoutesError>;
+
+    /// Removes the route of a session; a newer one of the device stays. Whether one was removed.
+    async fn close(&self, user: &str, device: &str, epoch: u64) -> Result<bool, RoutesError>;
+
+    /// The live routes of each user, in order.
+    async fn lookup(&self, users: &[String]) -> Result<Vec<Vec<Route>>, RoutesError>;
+
+    /// The boot is alive. Whether its lease had ended before: its sessions are forgotten, it must announce them again.
+    async fn renew(&self, gateway: &GatewayKey, now_ms: i64) -> Result<bool, RoutesError>;
+
+    /// Ends the leases that were not renewed in time, and with each all its routes; which.
+    async fn expire(&self, now_ms: i64) -> Result<Vec<GatewayKey>, RoutesError>;
+}

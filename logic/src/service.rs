@@ -1,0 +1,157 @@
+//! Logic as gateways see it: an attached gateway gets a link whose messages go to lanes by user.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use berth_proto::{
+    link::{Link, LogicService, Refused, RefusedReason},
+    wire::{self, to_logic::Message as Up},
+};
+use tokio::sync::mpsc::{self, error::TrySendError};
+
+use crate::{
+    gateways::{Down, Gateways},
+    lane::Arrived,
+    metrics::Metrics,
+    routes::GatewayKey,
+};
+
+/// Lanes: enough that a slow request of one user holds up a sixteenth of the others at most.
+pub(crate) const LANES: usize = 16;
+
+/// About gateways themselves, apart from users: attachments and leases, in order.
+pub(crate) enum Control {
+    /// It attached.
+    Attached(GatewayKey),
+    /// It is alive.
+    Renew(GatewayKey, wire::RenewLease),
+}
+
+/// Control messages that may wait: a handful a second for each gateway.
+pub(crate) const CONTROLS: usize = 1024;
+
+/// The service that gateways attach to.
+pub(crate) struct Service {
+    pub(crate) lanes: Arc<[mpsc::Sender<Arrived>]>,
+    pub(crate) control: mpsc::Sender<Control>,
+    pub(crate) gateways: Arc<Gateways>,
+    pub(crate) metrics: Metrics,
+}
+
+impl LogicService for Service {
+    fn attach(&self, gateway: wire::AttachGateway, down: Down) -> Arc<dyn Link<wire::ToLogic>> {
+        let key = GatewayKey { id: gateway.gateway_id, boot: gateway.boot };
+        let attachment = self.gateways.attach(key.clone(), down);
+        tracing::info!(gateway = key.id, boot = key.boot, "a gateway attached");
+        if self.control.try_send(Control::Attached(key.clone())).is_err() {
+            // Its lease begins with its first session or renewal then; only older boots of it live on until theirs end.
+            tracing::warn!(
+                gateway = key.id,
+                "the attachment could not be noted: the control queue is full or closed"
+            );
+        }
+        Arc::new(UpLink {
+            key,
+            attachment,
+            lanes: self.lanes.clone(),
+            control: self.control.clone(),
+            gateways: self.gateways.clone(),
+            metrics: self.metrics.clone(),
+            turn: AtomicUsize::new(0),
+        })
+    }
+}
+
+/// One gateway's way up. Dropping it detaches the gateway.
+struct UpLink {
+    key: GatewayKey,
+    attachment: u64,
+    lanes: Arc<[mpsc::Sender<Arrived>]>,
+    control: mpsc::Sender<Control>,
+    gateways: Arc<Gateways>,
+    metrics: Metrics,
+    /// Heartbeat batches are about many users and in no order: lanes take turns.
+    turn: AtomicUsize,
+}
+
+impl UpLink {
+    fn lane(&self, message: &Up) -> usize {
+        match message {
+            Up::Open(open) => lane_of(&open.user_id),
+            Up::Close(close) => lane_of(&close.user_id),
+            Up::Request(request) => lane_of(&request.user_id),
+            Up::Refresh(_) | Up::Renew(_) => self.turn.fetch_add(1, Ordering::Relaxed) % LANES,
+        }
+    }
+
+    /// What was not taken, and why.
+    fn pass(&self, message: Up) -> Option<(RefusedReason, Up)> {
+        if let Up::Renew(renew) = message {
+            return match self.control.try_send(Control::Renew(self.key.clone(), renew)) {
+                Ok(()) => None,
+                Err(TrySendError::Full(_)) => Some((RefusedReason::Full, Up::Renew(renew))),
+                Err(TrySendError::Closed(_)) => Some((RefusedReason::Closed, Up::Renew(renew))),
+            };
+        }
+        let lane = &self.lanes[self.lane(&message)];
+        match lane.try_send(Arrived { gateway: self.key.clone(), message }) {
+            Ok(()) => None,
+            Err(TrySendError::Full(arrived)) => Some((RefusedReason::Full, arrived.message)),
+            Err(TrySendError::Closed(arrived)) => Some((RefusedReason::Closed, arrived.message)),
+        }
+    }
+}
+
+fn lane_of(user: &str) -> usize {
+    let mut hasher = DefaultHasher::new();
+    user.hash(&mut hasher);
+    (hasher.finish() % LANES as u64) as usize
+}
+
+impl Link<wire::ToLogic> for UpLink {
+    fn send(&self, batch: Vec<wire::ToLogic>) -> Result<(), Refused<wire::ToLogic>> {
+        let mut rest = Vec::new();
+        let mut reason = None;
+        let mut full = [false; LANES];
+        for wire::ToLogic { message } in batch {
+            let Some(message) = message else { continue };
+            let about_user = !matches!(message, Up::Refresh(_) | Up::Renew(_));
+            let lane = if about_user { Some(self.lane(&message)) } else { None };
+            // Once a lane refused, what follows for it in this batch must not overtake.
+            let refused = match lane {
+                Some(lane) if full[lane] => Some((RefusedReason::Full, message)),
+                _ => self.pass(message),
+            };
+            if let Some((why, message)) = refused {
+                if let Some(lane) = lane {
+                    full[lane] = true;
+                }
+                reason.get_or_insert(why);
+                rest.push(wire::ToLogic { message: Some(message) });
+            }
+        }
+        match reason {
+            None => Ok(()),
+            Some(reason) => {
+                self.metrics.lane_full.increment(rest.len() as u64);
+                Err(Refused { rest, reason })
+            }
+        }
+    }
+
+    fn connected(&self) -> bool {
+        !self.control.is_closed()
+    }
+}
+
+impl Drop for UpLink {
+    fn drop(&mut self) {
+        self.gateways.detach(&self.key, self.attachment);
+        tracing::info!(gateway = self.key.id, boot = self.key.boot, "a gateway detached");
+    }
+}

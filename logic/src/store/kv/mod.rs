@@ -1,0 +1,214 @@
+//! The store over an ordered key-value engine: `embedded` on fjall, `memory` on maps.
+//!
+//! Writes are read-modify-write under one writer lock: an embedded engine has one journal anyway, and many records
+//! share a batch. Reads take a view and no lock.
+
+mod read;
+mod row;
+mod write;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use berth_proto::client;
+
+use self::row::{EPOCH, HIGHEST_CONVERSATION, STATE};
+use super::{
+    Committed, Conversation, Cursor, Kind, Marked, Page, Spread, Store, StoreError, Swept, Unspread,
+};
+use crate::{
+    kv::{Batch, Durability, Kv, KvError, Txn, last_number},
+    queue::Stored,
+    snowflake::Snowflake,
+};
+
+/// A store over a [`Kv`] with the spaces of [`KvStore::SPACES`].
+pub struct KvStore {
+    kv: Arc<dyn Kv>,
+    /// Held from a transaction's first read to its commit.
+    writer: Mutex<Snowflake>,
+    inbox_epoch: u64,
+}
+
+/// What becomes of the inbox epoch at an opening.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Epoch {
+    /// What the engine holds is what was last written: the stored epoch, or 1 in a new store.
+    Keep,
+    /// Writes may be missing: the next one, durable before anybody sees it.
+    Raise,
+    /// This one: of a store that begins empty each time.
+    Is(u64),
+}
+
+impl KvStore {
+    /// The spaces it needs, in order.
+    pub const SPACES: [&'static str; 3] = ["timeline", "inbox", "state"];
+
+    /// Opens what the engine holds, or begins anew; `node` goes into conversation ids.
+    ///
+    /// # Errors
+    /// When the engine fails.
+    pub fn open(kv: Arc<dyn Kv>, node: u16, epoch: Epoch) -> Result<Self, StoreError> {
+        let (stored, highest) = {
+            let view = kv.view();
+            let number = |key| view.get(STATE, key).map(|value| value.map_or(0, |bytes| last_number(&bytes)));
+            (number(EPOCH)?, number(HIGHEST_CONVERSATION)?)
+        };
+        let inbox_epoch = match epoch {
+            Epoch::Keep => stored.max(1),
+            Epoch::Raise => stored.max(1) + 1,
+            Epoch::Is(epoch) => epoch,
+        };
+        if inbox_epoch != stored {
+            let mut batch = Batch::default();
+            batch.put(STATE, EPOCH, inbox_epoch.to_be_bytes().to_vec());
+            kv.write(batch, Durability::Synced)?;
+        }
+        Ok(Self { kv, writer: Mutex::new(Snowflake::above(node, highest)), inbox_epoch })
+    }
+
+    /// Conversation ids come from the lock's own generator.
+    fn write(&self) -> MutexGuard<'_, Snowflake> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self) -> Txn<'_> {
+        Txn::begin(&*self.kv)
+    }
+}
+
+#[async_trait]
+impl Store for KvStore {
+    fn inbox_epoch(&self) -> u64 {
+        self.inbox_epoch
+    }
+
+    async fn direct(&self, a: &str, b: &str, now_ms: i64) -> Result<u64, StoreError> {
+        let (first, second) = if a <= b { (a, b) } else { (b, a) };
+        if let Some(id) = read::pair(&*self.kv.view(), first, second)? {
+            return Ok(id);
+        }
+        let mut ids = self.write();
+        let mut txn = self.begin();
+        write::direct(&mut txn, &mut ids, first, second, now_ms)
+            .and_then(|id| txn.commit(Durability::Buffered).map(|()| id))
+            .map_err(StoreError::from)
+    }
+
+    async fn conversation(&self, id: u64) -> Result<Option<Conversation>, StoreError> {
+        let row = read::conversation(&*self.kv.view(), id)?;
+        Ok(row.map(|row| Conversation { kind: Kind::Direct, members: [row.first, row.second] }))
+    }
+
+    async fn marks(&self, partitions: u16) -> Result<Vec<u64>, StoreError> {
+        let view = self.kv.view();
+        let mark = |p| Ok(view.get(STATE, row::mark(p).bytes())?.map_or(0, |bytes| last_number(&bytes)));
+        (0..partitions).map(mark).collect::<Result<_, KvError>>().map_err(StoreError::from)
+    }
+
+    async fn commit(
+        &self,
+        partition: u16,
+        records: Vec<Stored>,
+        now_ms: i64,
+    ) -> Result<Committed, StoreError> {
+        let mut ids = self.write();
+        let mut txn = self.begin();
+        let committed = write::commit(&mut txn, &mut ids, partition, records, now_ms)?;
+        txn.commit(Durability::Buffered)?;
+        Ok(committed)
+    }
+
+    async fn outbox(&self, after: Option<Unspread>, limit: usize) -> Result<Vec<Unspread>, StoreError> {
+        read::outbox(&*self.kv.view(), after, limit).map_err(StoreError::from)
+    }
+
+    async fn spread(&self, work: Vec<Unspread>, now_ms: i64) -> Result<Spread, StoreError> {
+        let _writer = self.write();
+        let mut txn = self.begin();
+        let spread = write::spread(&mut txn, &work, now_ms)?;
+        txn.commit(Durability::Buffered)?;
+        Ok(spread)
+    }
+
+    async fn inbox_seqs(&self, users: &[String]) -> Result<Vec<u64>, StoreError> {
+        let view = self.kv.view();
+        let seq = |user: &String| read::head(&*view, user).map(|head| head.latest_seq);
+        users.iter().map(seq).collect::<Result<_, _>>().map_err(StoreError::from)
+    }
+
+    async fn pull(&self, user: &str, after: u64, page: Page) -> Result<client::PullResponse, StoreError> {
+        read::pull(&*self.kv.view(), user, after, page, self.inbox_epoch)
+    }
+
+    async fn history(
+        &self,
+        user: &str,
+        request: &client::HistoryRequest,
+        page: Page,
+    ) -> Result<Option<client::HistoryResponse>, StoreError> {
+        read::history(&*self.kv.view(), user, request, page).map_err(StoreError::from)
+    }
+
+    async fn conversations(
+        &self,
+        user: &str,
+        after: Option<Cursor>,
+        page: Page,
+    ) -> Result<(client::ConversationsResponse, Option<Cursor>), StoreError> {
+        read::conversations(&*self.kv.view(), user, after, page)
+    }
+
+    async fn mark_read(
+        &self,
+        user: &str,
+        conversation_id: u64,
+        seq: u64,
+        now_ms: i64,
+    ) -> Result<Option<Marked>, StoreError> {
+        let _writer = self.write();
+        let mut txn = self.begin();
+        let marked = write::mark_read(&mut txn, user, conversation_id, seq, now_ms)?;
+        txn.commit(Durability::Buffered)?;
+        Ok(marked)
+    }
+
+    async fn ack(&self, user: &str, device: &str, seq: u64) -> Result<(), StoreError> {
+        let _writer = self.write();
+        let mut txn = self.begin();
+        let key = row::acked(user, device);
+        let known = txn.get(STATE, key.bytes())?.map_or(0, |bytes| last_number(&bytes));
+        if seq > known {
+            txn.put(STATE, key, seq.to_be_bytes().to_vec());
+        }
+        txn.commit(Durability::Buffered).map_err(StoreError::from)
+    }
+
+    async fn sweep(
+        &self,
+        after: Option<String>,
+        before_ms: i64,
+        users: usize,
+        rows: usize,
+    ) -> Result<Swept, StoreError> {
+        let found = read::users(&*self.kv.view(), after.as_deref(), users)?;
+        let mut swept = Swept::default();
+        for user in &found {
+            let _writer = self.write();
+            let mut txn = self.begin();
+            swept.rows += write::expire(&mut txn, user, before_ms, rows)?;
+            txn.commit(Durability::Buffered)?;
+        }
+        swept.next = if found.len() < users { None } else { found.into_iter().next_back() };
+        Ok(swept)
+    }
+
+    async fn sync(&self) -> Result<(), StoreError> {
+        // Apart from the runtime's own threads: a sync takes milliseconds.
+        let kv = self.kv.clone();
+        let synced = tokio::task::spawn_blocking(move || kv.sync()).await;
+        let ended = |error: tokio::task::JoinError| KvError { action: "sync", detail: error.to_string() };
+        synced.map_err(ended)?.map_err(StoreError::from)
+    }
+}

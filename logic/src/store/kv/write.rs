@@ -1,0 +1,328 @@
+//! What changes the store, as functions of a transaction: the caller holds the writer lock and commits.
+
+use berth_proto::{client, code::ErrorCode, id::SYSTEM_USER};
+use client::event::Event as EventKind;
+use prost::bytes::Bytes;
+
+use super::row::{
+    self, ConversationRow, HIGHEST_CONVERSATION, Head, INBOX, InboxRow, MemberRow, OutboxRow, PoisonRow,
+    STATE, TIMELINE, TimelineRow,
+};
+use crate::{
+    kv::{Direction, KvError, Txn, last_number},
+    queue::{Poison, Record, Stored},
+    snowflake::Snowflake,
+    store::{Committed, Marked, Moved, Spread, StoreError, Unspread},
+};
+
+/// The conversation of a pair in order, made if there is none.
+pub(super) fn direct(
+    txn: &mut Txn<'_>,
+    ids: &mut Snowflake,
+    first: &str,
+    second: &str,
+    now_ms: i64,
+) -> Result<u64, KvError> {
+    let key = row::pair(first, second);
+    if let Some(bytes) = txn.get(STATE, key.bytes())? {
+        return Ok(last_number(&bytes));
+    }
+    let id = ids.next(now_ms);
+    create(txn, id, first, second);
+    txn.put(STATE, HIGHEST_CONVERSATION, id.to_be_bytes().to_vec());
+    Ok(id)
+}
+
+fn create(txn: &mut Txn<'_>, id: u64, first: &str, second: &str) -> ConversationRow {
+    let conversation =
+        ConversationRow { first: first.to_owned(), second: second.to_owned(), ..Default::default() };
+    txn.put(STATE, row::pair(first, second), id.to_be_bytes().to_vec());
+    txn.put_message(STATE, row::conversation(id), &conversation);
+    conversation
+}
+
+/// Applies records in order; those at or below the partition's mark are done already.
+pub(super) fn commit(
+    txn: &mut Txn<'_>,
+    ids: &mut Snowflake,
+    partition: u16,
+    records: Vec<Stored>,
+    now_ms: i64,
+) -> Result<Committed, StoreError> {
+    let mark_key = row::mark(partition);
+    let mut done = Committed {
+        mark: txn.get(STATE, mark_key.bytes())?.map_or(0, |bytes| last_number(&bytes)),
+        ..Default::default()
+    };
+    for Stored { offset, record } in records {
+        if offset <= done.mark {
+            continue;
+        }
+        if offset != done.mark + 1 {
+            return Err(StoreError::Gap { partition, mark: done.mark, offset });
+        }
+        match record {
+            Ok(record) => apply(txn, ids, partition, offset, record, now_ms, &mut done)?,
+            Err(poison) => set_aside(txn, partition, offset, poison, now_ms, &mut done),
+        }
+        done.mark = offset;
+    }
+    txn.put(STATE, mark_key, done.mark.to_be_bytes().to_vec());
+    Ok(done)
+}
+
+fn apply(
+    txn: &mut Txn<'_>,
+    ids: &mut Snowflake,
+    partition: u16,
+    offset: u64,
+    record: Record,
+    now_ms: i64,
+    done: &mut Committed,
+) -> Result<(), StoreError> {
+    let id = record.conversation_id;
+    let mut conversation = match conversation_of(txn, ids, &record)? {
+        Ok(conversation) => conversation,
+        Err(reason) => {
+            let failure = client::Failure {
+                client_msg_id: record.client_msg_id.clone(),
+                code: ErrorCode::Internal.as_str().to_owned(),
+                message: reason.clone(),
+            };
+            let event = client::Event { event: Some(EventKind::Failure(failure)) };
+            let row = InboxRow { at_ms: now_ms, event: Some(event), ..Default::default() };
+            done.moved.extend(deliver(txn, &record.sender, &row, 0)?);
+            let bytes = Bytes::from(prost::Message::encode_to_vec(&record));
+            set_aside(txn, partition, offset, Poison { bytes, reason }, now_ms, done);
+            return Ok(());
+        }
+    };
+    conversation.last_seq += 1;
+    conversation.by_first += u64::from(record.sender == conversation.first);
+    let seq = conversation.last_seq;
+    let message = client::Message {
+        message_id: record.message_id,
+        conversation_id: id,
+        conversation_seq: seq,
+        from: record.sender.clone(),
+        client_msg_id: record.client_msg_id,
+        r#type: record.r#type,
+        body: record.body,
+        server_time_ms: record.at_ms,
+        group_id: String::new(),
+    };
+    let timeline = TimelineRow { message: Some(message), by_first: conversation.by_first };
+    txn.put_message(TIMELINE, row::timeline(id, seq), &timeline);
+    txn.put_message(STATE, row::conversation(id), &conversation);
+
+    let row = message_row(id, seq, now_ms);
+    done.moved.extend(deliver(txn, &record.sender, &row, 0)?);
+    let mut member = member_of(txn, &record.sender, id)?;
+    activate(txn, &record.sender, id, &mut member, record.message_id);
+
+    if conversation.first != conversation.second {
+        let outbox = OutboxRow { sender: record.sender, message_id: record.message_id };
+        txn.put_message(STATE, row::outbox(id, seq), &outbox);
+        done.unspread.push(Unspread { conversation_id: id, seq });
+    }
+    Ok(())
+}
+
+/// The record's conversation, made again if a crash lost it; or why the record cannot be.
+fn conversation_of(
+    txn: &mut Txn<'_>,
+    ids: &mut Snowflake,
+    record: &Record,
+) -> Result<Result<ConversationRow, String>, KvError> {
+    let (a, b) = (record.sender.as_str(), record.peer.as_str());
+    let (first, second) = if a <= b { (a, b) } else { (b, a) };
+    let id = record.conversation_id;
+    if let Some(known) = txn.message::<ConversationRow>(STATE, row::conversation(id).bytes())? {
+        let same = known.first == first && known.second == second;
+        return Ok(if same { Ok(known) } else { Err(format!("conversation {id} has other members")) });
+    }
+    if first.is_empty() {
+        return Ok(Err("it names no peer".to_owned()));
+    }
+    if let Some(bytes) = txn.get(STATE, row::pair(first, second).bytes())? {
+        let other = last_number(&bytes);
+        return Ok(Err(format!("its members' conversation is {other}, not {id}")));
+    }
+    ids.stay_above(id);
+    let highest = txn.get(STATE, HIGHEST_CONVERSATION)?.map_or(0, |bytes| last_number(&bytes));
+    txn.put(STATE, HIGHEST_CONVERSATION, highest.max(id).to_be_bytes().to_vec());
+    Ok(Ok(create(txn, id, first, second)))
+}
+
+fn set_aside(
+    txn: &mut Txn<'_>,
+    partition: u16,
+    offset: u64,
+    poison: Poison,
+    now_ms: i64,
+    done: &mut Committed,
+) {
+    tracing::error!(partition, offset, reason = poison.reason, "a record cannot be used and was set aside");
+    let row = PoisonRow { bytes: poison.bytes, reason: poison.reason, at_ms: now_ms };
+    txn.put_message(STATE, row::poison(partition, offset), &row);
+    done.poisoned += 1;
+}
+
+/// Gives outbox rows to the other members and takes them off.
+pub(super) fn spread(txn: &mut Txn<'_>, work: &[Unspread], now_ms: i64) -> Result<Spread, StoreError> {
+    let mut done = Spread::default();
+    for &Unspread { conversation_id: id, seq } in work {
+        let key = row::outbox(id, seq);
+        let Some(outbox) = txn.message::<OutboxRow>(STATE, key.bytes())? else { continue };
+        txn.remove(STATE, key);
+        let conversation: ConversationRow =
+            txn.message(STATE, row::conversation(id).bytes())?.ok_or_else(|| {
+                StoreError::Damaged(format!("conversation {id} has an outbox row but does not exist"))
+            })?;
+        let recipient =
+            if outbox.sender == conversation.first { conversation.second } else { conversation.first };
+        let mut member = member_of(txn, &recipient, id)?;
+        if seq <= member.applied_seq {
+            continue;
+        }
+        member.applied_seq = seq;
+        let unread = u64::from(seq > member.read_seq);
+        member.unread += unread;
+        done.delivered += 1;
+        done.moved.extend(deliver(txn, &recipient, &message_row(id, seq, now_ms), unread)?);
+        activate(txn, &recipient, id, &mut member, outbox.message_id);
+    }
+    Ok(done)
+}
+
+/// Moves a member's read mark forward and both counts with it.
+pub(super) fn mark_read(
+    txn: &mut Txn<'_>,
+    user: &str,
+    id: u64,
+    seq: u64,
+    now_ms: i64,
+) -> Result<Option<Marked>, StoreError> {
+    let conversation: Option<ConversationRow> = txn.message(STATE, row::conversation(id).bytes())?;
+    let Some(conversation) = conversation.filter(|c| c.first == user || c.second == user) else {
+        return Ok(None);
+    };
+    let mut member = member_of(txn, user, id)?;
+    let mut head = head_of(txn, user)?;
+    let seq = seq.min(conversation.last_seq);
+    if seq <= member.read_seq {
+        let response = client::MarkReadResponse { unread: member.unread, total_unread: head.total_unread };
+        return Ok(Some(Marked { response, moved: None }));
+    }
+    let unread = others_between(txn, &conversation, user, id, seq, member.applied_seq)?;
+    let read = member.unread.saturating_sub(unread);
+    member.read_seq = seq;
+    member.unread = unread;
+    txn.put_message(STATE, row::member(user, id), &member);
+    head.total_unread = head.total_unread.saturating_sub(read);
+    txn.put_message(STATE, row::head(user), &head);
+
+    let event = client::ReadEvent { conversation_id: id, seq };
+    let event = client::Event { event: Some(EventKind::Read(event)) };
+    let row = InboxRow { at_ms: now_ms, event: Some(event), ..Default::default() };
+    let moved = deliver(txn, user, &row, 0)?;
+    let response = client::MarkReadResponse { unread, total_unread: head.total_unread };
+    Ok(Some(Marked { response, moved }))
+}
+
+/// Other people's messages in `after..=through`: all of them minus the user's own, from the running counts.
+fn others_between(
+    txn: &Txn<'_>,
+    conversation: &ConversationRow,
+    user: &str,
+    id: u64,
+    after: u64,
+    through: u64,
+) -> Result<u64, StoreError> {
+    if after >= through || conversation.first == conversation.second {
+        return Ok(0);
+    }
+    let by_first = |seq: u64| match seq {
+        0 => Ok(0),
+        seq => txn
+            .message::<TimelineRow>(TIMELINE, row::timeline(id, seq).bytes())?
+            .map(|row| row.by_first)
+            .ok_or_else(|| StoreError::Damaged(format!("conversation {id} has no message {seq}"))),
+    };
+    let first = by_first(through)? - by_first(after)?;
+    Ok(if user == conversation.first { through - after - first } else { first })
+}
+
+/// Removes a user's oldest rows while they were written before `before_ms`, and moves his floor; how many.
+pub(super) fn expire(txn: &mut Txn<'_>, user: &str, before_ms: i64, most: usize) -> Result<u64, StoreError> {
+    let mut head = head_of(txn, user)?;
+    let mut gone = 0;
+    let mut undecodable = None;
+    let (from, to) = (row::inbox(user, head.floor()), row::inbox(user, head.latest_seq + 1));
+    let mut visit = |_: &[u8], value: &[u8]| {
+        use std::ops::ControlFlow::{Break, Continue};
+        match <InboxRow as prost::Message>::decode(value) {
+            Ok(row) if row.at_ms < before_ms => gone += 1,
+            Ok(_) => return Break(()),
+            Err(error) => {
+                undecodable = Some(error.to_string());
+                return Break(());
+            }
+        }
+        if gone < most { Continue(()) } else { Break(()) }
+    };
+    txn.before().scan(INBOX, from.bytes(), to.bytes(), Direction::Forward, &mut visit)?;
+    if let Some(detail) = undecodable {
+        return Err(KvError { action: "decode an inbox row", detail }.into());
+    }
+    if gone == 0 {
+        return Ok(0);
+    }
+    let floor = head.floor() + gone as u64;
+    for seq in head.floor()..floor {
+        txn.remove(INBOX, row::inbox(user, seq));
+    }
+    head.floor_seq = floor;
+    txn.put_message(STATE, row::head(user), &head);
+    Ok(gone as u64)
+}
+
+fn message_row(conversation_id: u64, conversation_seq: u64, at_ms: i64) -> InboxRow {
+    InboxRow { at_ms, conversation_id, conversation_seq, event: None }
+}
+
+/// Appends a row to a user's inbox. The server itself has none: nobody would ever pull it.
+fn deliver(txn: &mut Txn<'_>, user: &str, row: &InboxRow, unread: u64) -> Result<Option<Moved>, KvError> {
+    if user == SYSTEM_USER {
+        return Ok(None);
+    }
+    let mut head = head_of(txn, user)?;
+    head.latest_seq += 1;
+    head.total_unread += unread;
+    txn.put_message(INBOX, row::inbox(user, head.latest_seq), row);
+    txn.put_message(STATE, row::head(user), &head);
+    Ok(Some(Moved { user: user.to_owned(), inbox_seq: head.latest_seq }))
+}
+
+/// Writes a member's row, and moves the conversation up in his list if the message is newer than what he had.
+fn activate(txn: &mut Txn<'_>, user: &str, id: u64, member: &mut MemberRow, message_id: u64) {
+    if user == SYSTEM_USER {
+        return;
+    }
+    if message_id > member.activity {
+        if member.activity > 0 {
+            txn.remove(STATE, row::activity(user, member.activity, id));
+        }
+        member.activity = message_id;
+        txn.put(STATE, row::activity(user, message_id, id), Bytes::new());
+    }
+    txn.put_message(STATE, row::member(user, id), member);
+}
+
+fn head_of(txn: &Txn<'_>, user: &str) -> Result<Head, KvError> {
+    Ok(txn.message(STATE, row::head(user).bytes())?.unwrap_or_default())
+}
+
+fn member_of(txn: &Txn<'_>, user: &str, id: u64) -> Result<MemberRow, KvError> {
+    Ok(txn.message(STATE, row::member(user, id).bytes())?.unwrap_or_default())
+}

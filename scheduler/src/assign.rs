@@ -1,0 +1,100 @@
+//! From a decision to what a client needs: endpoints and a signed ticket; and the decision is counted.
+
+use berth_proto::{schedule, wire::Ticket};
+use rand::Rng;
+
+use crate::{
+    core::Core,
+    decide::{NoGateway, Request, decide},
+    fleet::{Fleet, Profile},
+};
+
+/// Where a user is sent.
+pub(crate) struct Assigned {
+    pub schedule_id: u64,
+    pub endpoints: Vec<schedule::ScheduleEndpoint>,
+    pub ticket: String,
+    pub expires_at_ms: i64,
+    pub decision: schedule::Decision,
+}
+
+/// For whom, until when.
+pub(crate) struct Terms<'a> {
+    /// Transport names in the order the client wants them; empty: all, as the gateway lists them.
+    pub transports: &'a [String],
+    /// The user's JWT ends then; the ticket does not outlive it. Milliseconds since the Unix epoch.
+    pub auth_expires_at_ms: i64,
+    /// Milliseconds since the Unix epoch.
+    pub now_ms: i64,
+}
+
+impl Core {
+    /// Decides, signs and counts.
+    pub fn assign(&self, request: &Request<'_>, terms: &Terms<'_>) -> Result<Assigned, NoGateway> {
+        let (fleet, policy) = (self.fleet.load(), self.policy.load());
+        let mut rng = rand::rng();
+        let decision = decide(&fleet, &policy, request, self.clock.monotonic_ms(), &mut rng)?;
+        let ranked = decision.ranked.as_slice();
+        let schedule_id = rng.random();
+        let expires_at_ms = (terms.now_ms + self.ticket_ttl_ms).min(terms.auth_expires_at_ms);
+        let ticket = self.signer.sign(&Ticket {
+            user_id: request.user_id.to_owned(),
+            device_id: request.client.device_id.to_owned(),
+            gateway_ids: ranked.iter().map(|index| fleet.gateway(*index).profile.id.to_string()).collect(),
+            pool: decision.pool.to_owned(),
+            home: decision.home.to_owned(),
+            policy_version: decision.policy_version,
+            expires_at_ms,
+            auth_expires_at_ms: terms.auth_expires_at_ms,
+            schedule_id,
+            issued_at_ms: terms.now_ms,
+        });
+        self.assigned(&fleet, ranked[0], schedule_id);
+        self.metrics.decision(decision.pool, decision.reason);
+        tracing::debug!(
+            schedule_id = %format_args!("{schedule_id:016x}"),
+            user = request.user_id,
+            gateway = %fleet.gateway(ranked[0]).profile.id,
+            pool = decision.pool,
+            reason = decision.reason.as_str(),
+            "assigned"
+        );
+        Ok(Assigned {
+            schedule_id,
+            endpoints: endpoints(&fleet, ranked, terms.transports),
+            ticket,
+            expires_at_ms,
+            decision: describe(&decision),
+        })
+    }
+}
+
+/// A decision as clients are told it.
+pub(crate) fn describe(decision: &crate::decide::Decision<'_>) -> schedule::Decision {
+    schedule::Decision {
+        policy_version: decision.policy_version,
+        rule_id: decision.rule.map_or_else(String::new, |rule| rule.id.clone()),
+        reason: decision.reason,
+        pool: decision.pool.to_owned(),
+    }
+}
+
+/// The endpoints of the gateways, best first, each gateway once per transport asked for.
+pub(crate) fn endpoints(
+    fleet: &Fleet,
+    ranked: &[u32],
+    transports: &[String],
+) -> Vec<schedule::ScheduleEndpoint> {
+    let profiles = ranked.iter().map(|index| &*fleet.gateway(*index).profile);
+    profiles.flat_map(|profile| endpoints_of(profile, transports)).collect()
+}
+
+fn endpoints_of(profile: &Profile, transports: &[String]) -> Vec<schedule::ScheduleEndpoint> {
+    let all = || profile.endpoints.iter().cloned().map(Into::into);
+    if transports.is_empty() {
+        return all().collect();
+    }
+    let named =
+        |name: &String| all().find(|endpoint: &schedule::ScheduleEndpoint| endpoint.transport == *name);
+    transports.iter().filter_map(named).collect()
+}

@@ -1,0 +1,262 @@
+//! The explanation of a decision: the same stages, written down, and where every gateway stands.
+
+use rand::Rng;
+use serde::Serialize;
+
+use super::{
+    Decision, Domain, Dropped, NoGateway, Observer, Request, Tier, TierVerdict, Verdict, decide_observed,
+    load::Chooser,
+};
+use crate::{
+    fleet::{Fleet, State, Sums},
+    policy::{GrayRule, Policy},
+};
+
+/// Most gateways listed one by one: those after them are only counted.
+const MAX_LISTED: usize = 1_000;
+
+/// Everything a decision did.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// What there was to choose from.
+    pub admission: Admission,
+    /// The region the user belongs to; empty: none.
+    pub home: String,
+    /// Gray rules looked at, until one applied.
+    pub rules: Vec<RuleSeen>,
+    /// Pools tried, in order.
+    pub pools: Vec<PoolSeen>,
+    /// Tiers looked at, in order.
+    pub tiers: Vec<TierSeen>,
+    /// Gateways drawn at random, in order.
+    pub draws: Vec<Draw>,
+    /// The list, best first, and the failure domain each gateway stands for.
+    pub ranked: Vec<RankedSeen>,
+    /// Where every gateway of the fleet stands for this request.
+    pub gateways: Vec<GatewaySeen>,
+    /// Gateways that are not listed, since the list is at most 1,000 long.
+    pub gateways_not_listed: usize,
+}
+
+/// The admission stage.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Admission {
+    /// Gateways known.
+    pub known: usize,
+    /// Of those, assignable.
+    pub assignable: usize,
+    /// So many gateways fell silent together that they are assigned on their last known load.
+    pub distrusted: bool,
+}
+
+/// A gray rule that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuleSeen {
+    /// Its id.
+    pub rule_id: String,
+    /// `named`, `all`, `in`, `out`, `nobody` or `mismatch`.
+    pub verdict: &'static str,
+    /// The key of `match` that does not hold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mismatch: Option<&'static str>,
+    /// The user's bucket under the rule's salt, where it was needed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bucket: Option<u16>,
+}
+
+/// A pool that was tried.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolSeen {
+    /// Its name.
+    pub pool: String,
+    /// Its assignable gateways.
+    pub candidates: u32,
+    /// Nothing else was left: gateways that the client could not reach were allowed again.
+    pub allow_failed: bool,
+}
+
+/// A tier that was looked at.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TierSeen {
+    /// `zone`, `home`, `region`, `measured` or `rest`.
+    pub kind: &'static str,
+    /// Its region; empty for the rest.
+    pub region: String,
+    /// Its assignable gateways.
+    pub candidates: u32,
+    /// Reported connections over capacity.
+    pub utilisation: f64,
+    /// The mean score, with pending assignments and slow start.
+    pub mean_score: f64,
+    /// `chosen`, `spills`, `empty` or `nobody_left`.
+    pub verdict: &'static str,
+}
+
+/// A gateway that was drawn.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Draw {
+    /// Its id.
+    pub gateway_id: String,
+    /// Its score, if it could be taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score: Option<f64>,
+    /// Why it could not: `full`, `failed`, `transport`, `taken` or `over_bound`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<&'static str>,
+}
+
+/// A gateway on the list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RankedSeen {
+    /// Its id.
+    pub gateway_id: String,
+    /// `first`, `zone`, `region` or `gateway`.
+    pub domain: &'static str,
+}
+
+/// Where a gateway stands for a request.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewaySeen {
+    /// Its id.
+    pub gateway_id: String,
+    /// Its pool.
+    pub pool: String,
+    /// Its region.
+    pub region: String,
+    /// Its zone.
+    pub zone: String,
+    /// Its software.
+    pub version: String,
+    /// `assignable`, `full`, `not_ready`, `draining`, `stale` or `dead`.
+    pub state: &'static str,
+    /// Connections it can hold.
+    pub capacity: u64,
+    /// Connections it reported.
+    pub connections: u64,
+    /// Own assignments on their way to it.
+    pub pending: u64,
+    /// Its capacity as far as slow start lets it count.
+    pub weight: f64,
+    /// (connections + pending) / weight: what two gateways are compared on.
+    pub score: f64,
+    /// How old its load is, in milliseconds.
+    pub report_age_ms: i64,
+    /// Why it could not be taken: its state, or `pool`, `full`, `failed`, `transport`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<&'static str>,
+}
+
+/// Decides as [`super::decide`] does, and writes down why.
+pub fn explain<'a>(
+    fleet: &'a Fleet,
+    policy: &'a Policy,
+    request: &Request<'_>,
+    now_ms: i64,
+    rng: &mut impl Rng,
+) -> (Result<Decision<'a>, NoGateway>, Explanation) {
+    let mut recorder = Recorder { fleet, seen: Explanation::default() };
+    let decision = decide_observed(fleet, policy, request, now_ms, rng, &mut recorder);
+    let Recorder { mut seen, .. } = recorder;
+    let chooser = Chooser::new(fleet, request);
+    let tried = seen.pools.iter().map(|pool| pool.pool.clone()).collect::<Vec<_>>();
+    let standing = (0..fleet.gateways.len() as u32).take(MAX_LISTED);
+    seen.gateways = standing.map(|index| gateway_seen(&chooser, &tried, index, now_ms)).collect();
+    seen.gateways_not_listed = fleet.gateways.len() - seen.gateways.len();
+    (decision, seen)
+}
+
+fn gateway_seen(chooser: &Chooser<'_>, tried: &[String], index: u32, now_ms: i64) -> GatewaySeen {
+    let gateway = chooser.fleet.gateway(index);
+    let profile = &gateway.profile;
+    let dropped = match gateway.state {
+        State::Assignable if !tried.contains(&profile.pool) => Some("pool"),
+        State::Assignable => chooser.judge(index, &[]).err().map(Dropped::name),
+        state => Some(state.name()),
+    };
+    GatewaySeen {
+        gateway_id: profile.id.to_string(),
+        pool: profile.pool.clone(),
+        region: profile.region.clone(),
+        zone: profile.zone.clone(),
+        version: profile.version.clone(),
+        state: gateway.state.name(),
+        capacity: gateway.capacity,
+        connections: gateway.connections,
+        pending: gateway.pending(),
+        weight: gateway.weight,
+        score: gateway.score(),
+        report_age_ms: now_ms - gateway.reported_at_ms,
+        dropped,
+    }
+}
+
+/// Writes down what the stages do.
+struct Recorder<'a> {
+    fleet: &'a Fleet,
+    seen: Explanation,
+}
+
+impl Recorder<'_> {
+    fn id(&self, gateway: u32) -> String {
+        self.fleet.gateway(gateway).profile.id.to_string()
+    }
+}
+
+impl Observer for Recorder<'_> {
+    fn admission(&mut self, known: usize, assignable: usize) {
+        self.seen.admission = Admission { known, assignable, distrusted: self.fleet.distrusted };
+    }
+
+    fn home(&mut self, region: &str) {
+        region.clone_into(&mut self.seen.home);
+    }
+
+    fn rule(&mut self, rule: &GrayRule, verdict: Verdict) {
+        let (verdict, mismatch, bucket) = match verdict {
+            Verdict::Named => ("named", None, None),
+            Verdict::All => ("all", None, None),
+            Verdict::Nobody => ("nobody", None, None),
+            Verdict::In { bucket } => ("in", None, Some(bucket)),
+            Verdict::Out { bucket } => ("out", None, Some(bucket)),
+            Verdict::Mismatch { key } => ("mismatch", Some(key), None),
+        };
+        self.seen.rules.push(RuleSeen { rule_id: rule.id.clone(), verdict, mismatch, bucket });
+    }
+
+    fn pool(&mut self, name: &str, candidates: u32, allow_failed: bool) {
+        self.seen.pools.push(PoolSeen { pool: name.to_owned(), candidates, allow_failed });
+    }
+
+    fn tier(&mut self, fleet: &Fleet, tier: &Tier<'_>, sums: Sums, verdict: TierVerdict) {
+        let region = match tier.kind {
+            super::TierKind::Rest => String::new(),
+            _ => fleet.labels(tier.group).region.clone(),
+        };
+        self.seen.tiers.push(TierSeen {
+            kind: tier.kind.name(),
+            region,
+            candidates: tier.len(),
+            utilisation: sums.utilisation(),
+            mean_score: sums.mean_score(),
+            verdict: verdict.name(),
+        });
+    }
+
+    fn drawn(&mut self, gateway: u32, judged: Result<f64, Dropped>) {
+        let gateway_id = self.id(gateway);
+        let (score, dropped) = (judged.ok(), judged.err().map(Dropped::name));
+        self.seen.draws.push(Draw { gateway_id, score, dropped });
+    }
+
+    fn ranked(&mut self, gateway: u32, domain: Domain) {
+        self.seen.ranked.push(RankedSeen { gateway_id: self.id(gateway), domain: domain.name() });
+    }
+}

@@ -1,0 +1,89 @@
+//! Home and gray rule: what follows from the policy and the user alone.
+
+use berth_proto::{
+    bucket::{bucket, within},
+    schedule::Reason,
+};
+
+use super::{Observer, Request};
+use crate::policy::{GrayRule, HOME_SALT, Policy};
+
+/// What a gray rule said of a request.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Verdict {
+    /// It names the user.
+    Named,
+    /// It takes all that match.
+    All,
+    /// It takes the user's bucket.
+    In {
+        /// The bucket.
+        bucket: u16,
+    },
+    /// The client does not match.
+    Mismatch {
+        /// The key of `match` that does not hold.
+        key: &'static str,
+    },
+    /// It takes nobody by percentage.
+    Nobody,
+    /// It does not take the user's bucket.
+    Out {
+        /// The bucket.
+        bucket: u16,
+    },
+}
+
+impl Verdict {
+    /// The reason of a decision that the rule makes; none: the rule does not apply.
+    #[must_use]
+    pub fn reason(self) -> Option<Reason> {
+        match self {
+            Self::Named | Self::All => Some(Reason::TargetingMatch),
+            Self::In { .. } => Some(Reason::Split),
+            Self::Mismatch { .. } | Self::Nobody | Self::Out { .. } => None,
+        }
+    }
+}
+
+/// The region a user belongs to; empty: none.
+pub(super) fn home<'a>(policy: &'a Policy, user_id: &str) -> &'a str {
+    let mut hashed = None;
+    let mut holds = |buckets: &std::ops::Range<u16>| {
+        !buckets.is_empty() && buckets.contains(hashed.get_or_insert_with(|| bucket(HOME_SALT, user_id)))
+    };
+    let mut homes = policy.homes.iter();
+    let home = homes.find(|home| home.users.contains(user_id) || holds(&home.buckets));
+    home.map_or("", |home| &home.region)
+}
+
+/// The first rule that applies, with its reason.
+pub(super) fn rule<'a>(
+    policy: &'a Policy,
+    request: &Request<'_>,
+    observer: &mut impl Observer,
+) -> Option<(&'a GrayRule, Reason)> {
+    policy.gray.iter().find_map(|rule| {
+        let verdict = verdict(rule, request);
+        observer.rule(rule, verdict);
+        verdict.reason().map(|reason| (rule, reason))
+    })
+}
+
+/// The hash is the dear part (a SHA-256), so it comes last.
+fn verdict(rule: &GrayRule, request: &Request<'_>) -> Verdict {
+    if rule.users.contains(request.user_id) {
+        return Verdict::Named;
+    }
+    if let Some(key) = rule.matcher.mismatch(&request.client) {
+        return Verdict::Mismatch { key };
+    }
+    if rule.percent >= 100.0 {
+        return Verdict::All;
+    }
+    if rule.percent <= 0.0 {
+        return Verdict::Nobody;
+    }
+    let bucket = bucket(&rule.salt, request.user_id);
+    if within(bucket, rule.percent) { Verdict::In { bucket } } else { Verdict::Out { bucket } }
+}

@@ -1,0 +1,200 @@
+//! Proximity: a pool cut into tiers, nearest first.
+//!
+//! The home's region comes before the client's own, and within a region the client's zone first. Then come regions that
+//! the client measured a round trip to, then the rest. No gateway is in two tiers. Where the client is, was resolved
+//! before the decision and comes with the request.
+
+use super::Request;
+use crate::fleet::{Fleet, Group, Sums};
+
+/// Regions ordered by measured round trip; the others are the rest.
+const MEASURED: usize = 4;
+
+/// The client's zone, the home's region, the client's region, those measured, the rest.
+const MAX_TIERS: usize = 4 + MEASURED;
+
+/// Which tier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TierKind {
+    /// The client's zone.
+    Zone,
+    /// The region the user belongs to.
+    Home,
+    /// The client's region.
+    Region,
+    /// A region that the client measured.
+    Measured,
+    /// Everything else.
+    Rest,
+}
+
+impl TierKind {
+    /// Its name in explanations.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Zone => "zone",
+            Self::Home => "home",
+            Self::Region => "region",
+            Self::Measured => "measured",
+            Self::Rest => "rest",
+        }
+    }
+}
+
+/// Some gateways of a pool that are about equally near: a group without parts that are tiers of their own.
+#[derive(Debug, Clone, Copy)]
+pub struct Tier<'a> {
+    /// Which.
+    pub kind: TierKind,
+    /// All of these
+    pub group: &'a Group,
+    /// but these: disjoint parts of it, in the order of their candidates.
+    except: [Option<&'a Group>; MAX_TIERS],
+}
+
+impl<'a> Tier<'a> {
+    /// A whole group.
+    #[must_use]
+    pub fn whole(kind: TierKind, group: &'a Group) -> Self {
+        Self { kind, group, except: [None; MAX_TIERS] }
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &'a Group> {
+        self.except.iter().map_while(|part| *part)
+    }
+
+    fn without(mut self, part: &'a Group) -> Self {
+        let mut inserted = Some(part);
+        for slot in &mut self.except {
+            match (inserted, *slot) {
+                (None, _) => break,
+                (Some(new), None) => {
+                    *slot = Some(new);
+                    inserted = None;
+                }
+                (Some(new), Some(old)) if new.candidates.start < old.candidates.start => {
+                    *slot = Some(new);
+                    inserted = Some(old);
+                }
+                _ => {}
+            }
+        }
+        self
+    }
+
+    /// How many candidates it has.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.group.len() - self.parts().map(Group::len).sum::<u32>()
+    }
+
+    /// Whether it has none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The candidate at `position`, below [`Tier::len`].
+    #[must_use]
+    pub fn candidate(&self, fleet: &Fleet, position: u32) -> u32 {
+        let mut at = self.group.candidates.start + position;
+        for part in self.parts() {
+            if at < part.candidates.start {
+                break;
+            }
+            at += part.len();
+        }
+        fleet.candidates[at as usize]
+    }
+
+    /// What its gateways hold together.
+    #[must_use]
+    pub fn sums(&self) -> Sums {
+        self.parts().fold(self.group.sums(), |sums, part| sums.minus(part.sums()))
+    }
+}
+
+/// The tiers of one decision.
+pub(super) struct Tiers<'a> {
+    items: [Option<Tier<'a>>; MAX_TIERS],
+    len: usize,
+}
+
+impl<'a> Tiers<'a> {
+    pub fn as_slice(&self) -> &[Option<Tier<'a>>] {
+        &self.items[..self.len]
+    }
+
+    fn push(&mut self, tier: Tier<'a>) {
+        self.items[self.len] = Some(tier);
+        self.len += 1;
+    }
+}
+
+/// Cuts `pool` into tiers for a request, nearest first.
+pub(super) fn tiers<'a>(fleet: &'a Fleet, pool: &'a Group, home: &str, request: &Request<'_>) -> Tiers<'a> {
+    let mut tiers = Tiers { items: [None; MAX_TIERS], len: 0 };
+    let mut rest = Tier::whole(TierKind::Rest, pool);
+    let mut add_region = |tiers: &mut Tiers<'a>, kind: TierKind, region: &'a Group, zone: &str| {
+        let mut whole = Tier::whole(kind, region);
+        if !zone.is_empty()
+            && let Some(zone) = fleet.zone(region, zone)
+        {
+            tiers.push(Tier::whole(TierKind::Zone, zone));
+            whole = whole.without(zone);
+        }
+        tiers.push(whole);
+        rest = rest.without(region);
+    };
+    let (region, zone) = (request.client.region, request.client.zone);
+    if !home.is_empty()
+        && let Some(group) = fleet.region(pool, home)
+    {
+        add_region(&mut tiers, TierKind::Home, group, if home == region { zone } else { "" });
+    }
+    if !region.is_empty()
+        && region != home
+        && let Some(group) = fleet.region(pool, region)
+    {
+        add_region(&mut tiers, TierKind::Region, group, zone);
+    }
+    for name in measured(fleet, pool, request).into_iter().flatten() {
+        if name != home
+            && name != region
+            && let Some(group) = fleet.region(pool, name)
+        {
+            add_region(&mut tiers, TierKind::Measured, group, "");
+        }
+    }
+    tiers.push(rest);
+    tiers
+}
+
+/// The nearest regions of the pool by the lowest round trip to any gateway in them, nearest first.
+fn measured<'a>(fleet: &'a Fleet, pool: &Group, request: &Request<'_>) -> [Option<&'a str>; MEASURED] {
+    let mut nearest: [Option<(u32, &str)>; MEASURED] = [None; MEASURED];
+    for (id, rtt) in request.rtt_ms {
+        let Some(index) = fleet.find(id) else { continue };
+        let gateway = fleet.gateway(index);
+        if std::ptr::eq(fleet.groups_of(gateway)[0], pool) {
+            keep_nearest(&mut nearest, (*rtt, &gateway.profile.region));
+        }
+    }
+    // At equal round trips by name, so that replicas agree. Empty places go last.
+    nearest.sort_unstable_by_key(|entry| entry.map_or((true, (0, "")), |found| (false, found)));
+    nearest.map(|entry| entry.map(|(_, region)| region))
+}
+
+/// Takes a measurement in: over an older one of its region, in a free place, or over the farthest.
+fn keep_nearest<'a>(nearest: &mut [Option<(u32, &'a str)>; MEASURED], new: (u32, &'a str)) {
+    let known = nearest.iter().position(|entry| entry.is_some_and(|(_, region)| region == new.1));
+    let place = known.or_else(|| nearest.iter().position(Option::is_none));
+    let place = place.unwrap_or_else(|| {
+        let farthest = (0..MEASURED).max_by_key(|index| nearest[*index]);
+        farthest.expect("there are places")
+    });
+    if nearest[place].is_none_or(|old| new < old) {
+        nearest[place] = Some(new);
+    }
+}

@@ -1,0 +1,300 @@
+//! The fleet as decisions see it: an immutable snapshot, indexed by pool, region and zone.
+//!
+//! [`Table`] takes reports in and builds a new [`Fleet`] every [`SNAPSHOT_INTERVAL_MS`]; decisions read the newest one
+//! without a lock. Only the pending counts move within a snapshot: they are what this replica itself has assigned.
+
+mod build;
+mod health;
+mod pending;
+mod table;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use berth_proto::client::Endpoint;
+
+pub use self::{
+    health::{DEAD_AFTER_MS, FORGET_AFTER_MS, REPORT_INTERVAL_MS, STALE_AFTER_MS, TOGETHER_MS},
+    pending::{Pending, PendingCounts},
+    table::{MAX_GATEWAYS, ReportError, Table},
+};
+use crate::transport::Transports;
+
+/// Between two snapshots, in milliseconds: a fifth of a report interval, so that it adds little to a report's age.
+pub const SNAPSHOT_INTERVAL_MS: u64 = 100;
+
+/// What a gateway is, as it says itself; it changes only with its configuration or a new start.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Profile {
+    /// The gateway's id.
+    pub id: Arc<str>,
+    /// New with each start of the gateway.
+    pub boot: u64,
+    /// Its region; may be empty.
+    pub region: String,
+    /// Its zone within the region; may be empty.
+    pub zone: String,
+    /// Its pool.
+    pub pool: String,
+    /// Its software version.
+    pub version: String,
+    /// How clients reach it, one per transport, with the labels above filled in.
+    pub endpoints: Vec<Endpoint>,
+    /// The transports of the endpoints.
+    pub transports: Transports,
+}
+
+/// Whether a gateway may be assigned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum State {
+    /// It may.
+    Assignable,
+    /// It reports as many connections as it can hold.
+    Full,
+    /// It says it cannot serve (no logic), or offers no endpoint.
+    NotReady,
+    /// It is about to leave.
+    Draining,
+    /// Silent for [`STALE_AFTER_MS`].
+    Stale,
+    /// Silent for [`DEAD_AFTER_MS`].
+    Dead,
+}
+
+impl State {
+    /// Every state, for metrics that exist from the start.
+    pub const ALL: [Self; 6] =
+        [Self::Assignable, Self::Full, Self::NotReady, Self::Draining, Self::Stale, Self::Dead];
+
+    /// Its name in metrics and explanations.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Assignable => "assignable",
+            Self::Full => "full",
+            Self::NotReady => "not_ready",
+            Self::Draining => "draining",
+            Self::Stale => "stale",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+/// A gateway in a snapshot.
+#[derive(Debug)]
+pub struct Gateway {
+    /// What it is.
+    pub profile: Arc<Profile>,
+    /// Whether it may be assigned.
+    pub state: State,
+    /// Its load is old, but so many fell silent together that the silence is not believed.
+    pub old_load: bool,
+    /// Connections it can hold.
+    pub capacity: u64,
+    /// Connections it reported.
+    pub connections: u64,
+    /// Its capacity as far as slow start lets it count; above 0.
+    pub weight: f64,
+    /// When its last report came, on the snapshot's clock.
+    pub reported_at_ms: i64,
+    pending: Arc<AtomicU32>,
+    /// Its places in [`Fleet::pools`], [`Fleet::regions`] and [`Fleet::zones`].
+    groups: [u32; 3],
+}
+
+impl Gateway {
+    /// Assigned by this replica, and not yet seen by any gateway.
+    #[must_use]
+    pub fn pending(&self) -> u64 {
+        u64::from(self.pending.load(Ordering::Relaxed))
+    }
+
+    /// What two gateways are compared on: (reported + pending) / weight.
+    #[must_use]
+    pub fn score(&self) -> f64 {
+        (self.connections + self.pending()) as f64 / self.weight
+    }
+
+    /// Whether one more connection fits.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.connections + self.pending() < self.capacity
+    }
+}
+
+/// What gateways that serve (assignable or full) hold together.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Sums {
+    /// Reported connections.
+    pub connections: u64,
+    /// Own pending assignments.
+    pub pending: u64,
+    /// Capacities.
+    pub capacity: u64,
+    /// Weights.
+    pub weight: f64,
+}
+
+impl Sums {
+    /// Without those of a part.
+    #[must_use]
+    pub fn minus(self, part: Self) -> Self {
+        Self {
+            connections: self.connections.saturating_sub(part.connections),
+            pending: self.pending.saturating_sub(part.pending),
+            capacity: self.capacity.saturating_sub(part.capacity),
+            weight: (self.weight - part.weight).max(0.0),
+        }
+    }
+
+    /// Reported connections over capacity; the same on every replica that has the same reports. Without capacity: 1.
+    #[must_use]
+    pub fn utilisation(self) -> f64 {
+        if self.capacity == 0 { 1.0 } else { self.connections as f64 / self.capacity as f64 }
+    }
+
+    /// The mean of [`Gateway::score`], weighted. Without weight: 0.
+    #[must_use]
+    pub fn mean_score(self) -> f64 {
+        if self.weight > 0.0 { (self.connections + self.pending) as f64 / self.weight } else { 0.0 }
+    }
+}
+
+/// The gateways of a pool, of a region in it, or of a zone in that.
+#[derive(Debug)]
+pub struct Group {
+    /// Its assignable gateways: a range of [`Fleet::candidates`].
+    pub candidates: Range<u32>,
+    /// Its regions or zones: a range of [`Fleet::regions`] or [`Fleet::zones`]; empty for a zone.
+    pub children: Range<u32>,
+    /// What any of its candidates offers.
+    pub transports: Transports,
+    first: u32,
+    sums: Sums,
+    pending: AtomicU64,
+}
+
+impl Group {
+    /// How many candidates it has.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.candidates.end - self.candidates.start
+    }
+
+    /// Whether it has no candidate.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.candidates.is_empty()
+    }
+
+    /// Any of its gateways, assignable or not: its labels are the group's.
+    #[must_use]
+    pub fn first_gateway(&self) -> u32 {
+        self.first
+    }
+
+    /// Its sums, with what was assigned since the snapshot.
+    #[must_use]
+    pub fn sums(&self) -> Sums {
+        Sums { pending: self.pending.load(Ordering::Relaxed), ..self.sums }
+    }
+}
+
+/// An immutable snapshot of the fleet.
+#[derive(Debug, Default)]
+pub struct Fleet {
+    /// When it was built.
+    pub built_at_ms: i64,
+    /// Everybody known, by pool, region, zone and id.
+    pub gateways: Vec<Gateway>,
+    /// Indexes of the assignable gateways, in the same order.
+    pub candidates: Vec<u32>,
+    /// Pools by name.
+    pub pools: Vec<Group>,
+    /// Regions by pool and name.
+    pub regions: Vec<Group>,
+    /// Zones by pool, region and name.
+    pub zones: Vec<Group>,
+    /// So many gateways fell silent together that their silence is not believed.
+    pub distrusted: bool,
+    by_id: HashMap<Arc<str>, u32>,
+}
+
+impl Fleet {
+    /// The gateway at this index.
+    ///
+    /// # Panics
+    /// When the index is not of this snapshot.
+    #[must_use]
+    pub fn gateway(&self, index: u32) -> &Gateway {
+        &self.gateways[index as usize]
+    }
+
+    /// The index of a gateway.
+    #[must_use]
+    pub fn find(&self, id: &str) -> Option<u32> {
+        self.by_id.get(id).copied()
+    }
+
+    /// The pool of this name.
+    #[must_use]
+    pub fn pool(&self, name: &str) -> Option<&Group> {
+        self.child(&self.pools, &(0..self.pools.len() as u32), name, |profile| &profile.pool)
+    }
+
+    /// The region of this name in a pool.
+    #[must_use]
+    pub fn region(&self, pool: &Group, name: &str) -> Option<&Group> {
+        self.child(&self.regions, &pool.children, name, |profile| &profile.region)
+    }
+
+    /// The zone of this name in a region.
+    #[must_use]
+    pub fn zone(&self, region: &Group, name: &str) -> Option<&Group> {
+        self.child(&self.zones, &region.children, name, |profile| &profile.zone)
+    }
+
+    /// The pool, region and zone of a gateway.
+    #[must_use]
+    pub fn groups_of(&self, gateway: &Gateway) -> [&Group; 3] {
+        let [pool, region, zone] = gateway.groups;
+        [&self.pools[pool as usize], &self.regions[region as usize], &self.zones[zone as usize]]
+    }
+
+    /// The labels that all gateways of a group have.
+    #[must_use]
+    pub fn labels(&self, group: &Group) -> &Profile {
+        &self.gateway(group.first).profile
+    }
+
+    /// Gateways in each state, in the order of [`State::ALL`].
+    #[must_use]
+    pub fn counts(&self) -> [u64; State::ALL.len()] {
+        let mut counts = [0; State::ALL.len()];
+        for gateway in &self.gateways {
+            counts[gateway.state as usize] += 1;
+        }
+        counts
+    }
+
+    fn child<'a>(
+        &self,
+        groups: &'a [Group],
+        range: &Range<u32>,
+        name: &str,
+        label: impl Fn(&Profile) -> &str,
+    ) -> Option<&'a Group> {
+        let part = &groups[range.start as usize..range.end as usize];
+        let found = part.binary_search_by(|group| label(self.labels(group)).cmp(name)).ok()?;
+        Some(&part[found])
+    }
+}

@@ -1,0 +1,84 @@
+//! When silence means death, and when so many are silent that it rather means that we are deaf.
+
+/// A gateway reports this often, in milliseconds.
+pub const REPORT_INTERVAL_MS: i64 = 500;
+
+/// Silent for three reports: the load is too old to compare, so the gateway gets nothing.
+pub const STALE_AFTER_MS: i64 = 3 * REPORT_INTERVAL_MS;
+
+/// Silent for six reports (3 s): dead. A link that ends is no death by itself; it may be dialled again at once.
+pub const DEAD_AFTER_MS: i64 = 6 * REPORT_INTERVAL_MS;
+
+/// A dead gateway is listed for five minutes, for the operator's eye, then forgotten.
+pub const FORGET_AFTER_MS: i64 = 5 * 60_000;
+
+/// Gateways whose last reports lie within this window fell silent together: ten reports.
+pub const TOGETHER_MS: i64 = 10 * REPORT_INTERVAL_MS;
+
+/// The silence of gateways whose last report lies in this range is not believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Distrust {
+    pub from_ms: i64,
+    pub to_ms: i64,
+}
+
+impl Distrust {
+    pub fn covers(self, reported_at_ms: i64) -> bool {
+        (self.from_ms..=self.to_ms).contains(&reported_at_ms)
+    }
+}
+
+/// Looks for a group of silent gateways that fell silent together and were more than half of the fleet of that time
+/// (themselves and those still live). More likely than all of them dying is that this scheduler cannot hear: it goes on
+/// with the last load it knows. Those that died one after another are just dead.
+///
+/// `silent` holds the times of last reports and is sorted here. While anybody is live the distrust ends after
+/// [`FORGET_AFTER_MS`]; while nobody is, there is nothing better to offer.
+pub(super) fn distrust(silent: &mut [i64], live: usize, now_ms: i64) -> Option<Distrust> {
+    silent.sort_unstable();
+    let mut largest = 0..0;
+    let mut start = 0;
+    for end in 0..silent.len() {
+        while silent[end] - silent[start] > TOGETHER_MS {
+            start += 1;
+        }
+        // At equal size the newer group: it tells more about now.
+        if end + 1 - start >= largest.len() {
+            largest = start..end + 1;
+        }
+    }
+    let majority = largest.len() * 2 > live + largest.len();
+    let group = silent.get(largest)?;
+    let (from_ms, to_ms) = (*group.first()?, *group.last()?);
+    let recent = live == 0 || now_ms - to_ms <= FORGET_AFTER_MS;
+    (majority && recent).then_some(Distrust { from_ms, to_ms })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_after_another_is_death() {
+        assert_eq!(distrust(&mut [0], 2, 2_000), None);
+        assert_eq!(distrust(&mut [0, 60_000], 1, 62_000), None);
+        assert_eq!(distrust(&mut [], 5, 0), None);
+        assert_eq!(distrust(&mut [], 0, 0), None);
+    }
+
+    #[test]
+    fn most_at_once_is_deafness() {
+        let together = Some(Distrust { from_ms: 60_000, to_ms: 60_400 });
+        assert_eq!(distrust(&mut [60_400, 0, 60_000, 60_100], 2, 62_000), together);
+        assert_eq!(distrust(&mut [60_400, 0, 60_000, 60_100], 3, 62_000), None, "half is not more than half");
+        assert!(distrust(&mut [0], 0, 2_000).is_some(), "the last one: there is nothing better");
+    }
+
+    #[test]
+    fn distrust_ends_while_somebody_lives() {
+        let late = FORGET_AFTER_MS + 500;
+        assert!(distrust(&mut [0, 100, 200], 1, FORGET_AFTER_MS).is_some());
+        assert_eq!(distrust(&mut [0, 100, 200], 1, late), None);
+        assert!(distrust(&mut [0, 100, 200], 0, late).is_some());
+    }
+}

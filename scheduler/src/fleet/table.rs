@@ -1,0 +1,264 @@
+//! The newest report of every gateway: what snapshots are built from.
+
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, atomic::AtomicU32},
+};
+
+use berth_proto::{id, limits, wire::GatewayReport};
+use thiserror::Error;
+
+use super::{
+    Fleet, Profile,
+    build::build,
+    health::{DEAD_AFTER_MS, FORGET_AFTER_MS, STALE_AFTER_MS, distrust},
+};
+use crate::transport::Transports;
+
+/// Most gateways one scheduler keeps: twice the 10,000 that it is measured with.
+pub const MAX_GATEWAYS: usize = 20_000;
+
+/// Endpoints one gateway may report: every transport, plain and TLS, twice.
+const MAX_ENDPOINTS: usize = 8;
+
+/// A gateway's connections and capacity count up to here, so that sums over a fleet cannot overflow.
+const MAX_COUNT: u64 = 1 << 32;
+
+/// Longest endpoint URL, in bytes: a DNS name and room around it.
+const MAX_URL: usize = 512;
+
+/// Why a report is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ReportError {
+    /// A label is not of its form.
+    #[error("the gateway's {field} {problem}")]
+    Label {
+        /// Which.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Another link of the same gateway attached later: it speaks for the gateway now.
+    #[error("a newer link speaks for this gateway; are two gateways running under one id?")]
+    Superseded,
+    /// The fleet is as large as it may be.
+    #[error("the fleet has {MAX_GATEWAYS} gateways already")]
+    TooMany,
+}
+
+/// What a gateway said last.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub pending: Arc<AtomicU32>,
+    pub attachment: u64,
+    pub reported_at_ms: i64,
+    pub ready: bool,
+    pub draining: bool,
+    pub capacity: u64,
+    pub connections: u64,
+    pub uptime_ms: u64,
+}
+
+impl Entry {
+    pub fn silent(&self, now_ms: i64) -> bool {
+        now_ms - self.reported_at_ms > STALE_AFTER_MS
+    }
+}
+
+/// Orders profiles by pool, region, zone, id: groups are runs of neighbours.
+#[derive(Debug)]
+pub(super) struct Place(pub Arc<Profile>);
+
+impl Place {
+    fn key(&self) -> [&str; 4] {
+        [&self.0.pool, &self.0.region, &self.0.zone, &self.0.id]
+    }
+}
+
+impl Ord for Place {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.key().cmp(&other.key())
+    }
+}
+
+impl PartialOrd for Place {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Place {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Place {}
+
+/// The newest report of every gateway.
+#[derive(Debug, Default)]
+pub struct Table {
+    entries: BTreeMap<Place, Entry>,
+    profiles: HashMap<Arc<str>, Arc<Profile>>,
+}
+
+impl Table {
+    /// Takes a report that came at `now_ms` over a link. Links are numbered in the order they attached: of two that speak
+    /// for one gateway the later is believed. Says whether the next snapshot should not wait: a gateway is new, or its
+    /// readiness, drain or labels changed.
+    ///
+    /// # Errors
+    /// See [`ReportError`]; the table is as it was then.
+    pub fn take(
+        &mut self,
+        attachment: u64,
+        report: &GatewayReport,
+        now_ms: i64,
+    ) -> Result<bool, ReportError> {
+        let known = self.profiles.get(report.gateway_id.as_str()).cloned();
+        let Some(old) = known else {
+            if self.profiles.len() >= MAX_GATEWAYS {
+                return Err(ReportError::TooMany);
+            }
+            let profile = Arc::new(profile(report)?);
+            self.insert(profile, entry(attachment, report, now_ms, Arc::default()));
+            return Ok(true);
+        };
+        let place = Place(old);
+        let current = self.entries.get_mut(&place).expect("every profile has its entry");
+        if attachment < current.attachment {
+            return Err(ReportError::Superseded);
+        }
+        let fresh = entry(attachment, report, now_ms, Arc::clone(&current.pending));
+        if describes(&place.0, report) {
+            let urgent =
+                (fresh.ready, fresh.draining) != (current.ready, current.draining) || current.silent(now_ms);
+            *current = fresh;
+            return Ok(urgent);
+        }
+        let profile = Arc::new(profile(report)?);
+        // What was pending on another boot is not on this one.
+        let pending = if profile.boot == place.0.boot { fresh.pending } else { Arc::default() };
+        self.entries.remove(&place);
+        self.insert(profile, Entry { pending, ..fresh });
+        Ok(true)
+    }
+
+    /// How many gateways are known.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether no gateway is known.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Forgets who has been silent for long, and builds the snapshot of `now_ms`. A gateway started less than
+    /// `slow_start_ms` ago counts for less than its capacity.
+    #[must_use]
+    pub fn snapshot(&mut self, now_ms: i64, slow_start_ms: i64) -> Fleet {
+        let mut live = 0;
+        let mut silent = Vec::new();
+        // A gateway that said it leaves, and left, tells nothing about our hearing.
+        for entry in self.entries.values().filter(|entry| !entry.draining) {
+            if entry.silent(now_ms) { silent.push(entry.reported_at_ms) } else { live += 1 }
+        }
+        let distrust = distrust(&mut silent, live, now_ms);
+        let profiles = &mut self.profiles;
+        self.entries.retain(|place, entry| {
+            let age_ms = now_ms - entry.reported_at_ms;
+            let disbelieved = distrust.is_some_and(|distrust| distrust.covers(entry.reported_at_ms));
+            let limit = if entry.draining { DEAD_AFTER_MS } else { FORGET_AFTER_MS };
+            let keep = age_ms <= limit || (disbelieved && !entry.draining);
+            if !keep {
+                profiles.remove(&place.0.id);
+            }
+            keep
+        });
+        build(&self.entries, now_ms, slow_start_ms, distrust)
+    }
+
+    fn insert(&mut self, profile: Arc<Profile>, entry: Entry) {
+        self.profiles.insert(Arc::clone(&profile.id), Arc::clone(&profile));
+        self.entries.insert(Place(profile), entry);
+    }
+}
+
+fn entry(attachment: u64, report: &GatewayReport, now_ms: i64, pending: Arc<AtomicU32>) -> Entry {
+    Entry {
+        pending,
+        attachment,
+        reported_at_ms: now_ms,
+        ready: report.ready,
+        draining: report.draining,
+        capacity: report.capacity.min(MAX_COUNT),
+        connections: report.connections.min(MAX_COUNT),
+        uptime_ms: report.uptime_ms,
+    }
+}
+
+/// Whether the report says the same about what the gateway is.
+fn describes(profile: &Profile, report: &GatewayReport) -> bool {
+    let same_endpoint = |(ours, theirs): (&berth_proto::client::Endpoint, &berth_proto::client::Endpoint)| {
+        ours.transport == theirs.transport && ours.url == theirs.url
+    };
+    profile.boot == report.boot
+        && profile.region == report.region
+        && profile.zone == report.zone
+        && profile.pool == report.pool
+        && profile.version == report.version
+        && profile.endpoints.len() == report.endpoints.len()
+        && profile.endpoints.iter().zip(&report.endpoints).all(same_endpoint)
+}
+
+fn profile(report: &GatewayReport) -> Result<Profile, ReportError> {
+    named("id", &report.gateway_id)?;
+    named("pool", &report.pool)?;
+    short("region", &report.region, limits::CLIENT_TEXT)?;
+    short("zone", &report.zone, limits::CLIENT_TEXT)?;
+    short("version", &report.version, limits::CLIENT_TEXT)?;
+    if report.endpoints.len() > MAX_ENDPOINTS {
+        let problem = format!("are {}; at most {MAX_ENDPOINTS}", report.endpoints.len());
+        return Err(ReportError::Label { field: "endpoints", problem });
+    }
+    let mut transports = Transports::NONE;
+    let mut endpoints = Vec::with_capacity(report.endpoints.len());
+    for endpoint in &report.endpoints {
+        short("endpoint url", &endpoint.url, MAX_URL)?;
+        short("endpoint transport", &endpoint.transport, limits::CLIENT_TEXT)?;
+        transports = transports.with(Transports::named(&endpoint.transport).unwrap_or_default());
+        endpoints.push(berth_proto::client::Endpoint {
+            gateway_id: report.gateway_id.clone(),
+            transport: endpoint.transport.clone(),
+            url: endpoint.url.clone(),
+            region: report.region.clone(),
+            zone: report.zone.clone(),
+            pool: report.pool.clone(),
+        });
+    }
+    Ok(Profile {
+        id: report.gateway_id.as_str().into(),
+        boot: report.boot,
+        region: report.region.clone(),
+        zone: report.zone.clone(),
+        pool: report.pool.clone(),
+        version: report.version.clone(),
+        endpoints,
+        transports,
+    })
+}
+
+fn named(field: &'static str, value: &str) -> Result<(), ReportError> {
+    id::check(value).map_err(|e| ReportError::Label { field, problem: e.to_string() })
+}
+
+fn short(field: &'static str, value: &str, most: usize) -> Result<(), ReportError> {
+    if value.len() <= most {
+        return Ok(());
+    }
+    Err(ReportError::Label { field, problem: format!("has {} bytes; at most {most}", value.len()) })
+}

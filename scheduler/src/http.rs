@@ -1,0 +1,217 @@
+//! `POST /v1/schedule` and `POST /v1/schedule:explain`.
+
+mod input;
+mod problem;
+pub(crate) mod server;
+
+#[cfg(test)]
+mod tests;
+
+use std::{net::IpAddr, sync::Arc, time::Instant};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{Request, State},
+    http::{HeaderMap, HeaderValue, Response, header},
+    response::IntoResponse,
+    routing::post,
+};
+use berth_proto::{
+    id,
+    id::SYSTEM_USER,
+    schedule::{Decision, Problem, ScheduleAnswer, ScheduleEndpoint, ScheduleRequest},
+};
+use rand::Rng;
+use ring::digest::{SHA256, digest};
+use serde::Serialize;
+
+use self::{problem::Refusal, server::Peer};
+use crate::{
+    assign::{self, Terms},
+    core::Core,
+    decide::{
+        NoGateway,
+        explain::{Explanation, explain},
+    },
+    metrics::Outcome,
+};
+
+/// The shortest wait after NO_GATEWAY, in milliseconds: two report intervals.
+const NO_GATEWAY_WAIT_MS: u32 = 1_000;
+
+/// Up to so much is added, so that those who were refused together do not come back together.
+const NO_GATEWAY_SPREAD_MS: u32 = 2_000;
+
+/// The router: our two paths, the caller's own, and problems for everything else.
+pub(crate) fn router(core: Arc<Core>, extra: Option<Router>) -> Router {
+    let own = Router::new()
+        .route("/v1/schedule", post(schedule))
+        .route("/v1/schedule:explain", post(explain_schedule))
+        .method_not_allowed_fallback(async |request: Request| {
+            refuse(&request_id(request.headers()), &Refusal::Method(request.method().to_string()))
+        })
+        .fallback(async |request: Request| {
+            refuse(&request_id(request.headers()), &Refusal::NotFound(request.uri().path().to_owned()))
+        })
+        .with_state(core);
+    match extra {
+        Some(extra) => own.merge(extra),
+        None => own,
+    }
+}
+
+async fn schedule(State(core): State<Arc<Core>>, request: Request) -> Response<Body> {
+    let request_id = request_id(request.headers());
+    match answer(&core, request).await {
+        Ok(answer) => {
+            core.metrics.request(Outcome::Ok);
+            finish(Json(answer).into_response(), &request_id)
+        }
+        Err(refusal) => {
+            core.metrics.request(refusal.outcome());
+            tracing::debug!(request_id, %refusal, "not scheduled");
+            refuse(&request_id, &refusal)
+        }
+    }
+}
+
+async fn answer(core: &Core, request: Request) -> Result<ScheduleAnswer, Refusal> {
+    let token = bearer(request.headers())?;
+    let now_ms = core.clock.wall_ms();
+    let user = core.jwt.verify(token, now_ms).map_err(|e| Refusal::Unauthenticated(e.to_string()))?;
+    if user.id == SYSTEM_USER {
+        let detail = format!("the user id {SYSTEM_USER:?} belongs to the server");
+        return Err(Refusal::Forbidden(detail));
+    }
+    core.limiter.take(&user.id, core.clock.monotonic_ms()).map_err(|retry_after_ms| {
+        Refusal::RateLimited { limit: core.limiter.per_second(), retry_after_ms }
+    })?;
+    let peer = peer_ip(&request);
+    let bytes = input::body(request.into_body()).await?;
+    let started = Instant::now();
+    let asked: ScheduleRequest = input::json(&bytes)?;
+    input::check(&asked)?;
+    let terms = Terms { transports: &asked.transports, auth_expires_at_ms: user.expires_at_ms, now_ms };
+    let request = input::decision_request(&asked, &user.id, peer);
+    let assigned = core.assign(&request, &terms).map_err(|e| no_gateway(&e))?;
+    let ttl_seconds = (assigned.expires_at_ms - now_ms).max(0) / 1000;
+    core.metrics.request_seconds.record(started.elapsed());
+    Ok(ScheduleAnswer {
+        schedule_id: format!("{:016x}", assigned.schedule_id),
+        server_time_ms: now_ms,
+        ttl_seconds: u32::try_from(ttl_seconds).unwrap_or(u32::MAX),
+        endpoints: assigned.endpoints,
+        ticket: assigned.ticket,
+        ticket_expires_at_ms: assigned.expires_at_ms,
+        heartbeat: core.heartbeat,
+        reconnect: core.reconnect,
+        decision: assigned.decision,
+    })
+}
+
+/// What `:explain` answers: what would be decided, and everything that led there. No ticket, and nothing is counted.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ExplainAnswer {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decision: Option<Decision>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<Problem>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tier: Option<&'static str>,
+    endpoints: Vec<ScheduleEndpoint>,
+    policy_hash: String,
+    stages: Explanation,
+}
+
+async fn explain_schedule(State(core): State<Arc<Core>>, request: Request) -> Response<Body> {
+    let request_id = request_id(request.headers());
+    match explanation(&core, request).await {
+        Ok(answer) => {
+            core.metrics.explains.increment(1);
+            finish(Json(answer).into_response(), &request_id)
+        }
+        Err(refusal) => refuse(&request_id, &refusal),
+    }
+}
+
+async fn explanation(core: &Core, request: Request) -> Result<ExplainAnswer, Refusal> {
+    if !is_admin(core, bearer(request.headers())?) {
+        return Err(Refusal::Unauthenticated("that is not the admin key (auth.admin_key)".to_owned()));
+    }
+    let bytes = input::body(request.into_body()).await?;
+    let asked: input::ExplainRequest = input::json(&bytes)?;
+    input::check(&asked.schedule)?;
+    let wrong_user = |e| Refusal::InvalidArgument(format!("userId {e}"));
+    id::check(&asked.user_id).map_err(wrong_user)?;
+    let ip = input::address(&asked.client_ip)?;
+    let request = input::decision_request(&asked.schedule, &asked.user_id, ip);
+    let (fleet, policy) = (core.fleet.load(), core.policy.load());
+    let now_ms = core.clock.monotonic_ms();
+    let (decided, stages) = explain(&fleet, &policy, &request, now_ms, &mut rand::rng());
+    let policy_hash = policy.hash.clone();
+    Ok(match decided {
+        Ok(decision) => ExplainAnswer {
+            endpoints: assign::endpoints(&fleet, decision.ranked.as_slice(), &asked.schedule.transports),
+            tier: Some(decision.tier.name()),
+            decision: Some(assign::describe(&decision)),
+            problem: None,
+            policy_hash,
+            stages,
+        },
+        Err(error) => ExplainAnswer {
+            endpoints: Vec::new(),
+            tier: None,
+            decision: None,
+            problem: Some(no_gateway(&error).problem("")),
+            policy_hash,
+            stages,
+        },
+    })
+}
+
+fn no_gateway(error: &NoGateway) -> Refusal {
+    let spread = rand::rng().random_range(0..NO_GATEWAY_SPREAD_MS);
+    Refusal::NoGateway { detail: error.to_string(), retry_after_ms: NO_GATEWAY_WAIT_MS + spread }
+}
+
+fn bearer(headers: &HeaderMap) -> Result<&str, Refusal> {
+    let missing = || Refusal::Unauthenticated("send Authorization: Bearer <token>".to_owned());
+    let value = headers.get(header::AUTHORIZATION).ok_or_else(missing)?;
+    let (scheme, token) = value.to_str().ok().and_then(|text| text.split_once(' ')).ok_or_else(missing)?;
+    if scheme.eq_ignore_ascii_case("bearer") { Ok(token.trim()) } else { Err(missing()) }
+}
+
+/// Compares digests: what the time of the comparison tells about them tells nothing about the key.
+fn is_admin(core: &Core, key: &str) -> bool {
+    let digest = |key: &str| digest(&SHA256, key.as_bytes());
+    !core.admin_key.is_empty() && digest(key).as_ref() == digest(&core.admin_key).as_ref()
+}
+
+/// An IPv4 client of a dual-stack listener is an IPv4 client.
+fn peer_ip(request: &Request) -> Option<IpAddr> {
+    request.extensions().get::<Peer>().map(|peer| peer.0.ip().to_canonical())
+}
+
+/// The caller's own request id, if it has the form of an id, or a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    let own = headers.get("x-request-id").and_then(|value| value.to_str().ok());
+    match own.filter(|text| id::check(text).is_ok()) {
+        Some(own) => own.to_owned(),
+        None => format!("{:016x}", rand::rng().random::<u64>()),
+    }
+}
+
+fn refuse(request_id: &str, refusal: &Refusal) -> Response<Body> {
+    finish(refusal.response(request_id), request_id)
+}
+
+fn finish(mut response: Response<Body>, request_id: &str) -> Response<Body> {
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Ok(value) = HeaderValue::from_str(request_id) {
+        headers.insert("x-request-id", value);
+    }
+    response
+}

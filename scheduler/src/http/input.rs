@@ -1,0 +1,136 @@
+//! Reads and checks the bodies of requests.
+
+use std::{net::IpAddr, time::Duration};
+
+use axum::body::{Body, Bytes};
+use berth_proto::{id, limits, schedule::ScheduleRequest};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use super::problem::Refusal;
+use crate::{
+    decide::Request,
+    policy::{Client, Platform, app_version},
+    transport::Transports,
+};
+
+/// Largest body, in bytes: [`MAX_RTTS`] measurements of the longest ids, and room around them.
+const MAX_BODY: usize = 32 * 1024;
+
+/// A body must be complete this long after its head.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Entries of `rttMs`: an SDK measures the gateways it was given, not the fleet.
+const MAX_RTTS: usize = 256;
+
+/// Entries of `failed`; the decision counts the first 32 that it knows.
+const MAX_FAILED: usize = 64;
+
+/// Entries of `transports`.
+const MAX_TRANSPORTS: usize = 8;
+
+/// The body of `:explain`: a schedule request, and for whom it is pretended to be.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct ExplainRequest {
+    #[serde(flatten)]
+    pub schedule: ScheduleRequest,
+    pub user_id: String,
+    pub client_ip: String,
+}
+
+/// Reads a body of bounded size in bounded time.
+pub(crate) async fn body(body: Body) -> Result<Bytes, Refusal> {
+    let read = tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, MAX_BODY));
+    match read.await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(_)) => {
+            Err(Refusal::InvalidArgument(format!("the body is incomplete or larger than {MAX_BODY} bytes")))
+        }
+        Err(_) => {
+            let seconds = BODY_TIMEOUT.as_secs();
+            Err(Refusal::InvalidArgument(format!("the body was not complete within {seconds} s")))
+        }
+    }
+}
+
+/// Reads JSON as proto3 does: a field that is null is as if it were absent.
+pub(crate) fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
+    let invalid = |problem: String| Refusal::InvalidArgument(format!("the body: {problem}"));
+    let mut value: Value = serde_json::from_slice(bytes).map_err(|e| invalid(e.to_string()))?;
+    let Value::Object(fields) = &mut value else {
+        return Err(invalid("is no JSON object".to_owned()));
+    };
+    fields.retain(|_, field| !field.is_null());
+    serde_path_to_error::deserialize(value).map_err(|e| invalid(e.to_string()))
+}
+
+/// Checks every field of a request.
+pub(crate) fn check(request: &ScheduleRequest) -> Result<(), Refusal> {
+    id::check(&request.device_id).map_err(|e| field("deviceId", &e.to_string()))?;
+    let texts = [
+        ("platform", &request.platform),
+        ("appVersion", &request.app_version),
+        ("sdk", &request.sdk),
+        ("region", &request.region),
+    ];
+    for (name, text) in texts {
+        at_most(name, text.len(), limits::CLIENT_TEXT, "bytes")?;
+    }
+    at_most("transports", request.transports.len(), MAX_TRANSPORTS, "entries")?;
+    at_most("failed", request.failed.len(), MAX_FAILED, "entries")?;
+    at_most("rttMs", request.rtt_ms.len(), MAX_RTTS, "entries")?;
+    if transports(&request.transports) == Transports::NONE {
+        return Err(field("transports", "names none of ws, tcp"));
+    }
+    Ok(())
+}
+
+/// The pretended address of `:explain`; empty: none.
+pub(crate) fn address(text: &str) -> Result<Option<IpAddr>, Refusal> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let ip: IpAddr = text.parse().map_err(|_| field("clientIp", "is no IP address"))?;
+    Ok(Some(ip.to_canonical()))
+}
+
+/// A checked request as the decision wants it. The region is the client's own hint: there is nothing else yet to know
+/// it by, and this is where an address database would come in.
+pub(crate) fn decision_request<'a>(
+    request: &'a ScheduleRequest,
+    user_id: &'a str,
+    ip: Option<IpAddr>,
+) -> Request<'a> {
+    Request {
+        user_id,
+        client: Client {
+            platform: Platform::named(&request.platform),
+            app_version: app_version(&request.app_version),
+            region: &request.region,
+            zone: "",
+            ip,
+            device_id: &request.device_id,
+        },
+        transports: transports(&request.transports),
+        failed: &request.failed,
+        rtt_ms: &request.rtt_ms,
+    }
+}
+
+/// Those of the names that are known; a newer SDK may ask for more. No name asks for all.
+fn transports(names: &[String]) -> Transports {
+    if names.is_empty() {
+        return Transports::ALL;
+    }
+    let known = names.iter().filter_map(|name| Transports::named(name));
+    known.fold(Transports::NONE, Transports::with)
+}
+
+fn field(name: &str, problem: &str) -> Refusal {
+    Refusal::InvalidArgument(format!("{name} {problem}"))
+}
+
+fn at_most(name: &str, length: usize, most: usize, unit: &str) -> Result<(), Refusal> {
+    if length <= most { Ok(()) } else { Err(field(name, &format!("has {length} {unit}; at most {most}"))) }
+}

@@ -1,0 +1,104 @@
+//! Accepts HTTP connections and serves each in a task of its own, within bounds.
+
+use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+
+use axum::{Extension, Router};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, warn};
+
+use crate::core::Core;
+
+/// Connections at a time; more wait in the listener's backlog. A request takes well under a millisecond, so this is
+/// about slow peers, not about load, and leaves half of 20,000 descriptors free.
+const MAX_CONNECTIONS: usize = 10_000;
+
+/// A request's head must be complete this long after its first byte, and the next one's after the answer before.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// When stopping, requests in flight get this long.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// After a failed accept (descriptors exhausted, say) a pause, since the next would fail at once too.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The client's address, as an extension of each request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer(pub SocketAddr);
+
+/// Serves until cancelled, then lets requests in flight end.
+pub(crate) async fn serve(core: Arc<Core>, listener: TcpListener, router: Router, cancel: CancellationToken) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let connections = TaskTracker::new();
+    let mut failing = false;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = cancel.cancelled() => break,
+            accepted = accept(&listener, &slots) => accepted,
+        };
+        match accepted {
+            Ok((stream, peer, slot)) => {
+                failing = false;
+                let router = router.clone().layer(Extension(Peer(peer)));
+                let (core, cancel) = (Arc::clone(&core), cancel.clone());
+                connections.spawn(async move {
+                    core.metrics.http_connections.increment(1.0);
+                    connection(stream, router, cancel).await;
+                    core.metrics.http_connections.decrement(1.0);
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                if !failing {
+                    warn!(%error, "cannot accept HTTP connections; trying on");
+                }
+                failing = true;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}
+
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+) -> std::io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
+    let slot = Arc::clone(slots).acquire_owned().await.expect("the semaphore is never closed");
+    let (stream, peer) = listener.accept().await?;
+    Ok((stream, peer, slot))
+}
+
+async fn connection(stream: TcpStream, router: Router, cancel: CancellationToken) {
+    // Answers are one small write: waiting to fill a segment would only delay them.
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, "TCP_NODELAY was not set");
+    }
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    let served = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut served = pin!(served);
+    let result = tokio::select! {
+        result = served.as_mut() => Ok(result),
+        () = cancel.cancelled() => {
+            served.as_mut().graceful_shutdown();
+            tokio::time::timeout(GRACE, served).await
+        }
+    };
+    match result {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(%error, "an HTTP connection ended early"),
+        Err(_) => debug!("an HTTP connection was cut: its request did not end within the grace"),
+    }
+}

@@ -1,0 +1,319 @@
+//! User JWTs: verified with keys whose algorithm is pinned, and signed for `berth token` and dev mode.
+//!
+//! Only RFC 7515's compact form and three algorithms: HS256 with a shared secret, EdDSA (Ed25519) and RS256 with the
+//! public keys of a JWKS file. Done with ring, which the ticket uses anyway; a JWT library would bring a second
+//! provider of cryptography.
+
+use std::{fs, path::Path, time::Duration};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use berth_proto::id;
+use ring::{
+    hmac,
+    signature::{ED25519, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents, UnparsedPublicKey},
+};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Longest token that is looked at, in bytes: with room for the claims of common identity providers.
+pub const MAX_TOKEN: usize = 8 * 1024;
+
+/// `auth.jwt_secret` has at least this many bytes: the output length of HS256's hash (RFC 7518, 3.2).
+pub const MIN_SECRET: usize = 32;
+
+/// How far `nbf` may lie ahead, in milliseconds: the issuer's clock may be ahead of ours. There is no leeway on `exp`:
+/// a ticket never outlives the token, so accepting an expired one would only make an expired ticket.
+pub const NOT_BEFORE_LEEWAY_MS: i64 = 60_000;
+
+/// Keys one JWKS file may hold; a token without `kid` is tried against each.
+const MAX_KEYS: usize = 64;
+
+/// Largest JWKS file, in bytes: far more than [`MAX_KEYS`] RSA keys need.
+const MAX_JWKS: u64 = 1024 * 1024;
+
+/// Why there are no keys to verify with.
+#[derive(Debug, Error)]
+pub enum JwtKeysError {
+    /// Too short to be a secret.
+    #[error("auth.jwt_secret has {0} bytes; give at least 32 random ones")]
+    ShortSecret(usize),
+    /// The file cannot be read.
+    #[error("auth.jwks_file {path} cannot be read: {source}")]
+    Unreadable {
+        /// Which file.
+        path: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The file is no JWKS that we can use.
+    #[error("auth.jwks_file: {0}")]
+    Jwks(String),
+}
+
+/// Why a token is not accepted. Never contains the token.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum JwtError {
+    /// Not the form of a signed JWT.
+    #[error("the token is no signed JWT")]
+    Malformed,
+    /// Its algorithm is not that of a key here.
+    #[error("the token's algorithm or key id is not one that this scheduler verifies")]
+    UnknownKey,
+    /// The signature does not fit.
+    #[error("the token's signature is wrong")]
+    Forged,
+    /// Past its time.
+    #[error("the token expired {late_ms} ms ago; get a new one")]
+    Expired {
+        /// How long ago.
+        late_ms: i64,
+    },
+    /// Before its time.
+    #[error("the token is not valid yet (nbf)")]
+    TooEarly,
+    /// A claim is missing or not as it must be.
+    #[error("the token's claim {0}")]
+    Claim(String),
+}
+
+/// What an accepted token says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// `sub`: a valid user id, perhaps `system`.
+    pub id: String,
+    /// `exp`, in milliseconds since the Unix epoch.
+    pub expires_at_ms: i64,
+}
+
+/// The keys that user tokens are verified with.
+pub struct JwtKeys {
+    keys: Vec<Key>,
+}
+
+struct Key {
+    id: Option<String>,
+    material: Material,
+}
+
+enum Material {
+    Hs256(hmac::Key),
+    EdDsa(Vec<u8>),
+    Rs256 { n: Vec<u8>, e: Vec<u8> },
+}
+
+#[derive(Deserialize)]
+struct Header {
+    alg: String,
+    kid: Option<String>,
+    crit: Option<serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    sub: Option<String>,
+    exp: Option<f64>,
+    nbf: Option<f64>,
+}
+
+impl JwtKeys {
+    /// Verifies HS256 tokens with a shared secret.
+    ///
+    /// # Errors
+    /// When the secret is shorter than [`MIN_SECRET`].
+    pub fn from_secret(secret: &[u8]) -> Result<Self, JwtKeysError> {
+        if secret.len() < MIN_SECRET {
+            return Err(JwtKeysError::ShortSecret(secret.len()));
+        }
+        let material = Material::Hs256(hmac::Key::new(hmac::HMAC_SHA256, secret));
+        Ok(Self { keys: vec![Key { id: None, material }] })
+    }
+
+    /// Verifies EdDSA and RS256 tokens with the public keys of a JWKS file.
+    ///
+    /// # Errors
+    /// When the file cannot be read or holds no key that can be used.
+    pub fn from_jwks_file(path: &Path) -> Result<Self, JwtKeysError> {
+        let unreadable = |source| JwtKeysError::Unreadable { path: path.display().to_string(), source };
+        let size = fs::metadata(path).map_err(unreadable)?.len();
+        if size > MAX_JWKS {
+            return Err(JwtKeysError::Jwks(format!(
+                "{} has {size} bytes; at most {MAX_JWKS}",
+                path.display()
+            )));
+        }
+        Self::from_jwks(&fs::read_to_string(path).map_err(unreadable)?)
+    }
+
+    /// The same from the text. Keys for encryption and of types not verified here are passed over.
+    ///
+    /// # Errors
+    /// When the text is no JWKS, a usable key in it is malformed, or none is usable.
+    pub fn from_jwks(text: &str) -> Result<Self, JwtKeysError> {
+        #[derive(Deserialize)]
+        struct Jwks {
+            keys: Vec<Jwk>,
+        }
+        let jwks: Jwks =
+            serde_json::from_str(text).map_err(|e| JwtKeysError::Jwks(format!("no JWKS: {e}")))?;
+        let mut keys = Vec::new();
+        for (index, jwk) in jwks.keys.into_iter().enumerate() {
+            match jwk.key() {
+                Ok(Some(key)) => keys.push(key),
+                Ok(None) => {}
+                Err(problem) => return Err(JwtKeysError::Jwks(format!("keys[{index}]: {problem}"))),
+            }
+        }
+        match keys.len() {
+            0 => Err(JwtKeysError::Jwks("no Ed25519 or RS256 signing key in it".to_owned())),
+            1..=MAX_KEYS => Ok(Self { keys }),
+            many => Err(JwtKeysError::Jwks(format!("{many} keys; at most {MAX_KEYS}"))),
+        }
+    }
+
+    /// The user of a token that is genuine and in its time.
+    ///
+    /// # Errors
+    /// Says what is wrong, never with the token in it.
+    pub fn verify(&self, token: &str, now_ms: i64) -> Result<User, JwtError> {
+        if token.len() > MAX_TOKEN {
+            return Err(JwtError::Malformed);
+        }
+        let (message, signature) = token.rsplit_once('.').ok_or(JwtError::Malformed)?;
+        let (header, claims) = message.split_once('.').ok_or(JwtError::Malformed)?;
+        let header: Header = part(header)?;
+        if header.crit.is_some() {
+            return Err(JwtError::Malformed);
+        }
+        let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| JwtError::Malformed)?;
+        self.check_signature(&header, message.as_bytes(), &signature)?;
+        accept(part(claims)?, now_ms)
+    }
+
+    /// The header picks among our keys; it never chooses how a key is used.
+    fn check_signature(&self, header: &Header, message: &[u8], signature: &[u8]) -> Result<(), JwtError> {
+        let named = |key: &Key| match (&header.kid, &key.id) {
+            (Some(wanted), Some(id)) => wanted == id,
+            _ => true,
+        };
+        let mut fitting =
+            self.keys.iter().filter(|key| key.material.algorithm() == header.alg && named(key)).peekable();
+        if fitting.peek().is_none() {
+            return Err(JwtError::UnknownKey);
+        }
+        if fitting.any(|key| key.material.verifies(message, signature)) {
+            Ok(())
+        } else {
+            Err(JwtError::Forged)
+        }
+    }
+}
+
+impl Material {
+    fn algorithm(&self) -> &'static str {
+        match self {
+            Self::Hs256(_) => "HS256",
+            Self::EdDsa(_) => "EdDSA",
+            Self::Rs256 { .. } => "RS256",
+        }
+    }
+
+    fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+        match self {
+            Self::Hs256(key) => hmac::verify(key, message, signature).is_ok(),
+            Self::EdDsa(key) => UnparsedPublicKey::new(&ED25519, key).verify(message, signature).is_ok(),
+            Self::Rs256 { n, e } => RsaPublicKeyComponents { n, e }
+                .verify(&RSA_PKCS1_2048_8192_SHA256, message, signature)
+                .is_ok(),
+        }
+    }
+}
+
+fn part<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, JwtError> {
+    let json = URL_SAFE_NO_PAD.decode(text).map_err(|_| JwtError::Malformed)?;
+    serde_json::from_slice(&json).map_err(|_| JwtError::Malformed)
+}
+
+fn accept(claims: Claims, now_ms: i64) -> Result<User, JwtError> {
+    let id = claims.sub.ok_or_else(|| JwtError::Claim("sub is missing; it is the user id".to_owned()))?;
+    id::check(&id).map_err(|e| JwtError::Claim(format!("sub {e}")))?;
+    let exp = claims.exp.ok_or_else(|| JwtError::Claim("exp is missing; tokens must expire".to_owned()))?;
+    // A float cast saturates, so a far future stays far and NaN (which JSON has not) would be 1970.
+    let expires_at_ms = (exp * 1000.0) as i64;
+    if now_ms >= expires_at_ms {
+        return Err(JwtError::Expired { late_ms: now_ms.saturating_sub(expires_at_ms) });
+    }
+    let not_before_ms = (claims.nbf.unwrap_or(0.0) * 1000.0) as i64;
+    if not_before_ms > now_ms.saturating_add(NOT_BEFORE_LEEWAY_MS) {
+        return Err(JwtError::TooEarly);
+    }
+    Ok(User { id, expires_at_ms })
+}
+
+/// One key of a JWKS (RFC 7517, 8037).
+#[derive(Deserialize)]
+struct Jwk {
+    kty: String,
+    kid: Option<String>,
+    alg: Option<String>,
+    #[serde(rename = "use")]
+    usage: Option<String>,
+    crv: Option<String>,
+    x: Option<String>,
+    n: Option<String>,
+    e: Option<String>,
+}
+
+impl Jwk {
+    fn key(self) -> Result<Option<Key>, String> {
+        if self.usage.as_deref().is_some_and(|usage| usage != "sig") {
+            return Ok(None);
+        }
+        let alg = self.alg.as_deref();
+        let material = match (self.kty.as_str(), self.crv.as_deref()) {
+            ("OKP", Some("Ed25519")) if alg.is_none_or(|alg| alg == "EdDSA" || alg == "Ed25519") => {
+                let x = field("x", self.x)?;
+                if x.len() != 32 {
+                    return Err(format!("x has {} bytes; an Ed25519 public key has 32", x.len()));
+                }
+                Material::EdDsa(x)
+            }
+            ("RSA", _) if alg.is_none_or(|alg| alg == "RS256") => {
+                let (n, e) = (field("n", self.n)?, field("e", self.e)?);
+                if n.len() < 256 {
+                    return Err(format!("n has {} bytes; RS256 wants at least 256 (2048 bits)", n.len()));
+                }
+                Material::Rs256 { n, e }
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(Key { id: self.kid, material }))
+    }
+}
+
+fn field(name: &str, value: Option<String>) -> Result<Vec<u8>, String> {
+    let text = value.ok_or_else(|| format!("{name} is missing"))?;
+    URL_SAFE_NO_PAD.decode(text).map_err(|e| format!("{name} is no base64url: {e}"))
+}
+
+/// An HS256 token for `user`, valid for `ttl` (whole seconds, at least one) from `now_ms`: for `berth token`, dev mode
+/// and tests. A real deployment's tokens come from its own user service.
+#[must_use]
+pub fn sign_user_token(secret: &[u8], user: &str, ttl: Duration, now_ms: i64) -> String {
+    #[derive(Serialize)]
+    struct Signed<'a> {
+        sub: &'a str,
+        iat: i64,
+        exp: i64,
+    }
+    let iat = now_ms.div_euclid(1000);
+    let seconds = i64::try_from(ttl.as_secs().max(1)).unwrap_or(i64::MAX);
+    let claims = Signed { sub: user, iat, exp: iat.saturating_add(seconds) };
+    let claims = serde_json::to_vec(&claims).expect("strings and integers have a JSON form");
+    let header = URL_SAFE_NO_PAD.encode(br#"{"alg":"HS256","typ":"JWT"}"#);
+    let message = format!("{header}.{}", URL_SAFE_NO_PAD.encode(claims));
+    let signature = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), message.as_bytes());
+    format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature))
+}
+
+#[cfg(test)]
+mod tests;

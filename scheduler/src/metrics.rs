@@ -1,0 +1,278 @@
+//! What the scheduler counts. Every series exists from the start, but those of pools: they come with the pool.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
+use berth_proto::{metric::Registry, schedule::Reason};
+use metrics::{Counter, Gauge, Histogram};
+
+use crate::{fleet::State, policy::STABLE};
+
+/// Pools with series of their own; those after them are counted under `other`.
+const MAX_POOLS: usize = 64;
+
+/// How a request was answered, as a label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// 200.
+    Ok,
+    /// 400, 404, 405.
+    InvalidArgument,
+    /// 401.
+    Unauthenticated,
+    /// 403.
+    Forbidden,
+    /// 429.
+    RateLimited,
+    /// 503.
+    NoGateway,
+}
+
+impl Outcome {
+    const ALL: [(Self, &'static str); 6] = [
+        (Self::Ok, "ok"),
+        (Self::InvalidArgument, "invalid_argument"),
+        (Self::Unauthenticated, "unauthenticated"),
+        (Self::Forbidden, "forbidden"),
+        (Self::RateLimited, "rate_limited"),
+        (Self::NoGateway, "no_gateway"),
+    ];
+}
+
+/// What became of a policy text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PolicyLoad {
+    /// In force now.
+    Taken,
+    /// Not a policy.
+    Broken,
+    /// Older than the one in force.
+    Older,
+    /// Another text under the version in force.
+    OtherText,
+    /// The file cannot be read.
+    Unreadable,
+}
+
+impl PolicyLoad {
+    const ALL: [(Self, &'static str); 5] = [
+        (Self::Taken, "taken"),
+        (Self::Broken, "broken"),
+        (Self::Older, "older"),
+        (Self::OtherText, "other_text"),
+        (Self::Unreadable, "unreadable"),
+    ];
+}
+
+/// What became of a gateway's question where a client belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Redirect {
+    /// With endpoints and a ticket.
+    Answered,
+    /// With nothing: no gateway, or the user's token has expired.
+    Nowhere,
+    /// Not at all: too many were waiting, or the gateway's link was full.
+    Lost,
+}
+
+impl Redirect {
+    const ALL: [(Self, &'static str); 3] =
+        [(Self::Answered, "answered"), (Self::Nowhere, "nowhere"), (Self::Lost, "lost")];
+}
+
+/// How a pending assignment ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PendingEnd {
+    /// A gateway saw the ticket.
+    Used,
+    /// Nobody came within ten seconds.
+    Expired,
+    /// Too many were pending.
+    Evicted,
+}
+
+impl PendingEnd {
+    const ALL: [(Self, &'static str); 3] =
+        [(Self::Used, "used"), (Self::Expired, "expired"), (Self::Evicted, "evicted")];
+}
+
+/// The scheduler's metrics.
+pub struct Metrics {
+    /// `berth_scheduler_requests_total{outcome}`.
+    requests: [Counter; Outcome::ALL.len()],
+    /// `berth_scheduler_request_seconds`: a schedule request from its complete body to the answer.
+    pub request_seconds: Histogram,
+    /// `berth_scheduler_explains_total`.
+    pub explains: Counter,
+    /// `berth_scheduler_http_connections`.
+    pub http_connections: Gauge,
+    /// `berth_scheduler_gateways{state}`.
+    gateways: [Gauge; State::ALL.len()],
+    /// `berth_scheduler_gateways_distrusted`: 1 while the fleet's silence is not believed.
+    pub distrusted: Gauge,
+    /// `berth_scheduler_snapshot_seconds`.
+    pub snapshot_seconds: Histogram,
+    /// `berth_scheduler_reports_total`.
+    pub reports: Counter,
+    /// `berth_scheduler_reports_refused_total`.
+    pub reports_refused: Counter,
+    /// `berth_scheduler_pending_assignments`.
+    pub pending: Gauge,
+    /// `berth_scheduler_pending_ended_total{how}`.
+    pending_ended: [Counter; PendingEnd::ALL.len()],
+    /// `berth_scheduler_redirects_total{outcome}`.
+    redirects: [Counter; Redirect::ALL.len()],
+    /// `berth_scheduler_policy_version`.
+    pub policy_version: Gauge,
+    /// `berth_scheduler_policy_version_seen`: the newest any gateway has seen.
+    pub policy_version_seen: Gauge,
+    /// `berth_scheduler_policy_loads_total{outcome}`.
+    policy_loads: [Counter; PolicyLoad::ALL.len()],
+    /// `berth_scheduler_policy_file_refused`: 1 while the file is not what is in force.
+    pub policy_file_refused: Gauge,
+    decisions: Decisions,
+}
+
+impl Metrics {
+    /// Registers every series.
+    #[must_use]
+    pub fn register(registry: Registry<'static>) -> Self {
+        let r = registry;
+        Self {
+            requests: Outcome::ALL.map(|(_, name)| {
+                let help = "Schedule requests by how they were answered.";
+                r.counter("berth_scheduler_requests_total", help, &[("outcome", name)])
+            }),
+            request_seconds: r.seconds("berth_scheduler_request_seconds", "From body to answer.", &[]),
+            explains: r.counter("berth_scheduler_explains_total", "Decisions explained.", &[]),
+            http_connections: r.gauge("berth_scheduler_http_connections", "Open HTTP connections.", &[]),
+            gateways: State::ALL.map(|state| {
+                r.gauge("berth_scheduler_gateways", "Gateways by state.", &[("state", state.name())])
+            }),
+            distrusted: r.gauge(
+                "berth_scheduler_gateways_distrusted",
+                "1 while most of the fleet is silent and assigned on its last known load.",
+                &[],
+            ),
+            snapshot_seconds: r.seconds(
+                "berth_scheduler_snapshot_seconds",
+                "Building a snapshot of the fleet.",
+                &[],
+            ),
+            reports: r.counter("berth_scheduler_reports_total", "Gateway reports taken.", &[]),
+            reports_refused: r.counter(
+                "berth_scheduler_reports_refused_total",
+                "Gateway reports that were not valid or of a superseded link.",
+                &[],
+            ),
+            pending: r.gauge(
+                "berth_scheduler_pending_assignments",
+                "Own assignments that no gateway has seen yet.",
+                &[],
+            ),
+            pending_ended: PendingEnd::ALL.map(|(_, name)| {
+                let help = "Pending assignments by how they ended.";
+                r.counter("berth_scheduler_pending_ended_total", help, &[("how", name)])
+            }),
+            redirects: Redirect::ALL.map(|(_, name)| {
+                let help = "Gateways' questions where a client belongs.";
+                r.counter("berth_scheduler_redirects_total", help, &[("outcome", name)])
+            }),
+            policy_version: r.gauge("berth_scheduler_policy_version", "The policy in force.", &[]),
+            policy_version_seen: r.gauge(
+                "berth_scheduler_policy_version_seen",
+                "The newest policy that any gateway has seen; above the version in force: this replica is behind.",
+                &[],
+            ),
+            policy_loads: PolicyLoad::ALL.map(|(_, name)| {
+                let help = "Policy texts offered, by what became of them.";
+                r.counter("berth_scheduler_policy_loads_total", help, &[("outcome", name)])
+            }),
+            policy_file_refused: r.gauge(
+                "berth_scheduler_policy_file_refused",
+                "1 while the policy file is not what is in force.",
+                &[],
+            ),
+            decisions: Decisions::register(registry),
+        }
+    }
+
+    /// A request was answered.
+    pub fn request(&self, outcome: Outcome) {
+        self.requests[outcome as usize].increment(1);
+    }
+
+    /// A decision was made.
+    pub fn decision(&self, pool: &str, reason: Reason) {
+        self.decisions.count(pool, reason);
+    }
+
+    /// The fleet's gateways by state, in the order of [`State::ALL`].
+    pub fn gateways(&self, counts: [u64; State::ALL.len()]) {
+        for (gauge, count) in self.gateways.iter().zip(counts) {
+            gauge.set(count as f64);
+        }
+    }
+
+    /// So many pending assignments ended so, since the start.
+    pub fn pending_ended(&self, how: PendingEnd, total: u64) {
+        self.pending_ended[how as usize].absolute(total);
+    }
+
+    /// A redirect was asked for.
+    pub fn redirect(&self, outcome: Redirect) {
+        self.redirects[outcome as usize].increment(1);
+    }
+
+    /// A policy text was offered.
+    pub fn policy_load(&self, outcome: PolicyLoad) {
+        self.policy_loads[outcome as usize].increment(1);
+    }
+}
+
+/// `berth_scheduler_decisions_total{pool,reason}`: pools are named by policies and gateways, so only at run time.
+struct Decisions {
+    registry: Registry<'static>,
+    pools: Mutex<HashMap<String, [Counter; Reason::ALL.len()]>>,
+    other: [Counter; Reason::ALL.len()],
+}
+
+const DECISIONS: &str = "berth_scheduler_decisions_total";
+
+impl Decisions {
+    fn register(registry: Registry<'static>) -> Self {
+        let pools = HashMap::from([(STABLE.to_owned(), series(registry, STABLE))]);
+        Self { registry, pools: Mutex::new(pools), other: series(registry, "other") }
+    }
+
+    fn count(&self, pool: &str, reason: Reason) {
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        if !pools.contains_key(pool) && pools.len() < MAX_POOLS {
+            pools.insert(pool.to_owned(), series(self.registry, pool));
+        }
+        pools.get(pool).unwrap_or(&self.other)[reason as usize].increment(1);
+    }
+}
+
+fn series(registry: Registry<'static>, pool: &str) -> [Counter; Reason::ALL.len()] {
+    let help = "Decisions by pool and reason.";
+    Reason::ALL
+        .map(|reason| registry.counter_of(DECISIONS, help, ("pool", pool), &[("reason", reason.as_str())]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_stand_at_their_variants_numbers() {
+        assert!(Outcome::ALL.iter().enumerate().all(|(n, (variant, _))| *variant as usize == n));
+        assert!(PolicyLoad::ALL.iter().enumerate().all(|(n, (variant, _))| *variant as usize == n));
+        assert!(Redirect::ALL.iter().enumerate().all(|(n, (variant, _))| *variant as usize == n));
+        assert!(PendingEnd::ALL.iter().enumerate().all(|(n, (variant, _))| *variant as usize == n));
+        assert!(State::ALL.iter().enumerate().all(|(n, state)| *state as usize == n));
+        assert!(Reason::ALL.iter().enumerate().all(|(n, reason)| *reason as usize == n));
+    }
+}

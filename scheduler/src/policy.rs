@@ -1,0 +1,220 @@
+//! The policy in its checked form: homes, gray rules, and how load is spread.
+//!
+//! A policy is a versioned text (PROTOCOL.md, "Policy file"). [`parse`] makes a [`Policy`] of it or says where it is
+//! wrong; [`PolicyStore`] decides which text may replace which; `watch` follows the file.
+
+mod parse;
+mod store;
+pub(crate) mod watch;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashSet,
+    fmt::{self, Write},
+    net::IpAddr,
+    ops::Range,
+};
+
+use ipnet::IpNet;
+use ring::digest::{SHA256, digest};
+use semver::{Version, VersionReq};
+
+pub use self::{
+    parse::{MAX_TEXT, PolicyError, parse},
+    store::{PolicyStore, Refused, Taken},
+};
+
+/// The pool of everybody whom no gray rule takes.
+pub const STABLE: &str = "stable";
+
+/// The salt of home buckets.
+pub const HOME_SALT: &str = "home";
+
+/// What a client runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "the names are the documentation")]
+pub enum Platform {
+    Ios,
+    Android,
+    Web,
+    Desktop,
+    Server,
+}
+
+impl Platform {
+    /// Every platform of PROTOCOL.md.
+    pub const ALL: [Self; 5] = [Self::Ios, Self::Android, Self::Web, Self::Desktop, Self::Server];
+
+    /// Its name on the wire.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ios => "ios",
+            Self::Android => "android",
+            Self::Web => "web",
+            Self::Desktop => "desktop",
+            Self::Server => "server",
+        }
+    }
+
+    /// The platform of this name. A newer SDK may name one that is not known here: no rule names that either.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|platform| platform.name() == name)
+    }
+}
+
+/// What a gray rule can match on.
+#[derive(Debug, Clone, Default)]
+pub struct Client<'a> {
+    /// What it runs on, if it said so.
+    pub platform: Option<Platform>,
+    /// The app's version, if it said one that reads as a version.
+    pub app_version: Option<Version>,
+    /// Where it is: resolved before the decision; may be empty.
+    pub region: &'a str,
+    /// Its zone; empty until there is something to know it by.
+    pub zone: &'a str,
+    /// Its address.
+    pub ip: Option<IpAddr>,
+    /// Its device.
+    pub device_id: &'a str,
+}
+
+/// Which region users belong to.
+#[derive(Debug, Clone)]
+pub struct Home {
+    /// The region.
+    pub region: String,
+    /// These users belong to it, and
+    pub users: HashSet<String>,
+    /// those whose bucket under [`HOME_SALT`] is in here.
+    pub buckets: Range<u16>,
+}
+
+/// Sends some users to a pool.
+#[derive(Debug, Clone)]
+pub struct GrayRule {
+    /// Its name in decisions.
+    pub id: String,
+    /// Where its users go.
+    pub pool: String,
+    /// Always in, whatever `matcher` says.
+    pub users: HashSet<String>,
+    /// Of those that match, 0 to 100.
+    pub percent: f64,
+    /// Of the buckets.
+    pub salt: String,
+    /// Whom the percentage is taken from.
+    pub matcher: Matcher,
+}
+
+/// What must hold of a client; an empty list asks nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Matcher {
+    /// One of these platforms.
+    pub platforms: Vec<Platform>,
+    /// A version that fits. A client without one does not.
+    pub app_version: Option<VersionReq>,
+    /// One of these regions.
+    pub regions: Vec<String>,
+    /// An address in one of these networks.
+    pub cidrs: Vec<IpNet>,
+    /// One of these devices.
+    pub devices: HashSet<String>,
+}
+
+impl Matcher {
+    /// The first condition that does not hold, by its key in the policy; none: the client matches.
+    #[must_use]
+    pub fn mismatch(&self, client: &Client<'_>) -> Option<&'static str> {
+        let platform = || client.platform.is_some_and(|platform| self.platforms.contains(&platform));
+        if !self.platforms.is_empty() && !platform() {
+            return Some("platforms");
+        }
+        if let Some(required) = &self.app_version
+            && !client.app_version.as_ref().is_some_and(|version| required.matches(version))
+        {
+            return Some("app_version");
+        }
+        if !self.regions.is_empty() && !self.regions.iter().any(|region| region == client.region) {
+            return Some("regions");
+        }
+        let address = || client.ip.is_some_and(|ip| self.cidrs.iter().any(|net| net.contains(&ip)));
+        if !self.cidrs.is_empty() && !address() {
+            return Some("cidrs");
+        }
+        if !self.devices.is_empty() && !self.devices.contains(client.device_id) {
+            return Some("devices");
+        }
+        None
+    }
+}
+
+/// A policy that was checked.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Grows with every change; 0 is the built-in empty one.
+    pub version: u64,
+    /// SHA-256 of the text, in hex: with the version, its identity.
+    pub hash: String,
+    /// As it was written.
+    pub text: String,
+    /// The first that matches wins.
+    pub homes: Vec<Home>,
+    /// The first that applies wins.
+    pub gray: Vec<GrayRule>,
+    /// Utilisation at which a tier spills into the next.
+    pub spill_at: f64,
+    /// No gateway above (1 + bound) x its tier's mean while another can take it.
+    pub bound: f64,
+    /// How long a new gateway counts for less than its capacity, in milliseconds.
+    pub slow_start_ms: i64,
+}
+
+impl Default for Policy {
+    /// The built-in empty policy: everybody to `stable`, by load alone.
+    fn default() -> Self {
+        Self {
+            version: 0,
+            hash: sha256_hex(""),
+            text: String::new(),
+            homes: Vec::new(),
+            gray: Vec::new(),
+            spill_at: 0.85,
+            bound: 0.25,
+            slow_start_ms: 30_000,
+        }
+    }
+}
+
+/// Reads an app's version. `7.3` and `7` are taken for `7.3.0` and `7.0.0`, since apps write them so.
+#[must_use]
+pub fn app_version(text: &str) -> Option<Version> {
+    if let Ok(version) = Version::parse(text) {
+        return Some(version);
+    }
+    let numbers = text.split('.').count();
+    match numbers {
+        1 => Version::parse(&format!("{text}.0.0")).ok(),
+        2 => Version::parse(&format!("{text}.0")).ok(),
+        _ => None,
+    }
+}
+
+pub(crate) fn sha256_hex(text: &str) -> String {
+    let mut hex = String::with_capacity(64);
+    for byte in digest(&SHA256, text.as_bytes()).as_ref() {
+        write!(hex, "{byte:02x}").expect("a String grows");
+    }
+    hex
+}
+
+impl fmt::Display for Policy {
+    /// Its identity, for logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "version {} ({:.12})", self.version, self.hash)
+    }
+}

@@ -1,0 +1,306 @@
+//! From a policy's text to its checked form, or to the line, key and reason why not.
+
+use std::{collections::HashSet, ops::Range};
+
+use berth_proto::{bucket::BUCKETS, id, limits};
+use ipnet::IpNet;
+use semver::VersionReq;
+use serde::Deserialize;
+use thiserror::Error;
+use toml::Spanned;
+
+use super::{GrayRule, Home, Matcher, Platform, Policy, sha256_hex};
+
+/// Largest policy text, in bytes: 10,000 named users and room around them. It travels to every gateway.
+pub const MAX_TEXT: usize = 1024 * 1024;
+
+/// Rules of one kind: each is looked at for every decision until one applies.
+const MAX_RULES: usize = 256;
+
+/// Why a text is no policy.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("line {line}, {key}: {reason}")]
+pub struct PolicyError {
+    /// From 1.
+    pub line: usize,
+    /// The path of the key: `gray[0].percent`; `policy` for the whole.
+    pub key: String,
+    /// What is wrong with it, with its value where that is short.
+    pub reason: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPolicy {
+    version: Spanned<i64>,
+    #[serde(default)]
+    home: Vec<Spanned<RawHome>>,
+    #[serde(default)]
+    gray: Vec<Spanned<RawGray>>,
+    #[serde(default)]
+    proximity: RawProximity,
+    #[serde(default)]
+    load: RawLoad,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHome {
+    region: Spanned<String>,
+    users: Option<Vec<Spanned<String>>>,
+    buckets: Option<Spanned<[i64; 2]>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawGray {
+    id: Spanned<String>,
+    pool: Spanned<String>,
+    #[serde(default)]
+    users: Vec<Spanned<String>>,
+    percent: Option<Spanned<f64>>,
+    salt: Option<Spanned<String>>,
+    r#match: Option<Spanned<RawMatch>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawMatch {
+    #[serde(default)]
+    platforms: Vec<Spanned<String>>,
+    app_version: Option<Spanned<String>>,
+    #[serde(default)]
+    regions: Vec<Spanned<String>>,
+    #[serde(default)]
+    cidrs: Vec<Spanned<String>>,
+    #[serde(default)]
+    devices: Vec<Spanned<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawProximity {
+    spill_at: Option<Spanned<f64>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawLoad {
+    bound: Option<Spanned<f64>>,
+    slow_start_seconds: Option<Spanned<f64>>,
+}
+
+/// Reads and checks a policy.
+///
+/// # Errors
+/// The first thing that is wrong, with its place.
+pub fn parse(text: &str) -> Result<Policy, PolicyError> {
+    let place = Place { text };
+    if text.len() > MAX_TEXT {
+        let reason = format!("has {} bytes; at most {MAX_TEXT}", text.len());
+        return Err(PolicyError { line: 1, key: "policy".to_owned(), reason });
+    }
+    let raw = read(text, &place)?;
+    let defaults = Policy::default();
+    let version = *raw.version.get_ref();
+    let version = u64::try_from(version)
+        .ok()
+        .filter(|version| *version > 0)
+        .ok_or_else(|| place.error(&raw.version, "version", format!("{version} is not above 0")))?;
+    let spill_at = place.number(raw.proximity.spill_at, "proximity.spill_at", 0.0..=1.0)?;
+    let bound = place.number(raw.load.bound, "load.bound", 0.0..=100.0)?;
+    let slow_start = place.number(raw.load.slow_start_seconds, "load.slow_start_seconds", 0.0..=86_400.0)?;
+    Ok(Policy {
+        version,
+        hash: sha256_hex(text),
+        text: text.to_owned(),
+        homes: place.rules("home", raw.home, home)?,
+        gray: gray_rules(&place, raw.gray)?,
+        spill_at: spill_at.unwrap_or(defaults.spill_at),
+        bound: bound.unwrap_or(defaults.bound),
+        slow_start_ms: slow_start.map_or(defaults.slow_start_ms, |seconds| (seconds * 1000.0) as i64),
+    })
+}
+
+fn read(text: &str, place: &Place<'_>) -> Result<RawPolicy, PolicyError> {
+    let whole = |error: toml::de::Error| place.toml_error("policy".to_owned(), &error);
+    let document = toml::Deserializer::parse(text).map_err(whole)?;
+    serde_path_to_error::deserialize(document).map_err(|error| {
+        let key = match error.path().to_string() {
+            path if path == "." => "policy".to_owned(),
+            path => path,
+        };
+        place.toml_error(key, error.inner())
+    })
+}
+
+fn home(place: &Place<'_>, key: &str, raw: Spanned<RawHome>) -> Result<Home, PolicyError> {
+    let missing = || place.error(&raw, key, "names nobody: give users or buckets".to_owned());
+    if raw.get_ref().users.is_none() && raw.get_ref().buckets.is_none() {
+        return Err(missing());
+    }
+    let RawHome { region, users, buckets } = raw.into_inner();
+    Ok(Home {
+        region: place.label(region, &format!("{key}.region"))?,
+        users: place.ids(users.unwrap_or_default(), &format!("{key}.users"))?,
+        buckets: buckets.map_or(Ok(0..0), |range| bucket_range(place, &format!("{key}.buckets"), &range))?,
+    })
+}
+
+fn bucket_range(place: &Place<'_>, key: &str, range: &Spanned<[i64; 2]>) -> Result<Range<u16>, PolicyError> {
+    let [start, end] = *range.get_ref();
+    match (u16::try_from(start), u16::try_from(end)) {
+        (Ok(start), Ok(end)) if start < end && end <= BUCKETS => Ok(start..end),
+        _ => {
+            let reason = format!("[{start}, {end}] is no half-open range within [0, {BUCKETS}]");
+            Err(place.error(range, key, reason))
+        }
+    }
+}
+
+fn gray_rules(place: &Place<'_>, raw: Vec<Spanned<RawGray>>) -> Result<Vec<GrayRule>, PolicyError> {
+    let spans: Vec<_> = raw.iter().map(|rule| rule.get_ref().id.span()).collect();
+    let rules = place.rules("gray", raw, gray)?;
+    let mut seen = HashSet::new();
+    for (index, (rule, span)) in rules.iter().zip(spans).enumerate() {
+        if !seen.insert(&rule.id) {
+            let reason = format!("{:?} is the id of an earlier rule too", rule.id);
+            return Err(PolicyError { line: place.line(span), key: format!("gray[{index}].id"), reason });
+        }
+    }
+    Ok(rules)
+}
+
+fn gray(place: &Place<'_>, key: &str, raw: Spanned<RawGray>) -> Result<GrayRule, PolicyError> {
+    let rule = raw.get_ref();
+    if rule.percent.is_none() && (rule.users.is_empty() || rule.r#match.is_some()) {
+        let reason = "percent is missing: how many of those that match? (0 to 100)".to_owned();
+        return Err(place.error(&raw, key, reason));
+    }
+    let RawGray { id, pool, users, percent, salt, r#match } = raw.into_inner();
+    let id = place.id(id, &format!("{key}.id"))?;
+    Ok(GrayRule {
+        pool: place.id(pool, &format!("{key}.pool"))?,
+        users: place.ids(users, &format!("{key}.users"))?,
+        percent: place.number(percent, &format!("{key}.percent"), 0.0..=100.0)?.unwrap_or(0.0),
+        salt: match salt {
+            Some(salt) => place.label(salt, &format!("{key}.salt"))?,
+            None => id.clone(),
+        },
+        matcher: match r#match {
+            Some(raw) => matcher(place, &format!("{key}.match"), raw.into_inner())?,
+            None => Matcher::default(),
+        },
+        id,
+    })
+}
+
+fn matcher(place: &Place<'_>, key: &str, raw: RawMatch) -> Result<Matcher, PolicyError> {
+    let platform = |value: &str| {
+        let names = Platform::ALL.map(Platform::name).join(", ");
+        Platform::named(value).ok_or(format!("{value:?} is none of {names}"))
+    };
+    let version = |value: &str| value.parse::<VersionReq>().map_err(|e| format!("{value:?}: {e}"));
+    let network = |value: &str| {
+        // An address alone is the network of that address.
+        let address = value.parse::<std::net::IpAddr>().map(IpNet::from);
+        address.or_else(|_| value.parse()).map_err(|_| format!("{value:?} is no network like 10.0.0.0/8"))
+    };
+    Ok(Matcher {
+        platforms: place.each(&raw.platforms, &format!("{key}.platforms"), platform)?,
+        app_version: match raw.app_version {
+            Some(text) => Some(place.one(&text, &format!("{key}.app_version"), version)?),
+            None => None,
+        },
+        regions: place.each(&raw.regions, &format!("{key}.regions"), label)?,
+        cidrs: place.each(&raw.cidrs, &format!("{key}.cidrs"), network)?,
+        devices: place.ids(raw.devices, &format!("{key}.devices"))?,
+    })
+}
+
+fn label(value: &str) -> Result<String, String> {
+    match value.len() {
+        1..=limits::CLIENT_TEXT => Ok(value.to_owned()),
+        length => Err(format!("has {length} bytes; give 1 to {}", limits::CLIENT_TEXT)),
+    }
+}
+
+/// Finds the line of things, for errors.
+struct Place<'a> {
+    text: &'a str,
+}
+
+impl Place<'_> {
+    fn line(&self, span: Range<usize>) -> usize {
+        let before = self.text.as_bytes().get(..span.start).unwrap_or(self.text.as_bytes());
+        before.iter().filter(|byte| **byte == b'\n').count() + 1
+    }
+
+    fn error<T>(&self, at: &Spanned<T>, key: &str, reason: String) -> PolicyError {
+        PolicyError { line: self.line(at.span()), key: key.to_owned(), reason }
+    }
+
+    fn toml_error(&self, key: String, error: &toml::de::Error) -> PolicyError {
+        let line = self.line(error.span().unwrap_or(0..0));
+        PolicyError { line, key, reason: error.message().trim().replace('\n', ", ") }
+    }
+
+    fn one<T>(
+        &self,
+        raw: &Spanned<String>,
+        key: &str,
+        read: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<T, PolicyError> {
+        read(raw.get_ref()).map_err(|reason| self.error(raw, key, reason))
+    }
+
+    fn each<T, C: FromIterator<T>>(
+        &self,
+        raw: &[Spanned<String>],
+        key: &str,
+        read: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<C, PolicyError> {
+        let indexed = raw.iter().enumerate();
+        indexed.map(|(index, value)| self.one(value, &format!("{key}[{index}]"), &read)).collect()
+    }
+
+    fn id(&self, raw: Spanned<String>, key: &str) -> Result<String, PolicyError> {
+        self.one(&raw, key, |value| id::check(value).map(|()| value.to_owned()).map_err(|e| e.to_string()))
+    }
+
+    fn ids(&self, raw: Vec<Spanned<String>>, key: &str) -> Result<HashSet<String>, PolicyError> {
+        self.each(&raw, key, |value| id::check(value).map(|()| value.to_owned()).map_err(|e| e.to_string()))
+    }
+
+    fn label(&self, raw: Spanned<String>, key: &str) -> Result<String, PolicyError> {
+        self.one(&raw, key, label)
+    }
+
+    fn number(
+        &self,
+        raw: Option<Spanned<f64>>,
+        key: &str,
+        range: std::ops::RangeInclusive<f64>,
+    ) -> Result<Option<f64>, PolicyError> {
+        let Some(raw) = raw else { return Ok(None) };
+        let value = *raw.get_ref();
+        if range.contains(&value) {
+            return Ok(Some(value));
+        }
+        let reason = format!("{value} is not between {} and {}", range.start(), range.end());
+        Err(self.error(&raw, key, reason))
+    }
+
+    fn rules<R, T>(
+        &self,
+        kind: &str,
+        raw: Vec<Spanned<R>>,
+        read: impl Fn(&Self, &str, Spanned<R>) -> Result<T, PolicyError>,
+    ) -> Result<Vec<T>, PolicyError> {
+        if let Some(extra) = raw.get(MAX_RULES) {
+            return Err(self.error(extra, kind, format!("are {}; at most {MAX_RULES}", raw.len())));
+        }
+        let indexed = raw.into_iter().enumerate();
+        indexed.map(|(index, rule)| read(self, &format!("{kind}[{index}]"), rule)).collect()
+    }
+}

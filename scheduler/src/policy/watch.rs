@@ -1,0 +1,90 @@
+//! Follows the policy file: looks at it every second and on demand, and says once when it is refused.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tracing::{info, warn};
+
+use super::{MAX_TEXT, Refused, Taken, sha256_hex};
+use crate::{core::Core, metrics::PolicyLoad};
+
+/// A changed file is taken up within 2 s: it is read this often. A policy is small, so its contents are compared; a
+/// modification time may be the same for two texts written in one tick.
+const POLL: Duration = Duration::from_secs(1);
+
+/// Reads at most a byte more than a policy may have, so that a larger one is refused with its reason.
+pub(crate) fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(MAX_TEXT as u64 + 1).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Runs until dropped.
+pub(crate) async fn watch(core: Arc<Core>, path: PathBuf) {
+    let mut seen = Seen::default();
+    loop {
+        let asked = tokio::select! {
+            () = core.reload.notified() => true,
+            () = tokio::time::sleep(POLL) => false,
+        };
+        let to_read = path.clone();
+        // The disk may be slow, and others are served on this thread.
+        let contents = match tokio::task::spawn_blocking(move || read(&to_read)).await {
+            Ok(contents) => contents.map_err(|e| e.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        seen.look(&core, &path, contents, asked);
+    }
+}
+
+/// What the file held last: one text is offered, counted and complained about once, unless somebody asks again.
+#[derive(Default)]
+struct Seen {
+    last: Option<Result<String, String>>,
+}
+
+impl Seen {
+    fn look(&mut self, core: &Core, path: &Path, contents: Result<String, String>, asked: bool) {
+        let now = contents.as_deref().map(sha256_hex).map_err(ToOwned::to_owned);
+        if !asked && self.last.as_ref() == Some(&now) {
+            return;
+        }
+        self.last = Some(now);
+        let path = path.display();
+        let refused = match contents {
+            Err(error) => {
+                core.metrics.policy_load(PolicyLoad::Unreadable);
+                warn!(%path, %error, "the policy file cannot be read; the policy in force stays");
+                true
+            }
+            Ok(text) => match core.policy.offer(&text) {
+                Ok(Taken::Same) => false,
+                Ok(Taken::New) => {
+                    core.metrics.policy_load(PolicyLoad::Taken);
+                    info!(%path, policy = %core.policy.load(), "policy taken up");
+                    core.policy_changed();
+                    false
+                }
+                Err(refused) => {
+                    core.metrics.policy_load(label(&refused));
+                    warn!(%path, error = %refused, "the policy file is refused; the policy in force stays");
+                    true
+                }
+            },
+        };
+        core.metrics.policy_file_refused.set(if refused { 1.0 } else { 0.0 });
+    }
+}
+
+fn label(refused: &Refused) -> PolicyLoad {
+    match refused {
+        Refused::Broken(_) => PolicyLoad::Broken,
+        Refused::Older { .. } => PolicyLoad::Older,
+        Refused::OtherText(_) => PolicyLoad::OtherText,
+    }
+}

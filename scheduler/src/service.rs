@@ -1,0 +1,233 @@
+//! The gateways' side: each attaches by a link, reports over it, and asks where a stray client belongs.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use berth_proto::{
+    id,
+    link::{Link, Refused, RefusedReason, SchedulerService},
+    wire::{
+        AttachGateway, FromScheduler, GatewayReport, PolicyText, RedirectAnswer, RedirectAsk, TicketKeys,
+        ToScheduler, from_scheduler, to_scheduler,
+    },
+};
+use tokio::sync::mpsc;
+use tracing::{debug, info, warn};
+
+use crate::{
+    assign::Terms,
+    core::Core,
+    decide::Request,
+    metrics::Redirect,
+    policy::{Client, Platform, app_version},
+    transport::Transports,
+};
+
+/// Redirects that may wait for the task that answers them: at about 50 µs each, the last waits 50 ms, far below the
+/// gateways' patience. Those beyond are refused as full.
+pub(crate) const REDIRECT_QUEUE: usize = 1_024;
+
+type Down = Arc<dyn Link<FromScheduler>>;
+
+/// A question and the link to answer it on.
+pub(crate) struct RedirectJob {
+    ask: RedirectAsk,
+    down: Down,
+}
+
+/// The scheduler, as gateways see it.
+pub(crate) struct Service {
+    core: Arc<Core>,
+    redirects: mpsc::Sender<RedirectJob>,
+    attached: AtomicU64,
+}
+
+impl Service {
+    pub fn new(core: Arc<Core>, redirects: mpsc::Sender<RedirectJob>) -> Self {
+        Self { core, redirects, attached: AtomicU64::new(0) }
+    }
+}
+
+impl SchedulerService for Service {
+    fn attach(&self, gateway: AttachGateway, down: Down) -> Arc<dyn Link<ToScheduler>> {
+        let number = self.attached.fetch_add(1, Ordering::Relaxed) + 1;
+        info!(gateway = %gateway.gateway_id, boot = %format_args!("{:016x}", gateway.boot), "gateway attached");
+        let link = GatewayLink {
+            core: Arc::clone(&self.core),
+            redirects: self.redirects.clone(),
+            number,
+            gateway,
+            down,
+            told: Mutex::default(),
+            complained: AtomicBool::new(false),
+        };
+        link.tell();
+        Arc::new(link)
+    }
+}
+
+/// What a gateway was told already.
+#[derive(Default)]
+struct Told {
+    keys: bool,
+    policy_hash: String,
+}
+
+/// A gateway's link to this scheduler. That it ends says nothing: the gateway lives as long as it reports.
+struct GatewayLink {
+    core: Arc<Core>,
+    redirects: mpsc::Sender<RedirectJob>,
+    number: u64,
+    gateway: AttachGateway,
+    down: Down,
+    told: Mutex<Told>,
+    complained: AtomicBool,
+}
+
+impl Link<ToScheduler> for GatewayLink {
+    fn send(&self, batch: Vec<ToScheduler>) -> Result<(), Refused<ToScheduler>> {
+        let mut rest = Vec::new();
+        let mut reason = None;
+        for message in batch {
+            match message.message {
+                Some(to_scheduler::Message::Report(report)) => self.report(report),
+                Some(to_scheduler::Message::Redirect(ask)) => {
+                    if let Some((ask, why)) = self.redirect(ask) {
+                        reason.get_or_insert(why);
+                        rest.push(ToScheduler { message: Some(to_scheduler::Message::Redirect(ask)) });
+                    }
+                }
+                // A newer gateway may say more than this scheduler knows.
+                None => {}
+            }
+        }
+        match reason {
+            Some(reason) => Err(Refused { rest, reason }),
+            None => Ok(()),
+        }
+    }
+
+    fn connected(&self) -> bool {
+        !self.redirects.is_closed()
+    }
+}
+
+impl GatewayLink {
+    fn report(&self, report: GatewayReport) {
+        let own = report.gateway_id == self.gateway.gateway_id && report.boot == self.gateway.boot;
+        let problem = if own {
+            self.core.report(self.number, &report).err().map(|e| e.to_string())
+        } else {
+            self.core.metrics.reports_refused.increment(1);
+            Some("it is of another gateway or boot than its link".to_owned())
+        };
+        match problem {
+            None => self.tell(),
+            // Twice a second for as long as it lasts: once is enough.
+            Some(problem) if !self.complained.swap(true, Ordering::Relaxed) => {
+                warn!(gateway = %self.gateway.gateway_id, %problem, "a gateway's reports are refused");
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Queues the question, or gives it back.
+    fn redirect(&self, ask: RedirectAsk) -> Option<(RedirectAsk, RefusedReason)> {
+        let job = RedirectJob { ask, down: Arc::clone(&self.down) };
+        let refused = self.redirects.try_send(job).err()?;
+        self.core.metrics.redirect(Redirect::Lost);
+        Some(match refused {
+            mpsc::error::TrySendError::Full(job) => (job.ask, RefusedReason::Full),
+            mpsc::error::TrySendError::Closed(job) => (job.ask, RefusedReason::Closed),
+        })
+    }
+
+    /// Says the ticket keys and the policy, each once; what the link does not take now is said at the next report.
+    fn tell(&self) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if !told.keys {
+            let public_keys = vec![self.core.signer.public_key().to_vec()];
+            let keys = from_scheduler::Message::Keys(TicketKeys { public_keys });
+            told.keys = self.down.send(vec![FromScheduler { message: Some(keys) }]).is_ok();
+        }
+        let policy = self.core.policy.load();
+        if policy.version > 0 && told.policy_hash != policy.hash {
+            let text =
+                PolicyText { version: policy.version, hash: policy.hash.clone(), text: policy.text.clone() };
+            let message = FromScheduler { message: Some(from_scheduler::Message::Policy(text)) };
+            if self.down.send(vec![message]).is_ok() {
+                told.policy_hash.clone_from(&policy.hash);
+            }
+        }
+    }
+}
+
+impl Drop for GatewayLink {
+    fn drop(&mut self) {
+        info!(gateway = %self.gateway.gateway_id, "gateway detached");
+    }
+}
+
+/// Answers redirects until every sender is gone or the task is dropped.
+pub(crate) async fn answer_redirects(core: Arc<Core>, mut jobs: mpsc::Receiver<RedirectJob>) {
+    while let Some(RedirectJob { ask, down }) = jobs.recv().await {
+        let answer = redirect(&core, &ask);
+        let outcome = if answer.endpoints.is_empty() { Redirect::Nowhere } else { Redirect::Answered };
+        let message = FromScheduler { message: Some(from_scheduler::Message::Redirect(answer)) };
+        match down.send(vec![message]) {
+            Ok(()) => core.metrics.redirect(outcome),
+            Err(refused) => {
+                // The gateway's own deadline closes the connection with 4005.
+                debug!(?refused, "a redirect's answer was not taken");
+                core.metrics.redirect(Redirect::Lost);
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Where the client belongs, with a fresh ticket; without endpoints when there is no such place.
+fn redirect(core: &Core, ask: &RedirectAsk) -> RedirectAnswer {
+    let nowhere = RedirectAnswer { handle: ask.handle, ..RedirectAnswer::default() };
+    let now_ms = core.clock.wall_ms();
+    let valid = id::check(&ask.user_id).is_ok() && id::check(&ask.device_id).is_ok();
+    if !valid || ask.auth_expires_at_ms <= now_ms {
+        return nowhere;
+    }
+    let transports: Vec<String> =
+        Some(&ask.transport).filter(|name| !name.is_empty()).cloned().into_iter().collect();
+    let request = Request {
+        user_id: &ask.user_id,
+        client: Client {
+            platform: Platform::named(&ask.platform),
+            app_version: app_version(&ask.app_version),
+            ip: ask.client_ip.parse().ok().map(|ip: IpAddr| ip.to_canonical()),
+            device_id: &ask.device_id,
+            ..Client::default()
+        },
+        transports: transports
+            .first()
+            .map_or(Transports::ALL, |name| Transports::named(name).unwrap_or_default()),
+        failed: &[],
+        rtt_ms: &BTreeMap::new(),
+    };
+    let terms = Terms { transports: &transports, auth_expires_at_ms: ask.auth_expires_at_ms, now_ms };
+    match core.assign(&request, &terms) {
+        Ok(assigned) => RedirectAnswer {
+            handle: ask.handle,
+            endpoints: assigned.endpoints.into_iter().map(Into::into).collect(),
+            ticket: assigned.ticket,
+            ticket_expires_at_ms: assigned.expires_at_ms,
+        },
+        Err(error) => {
+            debug!(%error, "no redirect");
+            nowhere
+        }
+    }
+}

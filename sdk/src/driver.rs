@@ -1,0 +1,370 @@
+//! A client's task: schedule, connect, serve, and again, until something ends it.
+
+use std::sync::Arc;
+
+use berth_proto::{
+    client::{Disconnect, Hello, Welcome, client_frame, server_frame},
+    schedule::{HeartbeatParameters, Problem, ScheduleRequest},
+};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    client::RequestError,
+    clock::from_ms,
+    cursor::CursorStore,
+    endpoints::{Attempt, Endpoints},
+    event::{Connected, Disconnected, Event, State, StopReason},
+    live::{Core, Live},
+    mailbox::{Mailbox, Save},
+    reconnect::{Next, Reconnect, after_close},
+    schedule::{self, ScheduleError},
+    token::TokenError,
+    transport::{Close, Connection, Incoming, Transport},
+};
+
+/// The version of the protocol this client speaks.
+const VERSION: u32 = 1;
+
+/// What this SDK calls itself in schedule requests.
+const SDK: &str = concat!("rust/", env!("CARGO_PKG_VERSION"));
+
+/// Between attempts to store a cursor that could not be stored.
+const SAVE_AGAIN_MS: i64 = 1_000;
+
+/// How a connection, or an attempt at one, ended.
+#[derive(Debug)]
+pub(crate) enum Ending {
+    /// It never came to a welcome.
+    Failed(String),
+    /// The gateway closed it.
+    Closed(Disconnect),
+    /// It broke.
+    Lost(String),
+    /// The gateway did not answer heartbeats.
+    Silent,
+    /// The client ends.
+    Stop(StopReason),
+}
+
+impl Ending {
+    /// From a close that no `disconnect` came before.
+    pub fn closed(close: Close) -> Self {
+        match close.code {
+            Some(code) => {
+                Self::Closed(Disconnect { code: code.into(), reason: close.reason, ..Default::default() })
+            }
+            None => Self::Lost("the gateway closed the connection without a word".to_owned()),
+        }
+    }
+}
+
+/// Drives one client.
+pub(crate) struct Driver {
+    core: Core,
+    state: watch::Sender<State>,
+    endpoints: Endpoints,
+    reconnect: Reconnect,
+    heartbeat: HeartbeatParameters,
+    /// Which scheduler to ask.
+    scheduler: usize,
+}
+
+impl Driver {
+    pub fn new(core: Core, state: watch::Sender<State>) -> Self {
+        let endpoints = Endpoints::new(core.options.transports.clone());
+        let (reconnect, heartbeat) = Default::default();
+        Self { core, state, endpoints, reconnect, heartbeat, scheduler: 0 }
+    }
+
+    /// The client's life. Ends when the client is stopped and the application has taken what there was.
+    pub async fn run(mut self) {
+        let mailbox = Arc::clone(&self.core.mailbox);
+        let store = Arc::clone(&self.core.options.cursor);
+        let cancel = self.core.cancel.clone();
+        let live = async {
+            let reason = self.until_stopped().await;
+            self.finish(reason);
+            // A stopped client stays until it is closed: the application may still take rows.
+            cancel.cancelled().await;
+            mailbox.finish(true);
+        };
+        tokio::join!(live, keep_cursor(&mailbox, &store));
+    }
+
+    fn finish(mut self, reason: StopReason) {
+        tracing::info!(%reason, "client stopped");
+        self.state.send_replace(State::Stopped(reason.clone()));
+        self.core.new_sends.close();
+        self.core.new_requests.close();
+        for command in self.core.sends.drain().chain(self.core.requests.drain()) {
+            let _ = command.reply.send(Err(RequestError::Stopped(reason.clone())));
+        }
+        self.core.mailbox.push(Event::Stopped(reason), None);
+        self.core.mailbox.finish(false);
+    }
+
+    async fn until_stopped(&mut self) -> StopReason {
+        loop {
+            let cancel = self.core.cancel.clone();
+            let step = match self.endpoints.next(self.core.clock.now_ms()) {
+                None => cancel.run_until_cancelled(self.schedule()).await,
+                Some(attempt) => match cancel.run_until_cancelled(self.open(&attempt)).await {
+                    None => None,
+                    Some(Err(ending)) => cancel.run_until_cancelled(self.ended(ending, None)).await,
+                    // The connection says goodbye when cancelled, so it watches for that itself.
+                    Some(Ok((connection, welcome))) => {
+                        let (ending, open_ms) = self.serve(&attempt, connection, welcome).await;
+                        cancel.run_until_cancelled(self.ended(ending, Some(open_ms))).await
+                    }
+                },
+            };
+            match step {
+                Some(Ok(())) => {}
+                Some(Err(reason)) => return reason,
+                None => return StopReason::Closed,
+            }
+        }
+    }
+
+    /// Connects, says hello and hears the welcome.
+    async fn open(&mut self, attempt: &Attempt) -> Result<(Connection, Welcome), Ending> {
+        let options = &self.core.options;
+        let hello = Hello {
+            version: VERSION,
+            ticket: attempt.ticket.clone(),
+            device_id: options.device_id.clone(),
+            platform: options.platform.clone(),
+            app_version: options.app_version.clone(),
+        };
+        let opening = async {
+            let failed = |error: crate::transport::TransportError| Ending::Failed(error.to_string());
+            let mut connection =
+                Connection::open(&attempt.endpoint, options.encoding).await.map_err(failed)?;
+            connection.queue(client_frame::Frame::Hello(hello)).map_err(failed)?;
+            match connection.next().await.map_err(failed)? {
+                Incoming::Frame(server_frame::Frame::Welcome(welcome)) => Ok((connection, welcome)),
+                Incoming::Frame(server_frame::Frame::Disconnect(disconnect)) => {
+                    Err(Ending::Closed(disconnect))
+                }
+                Incoming::Frame(_) => {
+                    Err(Ending::Failed("the gateway did not begin with a welcome".to_owned()))
+                }
+                Incoming::Closed(close) if close.code.is_some() => Err(Ending::closed(close)),
+                Incoming::Closed(_) => Err(Ending::Failed("the gateway closed before a welcome".to_owned())),
+            }
+        };
+        timeout(options.attempt_timeout, opening).await.unwrap_or_else(|_| {
+            let (url, within) = (&attempt.endpoint.url, options.attempt_timeout);
+            Err(Ending::Failed(format!("{url} did not welcome us within {within:?}")))
+        })
+    }
+
+    /// Serves a welcomed connection until it ends; also how long it was open, in milliseconds.
+    async fn serve(&mut self, attempt: &Attempt, connection: Connection, welcome: Welcome) -> (Ending, i64) {
+        let since = self.core.clock.now_ms();
+        let Welcome { session_id, user_id, inbox_seq, inbox_epoch, server_time_ms, .. } = welcome;
+        tracing::debug!(session_id, gateway_id = attempt.endpoint.gateway_id, "connected");
+        self.endpoints.welcomed();
+        let resync = self.core.puller.welcomed(&user_id, inbox_epoch, inbox_seq);
+        let connected = Connected {
+            user_id,
+            session_id,
+            gateway_id: attempt.endpoint.gateway_id.clone(),
+            transport: Transport::from_name(&attempt.endpoint.transport).unwrap_or(Transport::WebSocket),
+            inbox_seq,
+            inbox_epoch,
+            server_time_ms,
+        };
+        self.core.mailbox.push(Event::Connected(connected), None);
+        if let Some(resync) = resync {
+            self.core.resync(resync);
+        }
+        self.state.send_replace(State::Connected);
+        let mut heartbeat = self.heartbeat;
+        if welcome.heartbeat_interval_ms > 0 {
+            heartbeat.interval_ms = welcome.heartbeat_interval_ms;
+        }
+        let ending = Live::new(&mut self.core, connection, heartbeat).run().await;
+        (ending, self.core.clock.now_ms() - since)
+    }
+
+    /// Decides what follows an end, and waits as long as it takes.
+    async fn ended(&mut self, ending: Ending, open_ms: Option<i64>) -> Result<(), StopReason> {
+        if open_ms.is_some_and(|open_ms| self.reconnect.session_ended(open_ms)) {
+            self.endpoints.stable();
+        }
+        let (code, reason, retry_after_ms) = match ending {
+            Ending::Stop(reason) => return Err(reason),
+            Ending::Failed(reason) => {
+                self.endpoints.failed();
+                (None, reason, 0)
+            }
+            Ending::Silent => {
+                self.endpoints.failed();
+                (None, "the gateway does not answer heartbeats".to_owned(), 0)
+            }
+            Ending::Lost(reason) => {
+                self.endpoints.suspect();
+                (None, reason, 0)
+            }
+            Ending::Closed(disconnect) => {
+                let follow_at_once = self.closed(&disconnect)?;
+                let Disconnect { code, reason, retry_after_ms, .. } = disconnect;
+                if follow_at_once {
+                    tracing::debug!(code, reason, "following a redirect");
+                    return Ok(());
+                }
+                (u16::try_from(code).ok(), format!("closed with {code}: {reason}"), retry_after_ms)
+            }
+        };
+        self.pause(code, reason, retry_after_ms).await;
+        Ok(())
+    }
+
+    /// Decides where to go after a close code. Whether to go there without waiting.
+    fn closed(&mut self, disconnect: &Disconnect) -> Result<bool, StopReason> {
+        let code = u16::try_from(disconnect.code).ok();
+        let next = after_close(code);
+        if next == Next::Stop {
+            let reason = disconnect.reason.clone();
+            return Err(StopReason::Gateway { code: code.unwrap_or_default(), reason });
+        }
+        if !disconnect.redirect.is_empty() && self.endpoints.redirected(disconnect) {
+            return Ok(next == Next::Redirect && disconnect.retry_after_ms == 0);
+        }
+        match next {
+            Next::Redirect | Next::Schedule => self.endpoints.forget(),
+            Next::Another => self.endpoints.failed(),
+            Next::Same | Next::Stop => self.endpoints.suspect(),
+        }
+        Ok(false)
+    }
+
+    async fn pause(&mut self, code: Option<u16>, reason: String, retry_after_ms: u32) {
+        let wait = from_ms(self.reconnect.wait(retry_after_ms, &mut self.core.rng));
+        tracing::debug!(reason, ?wait, "not connected");
+        self.state.send_replace(State::Connecting { last_failure: Some(reason.clone()) });
+        self.core.mailbox.push(Event::Disconnected(Disconnected { code, reason, retry_in: wait }), None);
+        sleep(wait).await;
+    }
+
+    /// Asks a scheduler once, and waits if it was in vain.
+    async fn schedule(&mut self) -> Result<(), StopReason> {
+        let (reason, retry_after_ms) = match self.ask().await? {
+            Ok(()) => return Ok(()),
+            Err(ScheduleError::Refused(problem)) => {
+                let retry_after_ms = problem.retry_after_ms.unwrap_or_default();
+                (ScheduleError::Refused(problem).to_string(), retry_after_ms)
+            }
+            Err(error) => (error.to_string(), 0),
+        };
+        self.scheduler = self.scheduler.wrapping_add(1);
+        self.pause(None, reason, retry_after_ms).await;
+        Ok(())
+    }
+
+    /// Gets a token and a schedule. A token that is refused is replaced once, if the provider has another.
+    async fn ask(&mut self) -> Result<Result<(), ScheduleError>, StopReason> {
+        let mut refused: Option<(String, Box<Problem>)> = None;
+        loop {
+            let rejected = refused.as_ref().map(|(token, _)| token.as_str());
+            let token = match self.core.options.token.token(rejected).await {
+                Ok(token) => token,
+                Err(TokenError::Permanent(problem)) => return Err(StopReason::Token(problem)),
+                Err(TokenError::Temporary(problem)) => {
+                    return Ok(Err(ScheduleError::Unreachable(format!("no user token: {problem}"))));
+                }
+            };
+            if let Some((rejected, problem)) = &refused
+                && *rejected == token
+            {
+                return Err(refusal(problem));
+            }
+            let options = &self.core.options;
+            let scheduler = &options.schedulers[self.scheduler % options.schedulers.len()];
+            match schedule::fetch(scheduler, &token, &self.request()).await {
+                Ok(answer) => return Ok(self.scheduled(&answer)),
+                Err(ScheduleError::Refused(problem)) if matches!(problem.status, 401 | 403) => {
+                    if refused.is_some() {
+                        return Err(refusal(&problem));
+                    }
+                    refused = Some((token, problem));
+                }
+                Err(ScheduleError::Refused(problem)) if problem.status == 400 => {
+                    return Err(refusal(&problem));
+                }
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+    }
+
+    fn request(&self) -> ScheduleRequest {
+        let options = &self.core.options;
+        ScheduleRequest {
+            device_id: options.device_id.clone(),
+            platform: options.platform.clone(),
+            app_version: options.app_version.clone(),
+            sdk: SDK.to_owned(),
+            transports: options.transports.iter().map(|transport| transport.as_str().to_owned()).collect(),
+            region: options.region.clone(),
+            attempt: self.endpoints.asked(),
+            failed: self.endpoints.failed_gateways(),
+            ..Default::default()
+        }
+    }
+
+    fn scheduled(&mut self, answer: &schedule::ScheduleAnswer) -> Result<(), ScheduleError> {
+        tracing::debug!(schedule_id = answer.schedule_id, endpoints = answer.endpoints.len(), "scheduled");
+        self.reconnect.set_parameters(answer.reconnect);
+        self.heartbeat = answer.heartbeat;
+        if self.endpoints.scheduled(answer, self.core.clock.now_ms()) {
+            return Ok(());
+        }
+        Err(ScheduleError::BadAnswer("it has no endpoint of the transports asked for".to_owned()))
+    }
+}
+
+/// A scheduler's answer that no repeat would change.
+fn refusal(problem: &Problem) -> StopReason {
+    let Problem { status, reason, detail, .. } = problem.clone();
+    StopReason::Scheduler { status, reason, detail }
+}
+
+/// Stores the cursor whenever the application has moved it, one save at a time, the newest each time.
+async fn keep_cursor(mailbox: &Mailbox, store: &Arc<dyn CursorStore>) {
+    let mut failures = 0;
+    loop {
+        let cursor = match mailbox.save() {
+            Save::Cursor(cursor) => cursor,
+            Save::Wait => {
+                mailbox.moved().await;
+                continue;
+            }
+            Save::End => return,
+        };
+        let (store, saved) = (Arc::clone(store), cursor.clone());
+        let result = tokio::task::spawn_blocking(move || store.save(&saved)).await;
+        let problem = match result {
+            Ok(Ok(())) => {
+                failures = 0;
+                continue;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => panic.to_string(),
+        };
+        failures += 1;
+        tracing::warn!(
+            problem,
+            failures,
+            "the cursor could not be stored; rows since then come again after a restart"
+        );
+        if mailbox.is_finished() {
+            return;
+        }
+        mailbox.unsaved(cursor);
+        sleep(from_ms(SAVE_AGAIN_MS)).await;
+    }
+}

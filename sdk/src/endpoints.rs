@@ -1,0 +1,330 @@
+//! Where to connect next: walks the scheduler's list with its ticket until a new schedule is needed. Pure.
+
+use std::collections::VecDeque;
+
+use berth_proto::{
+    client::Disconnect,
+    limits,
+    schedule::{ScheduleAnswer, ScheduleEndpoint},
+};
+
+use crate::transport::Transport;
+
+/// Gateways reported to schedulers as failed, at the most: three lists' worth.
+const FAILED: usize = 3 * limits::ENDPOINT_GATEWAYS;
+
+/// A ticket this close to its end is not used any more, in milliseconds: it must live until hello is read.
+const MARGIN_MS: i64 = 1_000;
+
+/// One attempt to connect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    /// Where.
+    pub endpoint: ScheduleEndpoint,
+    /// What to say in hello.
+    pub ticket: String,
+}
+
+/// The list being walked, its ticket, and what failed.
+#[derive(Debug, Clone)]
+pub struct Endpoints {
+    transports: Vec<Transport>,
+    list: Vec<ScheduleEndpoint>,
+    at: usize,
+    ticket: String,
+    /// In this client's time.
+    expires_at_ms: i64,
+    /// The list has not been used yet: its ticket is used, however short its life.
+    fresh: bool,
+    /// What to add to a server's time to get this client's.
+    offset_ms: i64,
+    reschedule_after: u32,
+    failures: u32,
+    redirects: u32,
+    failed: VecDeque<String>,
+    asked: u32,
+}
+
+impl Endpoints {
+    /// An empty list, of which only endpoints of these transports will be used.
+    #[must_use]
+    pub fn new(transports: Vec<Transport>) -> Self {
+        Self {
+            transports,
+            list: Vec::new(),
+            at: 0,
+            ticket: String::new(),
+            expires_at_ms: 0,
+            fresh: false,
+            offset_ms: 0,
+            reschedule_after: 1,
+            failures: 0,
+            redirects: 0,
+            failed: VecDeque::new(),
+            asked: 0,
+        }
+    }
+
+    /// Where to connect now; `None`: a scheduler must be asked, since there is no list, its ticket has expired, or it
+    /// failed too often.
+    pub fn next(&mut self, now_ms: i64) -> Option<Attempt> {
+        let live = self.fresh || now_ms < self.expires_at_ms - MARGIN_MS;
+        if !live || self.failures >= self.reschedule_after {
+            self.list.clear();
+        }
+        self.fresh = false;
+        let endpoint = self.list.get(self.at)?.clone();
+        Some(Attempt { endpoint, ticket: self.ticket.clone() })
+    }
+
+    /// Takes a scheduler's answer. Whether any of its endpoints can be used.
+    pub fn scheduled(&mut self, answer: &ScheduleAnswer, now_ms: i64) -> bool {
+        self.offset_ms = now_ms.saturating_sub(answer.server_time_ms);
+        self.reschedule_after = answer.reconnect.reschedule_after_failures.max(1);
+        self.failures = 0;
+        self.redirects = 0;
+        self.asked = self.asked.saturating_add(1);
+        self.replace(answer.endpoints.clone(), &answer.ticket, answer.ticket_expires_at_ms)
+    }
+
+    /// Follows a redirect. `false`: it leads nowhere, or is the fourth in a row.
+    pub fn redirected(&mut self, disconnect: &Disconnect) -> bool {
+        if self.redirects >= limits::REDIRECTS || disconnect.ticket.is_empty() {
+            return false;
+        }
+        self.redirects += 1;
+        let list = disconnect.redirect.iter().cloned().map(Into::into).collect();
+        self.replace(list, &disconnect.ticket, disconnect.ticket_expires_at_ms)
+    }
+
+    fn replace(&mut self, list: Vec<ScheduleEndpoint>, ticket: &str, expires_at_ms: i64) -> bool {
+        self.list = list;
+        self.list.retain(|endpoint| {
+            Transport::from_name(&endpoint.transport).is_some_and(|t| self.transports.contains(&t))
+        });
+        self.at = 0;
+        ticket.clone_into(&mut self.ticket);
+        self.expires_at_ms = expires_at_ms.saturating_add(self.offset_ms);
+        self.fresh = true;
+        !self.list.is_empty()
+    }
+
+    /// The current endpoint failed, or its gateway is leaving: on to the next, round and round.
+    pub fn failed(&mut self) {
+        self.suspect();
+        if !self.list.is_empty() {
+            self.at = (self.at + 1) % self.list.len();
+        }
+    }
+
+    /// The current endpoint dropped a session too early; it is tried again, but it counts.
+    pub fn suspect(&mut self) {
+        self.failures = self.failures.saturating_add(1);
+        let Some(endpoint) = self.list.get(self.at) else { return };
+        if !self.failed.contains(&endpoint.gateway_id) {
+            if self.failed.len() == FAILED {
+                self.failed.pop_front();
+            }
+            self.failed.push_back(endpoint.gateway_id.clone());
+        }
+    }
+
+    /// The current endpoint welcomed us: redirects count anew, as after a schedule.
+    pub fn welcomed(&mut self) {
+        self.redirects = 0;
+    }
+
+    /// A session on the current endpoint was stable: nothing is held against anybody.
+    pub fn stable(&mut self) {
+        self.failures = 0;
+        self.asked = 0;
+        self.failed.clear();
+    }
+
+    /// The ticket is of no use any more.
+    pub fn forget(&mut self) {
+        self.list.clear();
+    }
+
+    /// How often a scheduler answered since the last stable session.
+    #[must_use]
+    pub fn asked(&self) -> u32 {
+        self.asked
+    }
+
+    /// Gateways that failed since the last stable session, oldest first.
+    #[must_use]
+    pub fn failed_gateways(&self) -> Vec<String> {
+        self.failed.iter().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_proto::{client, schedule::ReconnectParameters};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn endpoint(gateway: usize, transport: &str) -> ScheduleEndpoint {
+        ScheduleEndpoint {
+            gateway_id: format!("gw-{gateway}"),
+            transport: transport.into(),
+            url: format!("{transport}://gw-{gateway}:1"),
+            ..Default::default()
+        }
+    }
+
+    fn answer(gateways: usize, expires_at_ms: i64) -> ScheduleAnswer {
+        ScheduleAnswer {
+            endpoints: (0..gateways).flat_map(|g| [endpoint(g, "ws"), endpoint(g, "tcp")]).collect(),
+            ticket: "t".into(),
+            server_time_ms: 500_000,
+            ticket_expires_at_ms: 500_000 + expires_at_ms,
+            reconnect: ReconnectParameters { reschedule_after_failures: 3, ..Default::default() },
+            ..Default::default()
+        }
+    }
+
+    fn only(transport: Transport) -> Endpoints {
+        Endpoints::new(vec![transport])
+    }
+
+    fn gateway(endpoints: &mut Endpoints, now_ms: i64) -> Option<String> {
+        endpoints.next(now_ms).map(|attempt| attempt.endpoint.gateway_id)
+    }
+
+    fn redirect(ticket: &str) -> Disconnect {
+        Disconnect {
+            code: 4002,
+            redirect: vec![client::Endpoint::from(endpoint(9, "tcp"))],
+            ticket: ticket.into(),
+            ticket_expires_at_ms: 800_000,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn the_list_is_walked_until_it_failed_too_often() {
+        let mut endpoints = only(Transport::Tcp);
+        assert_eq!(gateway(&mut endpoints, 0), None);
+        assert!(endpoints.scheduled(&answer(2, 300_000), 0));
+        for expected in ["gw-0", "gw-1", "gw-0"] {
+            assert_eq!(gateway(&mut endpoints, 1).as_deref(), Some(expected));
+            endpoints.failed();
+        }
+        assert_eq!(gateway(&mut endpoints, 1), None);
+        assert_eq!(endpoints.failed_gateways(), ["gw-0", "gw-1"]);
+        assert_eq!(endpoints.asked(), 1);
+    }
+
+    #[test]
+    fn the_ticket_is_used_until_its_end_in_the_clients_time() {
+        let mut endpoints = only(Transport::WebSocket);
+        endpoints.scheduled(&answer(1, 300_000), 10);
+        assert!(gateway(&mut endpoints, 299_009).is_some());
+        assert!(gateway(&mut endpoints, 299_010).is_none());
+        endpoints.scheduled(&answer(1, 1), 10);
+        assert!(gateway(&mut endpoints, 20).is_some(), "a fresh ticket is used, however short its life");
+        assert!(gateway(&mut endpoints, 20).is_none());
+    }
+
+    #[test]
+    fn three_redirects_in_a_row_are_followed() {
+        let mut endpoints = only(Transport::Tcp);
+        endpoints.scheduled(&answer(1, 300_000), 0);
+        for _ in 0..3 {
+            assert!(endpoints.redirected(&redirect("t2")));
+            let attempt = endpoints.next(0).expect("the redirect's");
+            assert_eq!((attempt.endpoint.gateway_id.as_str(), attempt.ticket.as_str()), ("gw-9", "t2"));
+        }
+        assert!(!endpoints.redirected(&redirect("t2")));
+        endpoints.forget();
+        assert_eq!(endpoints.next(0), None);
+
+        endpoints.scheduled(&answer(1, 300_000), 0);
+        for _ in 0..3 {
+            assert!(endpoints.redirected(&redirect("t2")), "a schedule ends the row");
+        }
+        endpoints.welcomed();
+        assert!(endpoints.redirected(&redirect("t2")), "a welcome ends the row");
+        assert!(!endpoints.redirected(&redirect("")), "no ticket, no redirect");
+    }
+
+    #[test]
+    fn endpoints_of_other_transports_are_passed_over() {
+        let mut endpoints = only(Transport::WebSocket);
+        let mut later = answer(1, 300_000);
+        later.endpoints = vec![endpoint(1, "quic"), endpoint(2, "tcp")];
+        assert!(!endpoints.scheduled(&later, 0));
+        assert_eq!(endpoints.next(0), None);
+        assert!(!endpoints.redirected(&redirect("t2")));
+    }
+
+    #[test]
+    fn a_stable_session_forgives() {
+        let mut endpoints = only(Transport::Tcp);
+        endpoints.scheduled(&answer(1, 300_000), 0);
+        endpoints.failed();
+        endpoints.suspect();
+        endpoints.stable();
+        endpoints.suspect();
+        assert!(gateway(&mut endpoints, 0).is_some());
+        assert_eq!(endpoints.failed_gateways(), ["gw-0"]);
+        assert_eq!(endpoints.asked(), 0);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Schedule(usize, i64),
+        Next(i64),
+        Failed,
+        Suspect,
+        Redirect,
+        Welcomed,
+        Stable,
+        Forget,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0usize..6, -10i64..400_000).prop_map(|(g, t)| Step::Schedule(g, t)),
+            (0i64..400_000).prop_map(Step::Next),
+            Just(Step::Failed),
+            Just(Step::Suspect),
+            Just(Step::Redirect),
+            Just(Step::Welcomed),
+            Just(Step::Stable),
+            Just(Step::Forget),
+        ]
+    }
+
+    proptest! {
+        /// Whatever happens: only usable transports, bounded reports, and every list comes to an end.
+        #[test]
+        fn the_walk_keeps_its_bounds(steps in proptest::collection::vec(step(), 0..200)) {
+            let mut endpoints = only(Transport::Tcp);
+            for step in steps {
+                match step {
+                    Step::Schedule(g, t) => drop(endpoints.scheduled(&answer(g, t), 0)),
+                    Step::Next(now) => {
+                        if let Some(attempt) = endpoints.next(now) {
+                            prop_assert_eq!(attempt.endpoint.transport, "tcp");
+                        }
+                    }
+                    Step::Failed => endpoints.failed(),
+                    Step::Suspect => endpoints.suspect(),
+                    Step::Redirect => drop(endpoints.redirected(&redirect("t2"))),
+                    Step::Welcomed => endpoints.welcomed(),
+                    Step::Stable => endpoints.stable(),
+                    Step::Forget => endpoints.forget(),
+                }
+                prop_assert!(endpoints.failed_gateways().len() <= FAILED);
+            }
+            for _ in 0..3 {
+                endpoints.failed();
+            }
+            prop_assert_eq!(endpoints.next(0), None);
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! What an application decides about its client.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use berth_proto::{frame::Encoding, id, limits};
+use thiserror::Error;
+
+use crate::{
+    cursor::{CursorStore, MemoryCursor},
+    http,
+    token::TokenProvider,
+    transport::Transport,
+};
+
+/// What an application decides about its client. Made by [`Options::new`]; change the fields you care about.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct Options {
+    /// Schedulers, `http://host:port`, asked in turn: the next one when one fails.
+    pub schedulers: Vec<String>,
+    /// Where user tokens come from.
+    pub token: Arc<dyn TokenProvider>,
+    /// This device: an id that stays the same across runs. A second connection of the same device ends the first.
+    pub device_id: String,
+    /// `ios`, `android`, `web`, `desktop` or `server`.
+    pub platform: String,
+    /// The application's semantic version, for gray releases.
+    pub app_version: String,
+    /// A hint where this device is; empty: the scheduler finds out.
+    pub region: String,
+    /// The transports to ask for.
+    pub transports: Vec<Transport>,
+    /// How frames are written on a WebSocket; on TCP they are always protobuf.
+    pub encoding: Encoding,
+    /// Where the cursor is kept.
+    pub cursor: Arc<dyn CursorStore>,
+    /// How much is held and in flight.
+    pub limits: Limits,
+    /// How long [`crate::Client::connect`] waits for the first welcome.
+    pub connect_timeout: Duration,
+    /// How long one attempt to reach a gateway may take, from the TCP connect to the welcome.
+    pub attempt_timeout: Duration,
+    /// How long a request other than a send may take, waiting for a connection included. Also how long one attempt of a
+    /// send waits for its answer before it is repeated: longer than the gateway's own 10 s.
+    pub request_timeout: Duration,
+    /// How long [`crate::Client::send`] tries.
+    pub send_timeout: Duration,
+}
+
+/// How much a client holds and has in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Sends in flight. 1, the default, keeps the order across retryable errors; more is faster and keeps the order only
+    /// while nothing fails.
+    pub sends_in_flight: usize,
+    /// Sends waiting inside the client; further calls wait.
+    pub queued_sends: usize,
+    /// Requests other than sends in flight. With the sends and one pull at most 16.
+    pub requests_in_flight: usize,
+    /// Rows the application has not taken yet; at that number pulling stops.
+    pub buffered_rows: usize,
+    /// Rows of one pull, at most 200.
+    pub page: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            sends_in_flight: 1,
+            queued_sends: 256,
+            requests_in_flight: 8,
+            buffered_rows: 400,
+            page: limits::PAGE_DEFAULT,
+        }
+    }
+}
+
+/// Options that cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{field} {problem}")]
+pub struct OptionsError {
+    /// The field.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl Options {
+    /// One scheduler, WebSocket before TCP, protobuf, the cursor in memory.
+    #[must_use]
+    pub fn new(
+        scheduler: impl Into<String>,
+        device_id: impl Into<String>,
+        token: impl TokenProvider + 'static,
+    ) -> Self {
+        Self {
+            schedulers: vec![scheduler.into()],
+            token: Arc::new(token),
+            device_id: device_id.into(),
+            platform: "server".to_owned(),
+            app_version: String::new(),
+            region: String::new(),
+            transports: vec![Transport::WebSocket, Transport::Tcp],
+            encoding: Encoding::Proto,
+            cursor: Arc::new(MemoryCursor::new()),
+            limits: Limits::default(),
+            connect_timeout: Duration::from_secs(30),
+            attempt_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(15),
+            send_timeout: Duration::from_secs(60),
+        }
+    }
+
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// Names the first field that cannot be.
+    pub fn check(&self) -> Result<(), OptionsError> {
+        let bad =
+            |field, problem: &dyn fmt::Display| Err(OptionsError { field, problem: problem.to_string() });
+        if self.schedulers.is_empty() {
+            return bad("schedulers", &"is empty; give at least one http://host:port");
+        }
+        for scheduler in &self.schedulers {
+            http::check_base(scheduler)
+                .or_else(|problem| bad("schedulers", &format!("has a bad one: {problem}")))?;
+        }
+        id::check(&self.device_id).or_else(|problem| bad("device_id", &problem))?;
+        if self.transports.is_empty() {
+            return bad("transports", &"is empty; give at least one");
+        }
+        self.limits.check()
+    }
+}
+
+impl Limits {
+    fn check(&self) -> Result<(), OptionsError> {
+        let bad = |field, problem: String| Err(OptionsError { field, problem });
+        if self.page == 0 || self.page > limits::PAGE_MAX {
+            return bad("limits.page", format!("is {}; 1 to {} are allowed", self.page, limits::PAGE_MAX));
+        }
+        if self.buffered_rows < self.page as usize {
+            let Self { buffered_rows, page, .. } = self;
+            return bad("limits.buffered_rows", format!("is {buffered_rows}; a page of {page} must fit"));
+        }
+        for (field, value) in [
+            ("limits.sends_in_flight", self.sends_in_flight),
+            ("limits.queued_sends", self.queued_sends),
+            ("limits.requests_in_flight", self.requests_in_flight),
+        ] {
+            if value == 0 {
+                return bad(field, "is 0; at least 1 is needed".to_owned());
+            }
+        }
+        // One more for the pull.
+        let in_flight = self.sends_in_flight + self.requests_in_flight + 1;
+        if in_flight > limits::IN_FLIGHT {
+            let most = limits::IN_FLIGHT;
+            return bad(
+                "limits",
+                format!("allow {in_flight} requests in flight, the pull included; {most} are allowed"),
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,91 @@
+//! One `POST /v1/schedule`, without anything automatic.
+
+use berth_proto::schedule::Problem;
+pub use berth_proto::schedule::{ScheduleAnswer, ScheduleEndpoint, ScheduleRequest};
+use thiserror::Error;
+
+use crate::http::{self, Answer, HttpError};
+
+/// Why there is no schedule.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ScheduleError {
+    /// The address is none, or the token is not a line of text.
+    #[error("{0}")]
+    Invalid(String),
+    /// No answer within 10 s.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The scheduler answered with a problem.
+    #[error("the scheduler answered {} {}: {}", .0.status, .0.reason, .0.detail)]
+    Refused(Box<Problem>),
+    /// The scheduler answered something that is no schedule.
+    #[error("the scheduler's answer is no schedule: {0}")]
+    BadAnswer(String),
+}
+
+impl From<HttpError> for ScheduleError {
+    fn from(error: HttpError) -> Self {
+        match error {
+            HttpError::Url { .. } => Self::Invalid(error.to_string()),
+            HttpError::Unreachable { .. } | HttpError::Deadline { .. } => {
+                Self::Unreachable(error.to_string())
+            }
+        }
+    }
+}
+
+/// Asks the scheduler at `base_url` (`http://host:port`) where to connect.
+///
+/// # Errors
+/// See [`ScheduleError`]. Every answer other than 200 is [`ScheduleError::Refused`], its status filled in from HTTP.
+pub async fn fetch(
+    base_url: &str,
+    token: &str,
+    request: &ScheduleRequest,
+) -> Result<ScheduleAnswer, ScheduleError> {
+    let body = serde_json::to_vec(request).expect("every field has a JSON form");
+    read(&http::post_json(base_url, "/v1/schedule", Some(token), body).await?)
+}
+
+fn read(answer: &Answer) -> Result<ScheduleAnswer, ScheduleError> {
+    if answer.status == 200 {
+        return serde_json::from_slice(&answer.body).map_err(|e| ScheduleError::BadAnswer(e.to_string()));
+    }
+    // A proxy in between may answer in its own words: the status is what counts.
+    let mut problem: Problem = serde_json::from_slice(&answer.body).unwrap_or_default();
+    problem.status = answer.status;
+    Err(ScheduleError::Refused(Box::new(problem)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_text(status: u16, body: &'static str) -> Result<ScheduleAnswer, ScheduleError> {
+        read(&Answer { status, body: body.into() })
+    }
+
+    #[test]
+    fn a_problem_keeps_its_reason_and_its_wait() {
+        let Err(ScheduleError::Refused(problem)) =
+            read_text(503, r#"{"reason":"NO_GATEWAY","detail":"none is ready","retryAfterMs":700}"#)
+        else {
+            panic!("expected a refusal");
+        };
+        assert_eq!((problem.status, problem.reason.as_str()), (503, "NO_GATEWAY"));
+        assert_eq!(problem.retry_after_ms, Some(700));
+    }
+
+    #[test]
+    fn another_servers_words_leave_the_status() {
+        let Err(ScheduleError::Refused(problem)) = read_text(502, "<html>bad gateway") else {
+            panic!("expected a refusal");
+        };
+        assert_eq!((problem.status, problem.reason.as_str()), (502, ""));
+    }
+
+    #[test]
+    fn what_is_no_schedule_is_said() {
+        assert!(matches!(read_text(200, "hi"), Err(ScheduleError::BadAnswer(_))));
+    }
+}

@@ -1,0 +1,104 @@
+//! Where user tokens come from. They expire, so the client asks each time it needs one.
+
+use berth_proto::id;
+use futures_util::future::BoxFuture;
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::http;
+
+/// Why there is no token.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum TokenError {
+    /// Try again later.
+    #[error("{0}")]
+    Temporary(String),
+    /// There will be none: the client stops.
+    #[error("{0}")]
+    Permanent(String),
+}
+
+/// Gives the user's JWT. Called before each schedule request; a provider caches as it likes.
+pub trait TokenProvider: Send + Sync {
+    /// A token. `rejected` is the one that a scheduler has just refused: giving it again stops the client.
+    fn token<'a>(&'a self, rejected: Option<&'a str>) -> BoxFuture<'a, Result<String, TokenError>>;
+}
+
+/// An async closure is a provider.
+impl<F, T> TokenProvider for F
+where
+    F: Fn() -> T + Send + Sync,
+    T: Future<Output = Result<String, TokenError>> + Send + 'static,
+{
+    fn token<'a>(&'a self, _rejected: Option<&'a str>) -> BoxFuture<'a, Result<String, TokenError>> {
+        Box::pin(self())
+    }
+}
+
+/// Always the same token.
+pub struct StaticToken {
+    token: String,
+}
+
+impl StaticToken {
+    /// Gives `token` until it expires.
+    #[must_use]
+    pub fn new(token: impl Into<String>) -> Self {
+        Self { token: token.into() }
+    }
+}
+
+impl TokenProvider for StaticToken {
+    fn token<'a>(&'a self, _rejected: Option<&'a str>) -> BoxFuture<'a, Result<String, TokenError>> {
+        Box::pin(async { Ok(self.token.clone()) })
+    }
+}
+
+/// Tokens from `POST /v1/dev/token`, which only `berth dev` serves.
+pub struct DevToken {
+    scheduler: String,
+    user_id: String,
+}
+
+impl DevToken {
+    /// Tokens of `user_id` from the scheduler at `scheduler` (`http://host:port`).
+    #[must_use]
+    pub fn new(scheduler: impl Into<String>, user_id: impl Into<String>) -> Self {
+        Self { scheduler: scheduler.into(), user_id: user_id.into() }
+    }
+
+    /// Asks for one token.
+    ///
+    /// # Errors
+    /// [`TokenError::Permanent`] when the id is none, or when the scheduler does not serve the endpoint.
+    pub async fn fetch(&self) -> Result<String, TokenError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            token: String,
+        }
+        id::check(&self.user_id).map_err(|e| TokenError::Permanent(format!("the user id {e}")))?;
+        let body = serde_json::json!({ "userId": self.user_id }).to_string().into_bytes();
+        let answer = http::post_json(&self.scheduler, "/v1/dev/token", None, body)
+            .await
+            .map_err(|e| TokenError::Temporary(e.to_string()))?;
+        match answer.status {
+            200 => {}
+            404 | 405 => {
+                let scheduler = &self.scheduler;
+                return Err(TokenError::Permanent(format!(
+                    "{scheduler} gives no tokens: only `berth dev` does; give a token instead"
+                )));
+            }
+            status => return Err(TokenError::Temporary(format!("{} answered {status}", self.scheduler))),
+        }
+        serde_json::from_slice::<Answer>(&answer.body)
+            .map(|answer| answer.token)
+            .map_err(|e| TokenError::Temporary(format!("{} gave no token: {e}", self.scheduler)))
+    }
+}
+
+impl TokenProvider for DevToken {
+    fn token<'a>(&'a self, _rejected: Option<&'a str>) -> BoxFuture<'a, Result<String, TokenError>> {
+        Box::pin(self.fetch())
+    }
+}

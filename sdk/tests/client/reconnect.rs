@@ -1,0 +1,186 @@
+//! What the client does after each kind of end.
+
+use std::time::{Duration, Instant};
+
+use berth_client::{Client, Event, StopReason};
+use berth_proto::{
+    client::{Disconnect, Endpoint, server_frame::Frame as Down},
+    schedule::HeartbeatParameters,
+};
+
+use crate::fake::{Fake, Kind, Peer, close_code, endpoints, next, soon, welcome};
+
+/// A redirect to the same listener under another gateway's name.
+fn moved(fake: &Fake, ticket: &str) -> Disconnect {
+    let redirect = endpoints("gw-2", fake.address()).into_iter().map(Endpoint::from).collect();
+    Disconnect { redirect, ticket: ticket.into(), ticket_expires_at_ms: 300_000, ..close_code(4002) }
+}
+
+async fn check_disconnected(events: &mut berth_client::Events, code: Option<u16>) {
+    match next(events).await {
+        Event::Disconnected(disconnected) => assert_eq!(disconnected.code, code, "{disconnected:?}"),
+        other => panic!("expected Disconnected, got {other:?}"),
+    }
+}
+
+/// The client's next hello, welcomed.
+async fn welcomed(fake: &Fake, ticket: &str) -> Peer {
+    let mut peer = fake.accept().await;
+    assert_eq!(peer.hello().await.ticket, ticket);
+    peer.send(Down::Welcome(welcome(0))).await;
+    peer
+}
+
+#[tokio::test]
+async fn a_lost_connection_is_made_again_with_the_same_ticket() {
+    for kind in Kind::ALL {
+        let fake = Fake::start().await;
+        let (_client, mut events, peer) = fake.connect(fake.options(kind)).await;
+        drop(peer);
+        check_disconnected(&mut events, None).await;
+        let _peer = welcomed(&fake, "ticket").await;
+        assert!(matches!(next(&mut events).await, Event::Connected(_)));
+        assert_eq!(fake.answered(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_is_followed_with_its_ticket() {
+    for kind in Kind::ALL {
+        let fake = Fake::start().await;
+        let (_client, mut events, peer) = fake.connect(fake.options(kind)).await;
+        peer.disconnect(moved(&fake, "another")).await;
+        let _peer = welcomed(&fake, "another").await;
+        let Event::Connected(connected) = next(&mut events).await else { panic!("expected Connected") };
+        assert_eq!(connected.gateway_id, "gw-2");
+        assert_eq!(fake.answered(), 1);
+    }
+}
+
+#[tokio::test]
+async fn the_fourth_redirect_in_a_row_is_not_followed() {
+    let fake = Fake::start().await;
+    let (_client, _events, mut peer) = fake.connect(fake.options(Kind::Tcp)).await;
+    for ticket in ["r1", "r2", "r3"] {
+        peer.disconnect(moved(&fake, ticket)).await;
+        peer = fake.accept().await;
+        assert_eq!(peer.hello().await.ticket, ticket);
+    }
+    fake.change(|answer| answer.ticket = "scheduled".into());
+    peer.disconnect(moved(&fake, "r4")).await;
+    let _peer = welcomed(&fake, "scheduled").await;
+    assert_eq!(fake.answered(), 2);
+}
+
+#[tokio::test]
+async fn an_expired_ticket_means_a_new_schedule() {
+    let fake = Fake::start().await;
+    let (_client, mut events, peer) = fake.connect(fake.options(Kind::Json)).await;
+    fake.change(|answer| answer.ticket = "second".into());
+    peer.disconnect(close_code(4005)).await;
+    check_disconnected(&mut events, Some(4005)).await;
+    let _peer = welcomed(&fake, "second").await;
+}
+
+#[tokio::test]
+async fn codes_of_4500_and_above_stop() {
+    for (kind, code) in Kind::ALL.into_iter().zip([4504, 4500, 4999]) {
+        let fake = Fake::start().await;
+        let (client, mut events, peer) = fake.connect(fake.options(kind)).await;
+        peer.disconnect(close_code(code.into())).await;
+        let Event::Stopped(reason) = next(&mut events).await else { panic!("expected Stopped") };
+        assert_eq!(reason, StopReason::Gateway { code, reason: "as the test wants".into() });
+        assert_eq!(soon("the end", events.next()).await, None);
+        soon("closing", client.close()).await;
+        assert_eq!(fake.answered(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_drain_is_waited_for_as_long_as_it_says() {
+    let fake = Fake::start().await;
+    let (_client, mut events, peer) = fake.connect(fake.options(Kind::Proto)).await;
+    let before = Instant::now();
+    peer.disconnect(Disconnect { retry_after_ms: 300, ..close_code(4001) }).await;
+    let Event::Disconnected(disconnected) = next(&mut events).await else { panic!("expected Disconnected") };
+    assert!(disconnected.retry_in >= Duration::from_millis(300));
+    let _peer = welcomed(&fake, "ticket").await;
+    assert!(before.elapsed() >= Duration::from_millis(300));
+}
+
+#[tokio::test]
+async fn a_silent_gateway_is_left() {
+    let fake = Fake::start().await;
+    fake.change(|answer| answer.heartbeat = HeartbeatParameters { interval_ms: 50, timeout_ms: 150 });
+    let (_client, mut events, peer) = fake.connect(fake.options(Kind::Tcp)).await;
+    check_disconnected(&mut events, None).await;
+    let _peer = welcomed(&fake, "ticket").await;
+    drop(peer);
+}
+
+#[tokio::test]
+async fn the_list_is_walked_past_a_dead_gateway() {
+    let mut fake = Fake::start().await;
+    let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = dead.local_addr().expect("is bound");
+    drop(dead);
+    let alive = fake.address();
+    fake.change(|answer| {
+        answer.endpoints = endpoints("dead", address);
+        answer.endpoints.extend(endpoints("alive", alive));
+    });
+    let (_client, events) = soon("connecting", async {
+        let (connected, _peer) =
+            tokio::join!(Client::connect(fake.options(Kind::Proto)), welcomed(&fake, "ticket"));
+        connected.expect("connects")
+    })
+    .await;
+    drop(events);
+    assert_eq!(fake.answered(), 1);
+    assert_eq!(fake.asked().await.request.failed, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn after_three_failures_a_scheduler_is_asked_and_told() {
+    let mut fake = Fake::start().await;
+    let options = fake.options(Kind::Json);
+    let (client, _events) = Client::start(options).await.expect("starts");
+    for _ in 0..3 {
+        let mut peer = fake.accept().await;
+        peer.hello().await;
+        // Closed without a word.
+    }
+    let _peer = welcomed(&fake, "ticket").await;
+    assert_eq!(fake.answered(), 2);
+    fake.asked().await;
+    let second = fake.asked().await.request;
+    assert_eq!((second.attempt, second.failed), (1, vec!["gw-1".to_owned()]));
+    client.close().await;
+}
+
+#[tokio::test]
+async fn a_ticket_past_its_time_is_not_used() {
+    let fake = Fake::start().await;
+    fake.change(|answer| answer.ticket_expires_at_ms = 1);
+    let (_client, _events, peer) = fake.connect(fake.options(Kind::Tcp)).await;
+    fake.change(|answer| answer.ticket = "second".into());
+    drop(peer);
+    let _peer = welcomed(&fake, "second").await;
+    assert_eq!(fake.answered(), 2);
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_not_one_is_passed() {
+    let fake = Fake::start().await;
+    let mut options = fake.options(Kind::Proto);
+    options.attempt_timeout = Duration::from_millis(200);
+    let (_client, mut events) = Client::start(options).await.expect("starts");
+    let mut silent = fake.accept().await;
+    silent.hello().await;
+    check_disconnected(&mut events, None).await;
+    let mut rude = fake.accept().await;
+    rude.hello().await;
+    rude.notify(1).await;
+    check_disconnected(&mut events, None).await;
+    let _peer = welcomed(&fake, "ticket").await;
+}

@@ -1,0 +1,128 @@
+//! What the client does when schedulers refuse, and with tokens.
+
+use std::time::Duration;
+
+use berth_client::{
+    Client, ConnectError, StopReason,
+    token::{TokenError, TokenProvider},
+};
+use berth_proto::client::server_frame::Frame as Down;
+use futures_util::future::BoxFuture;
+
+use crate::fake::{Fake, Kind, soon, welcome};
+
+/// Gives "old" until it is rejected, then "new".
+struct Renewing;
+
+impl TokenProvider for Renewing {
+    fn token<'a>(&'a self, rejected: Option<&'a str>) -> BoxFuture<'a, Result<String, TokenError>> {
+        Box::pin(async move { Ok(if rejected.is_some() { "new" } else { "old" }.to_owned()) })
+    }
+}
+
+async fn check_stops(fake: &Fake, status: u16) {
+    let error = soon("stopping", Client::connect(fake.options(Kind::Tcp))).await.err().expect("stops");
+    match error {
+        ConnectError::Stopped(StopReason::Scheduler { status: stopped, .. }) => assert_eq!(stopped, status),
+        other => panic!("expected a stop, got {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn refused_credentials_and_arguments_are_final() {
+    for status in [400, 401, 403] {
+        let mut fake = Fake::start().await;
+        fake.refuse_next(status, "SOME_REASON", None);
+        check_stops(&fake, status).await;
+        fake.asked().await;
+        assert_eq!(fake.answered(), 0, "the same token is not tried again");
+    }
+}
+
+#[tokio::test]
+async fn a_refused_token_is_replaced_once() {
+    let mut fake = Fake::start().await;
+    let mut options = fake.options(Kind::Tcp);
+    options.token = std::sync::Arc::new(Renewing);
+    fake.refuse_next(401, "UNAUTHENTICATED", None);
+    let (_client, _events, _peer) = fake.connect(options.clone()).await;
+    assert_eq!(fake.asked().await.token, "old");
+    assert_eq!(fake.asked().await.token, "new");
+
+    fake.refuse_next(401, "UNAUTHENTICATED", None);
+    fake.refuse_next(401, "UNAUTHENTICATED", None);
+    let error = soon("stopping", Client::connect(options)).await.err().expect("stops");
+    assert!(matches!(error, ConnectError::Stopped(StopReason::Scheduler { status: 401, .. })), "{error}");
+}
+
+#[tokio::test]
+async fn no_token_ever_is_final_and_none_yet_is_not() {
+    let fake = Fake::start().await;
+    let mut options = fake.options(Kind::Tcp);
+    options.token = std::sync::Arc::new(|| async { Err(TokenError::Permanent("logged out".into())) });
+    let error = soon("stopping", Client::connect(options)).await.err().expect("stops");
+    assert!(matches!(error, ConnectError::Stopped(StopReason::Token(_))), "{error}");
+
+    let first = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let mut options = fake.options(Kind::Tcp);
+    options.token = std::sync::Arc::new(move || {
+        let not_yet = first.swap(false, std::sync::atomic::Ordering::Relaxed);
+        async move { if not_yet { Err(TokenError::Temporary("offline".into())) } else { Ok("jwt".into()) } }
+    });
+    let (client, _events) = Client::start(options).await.expect("starts");
+    let mut peer = fake.accept().await;
+    peer.hello().await;
+    peer.send(Down::Welcome(welcome(0))).await;
+    client.close().await;
+}
+
+#[tokio::test]
+async fn the_next_scheduler_is_asked_when_one_fails() {
+    let (mut busy, mut fake) = (Fake::start().await, Fake::start().await);
+    busy.refuse_next(503, "NO_GATEWAY", Some(300));
+    let mut options = fake.options(Kind::Proto);
+    options.schedulers.insert(0, format!("http://{}", busy.scheduler));
+    let before = std::time::Instant::now();
+    let (_client, _events, _peer) = {
+        let (client, events) = Client::start(options).await.expect("starts");
+        let mut peer = fake.accept().await;
+        peer.hello().await;
+        (client, events, peer)
+    };
+    assert!(before.elapsed() >= Duration::from_millis(300), "retryAfterMs is kept");
+    busy.asked().await;
+    fake.asked().await;
+    assert_eq!((busy.answered(), fake.answered()), (0, 1));
+}
+
+#[tokio::test]
+async fn the_deadline_says_what_the_last_attempt_failed_on() {
+    let fake = Fake::start().await;
+    fake.change(|answer| answer.endpoints.clear());
+    let mut options = fake.options(Kind::Tcp);
+    options.connect_timeout = Duration::from_millis(500);
+    let error = soon("the deadline", Client::connect(options)).await.err().expect("fails");
+    assert!(matches!(error, ConnectError::Deadline { .. }), "{error:?}");
+    assert!(error.to_string().contains("no endpoint of the transports"), "{error}");
+}
+
+#[tokio::test]
+async fn options_that_cannot_be_are_named() {
+    let fake = Fake::start().await;
+    type Spoil = fn(&mut berth_client::Options);
+    let cases: [(Spoil, &str); 8] = [
+        (|o| o.schedulers.clear(), "schedulers"),
+        (|o| o.schedulers = vec!["https://h".into()], "schedulers"),
+        (|o| o.device_id.clear(), "device_id"),
+        (|o| o.transports.clear(), "transports"),
+        (|o| o.limits.page = 201, "limits.page"),
+        (|o| o.limits.buffered_rows = 1, "limits.buffered_rows"),
+        (|o| o.limits.sends_in_flight = 0, "limits.sends_in_flight"),
+        (|o| o.limits.requests_in_flight = 15, "limits"),
+    ];
+    for (spoil, field) in cases {
+        let mut options = fake.options(Kind::Tcp);
+        spoil(&mut options);
+        assert_eq!(options.check().expect_err(field).field, field);
+    }
+}
