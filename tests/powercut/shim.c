@@ -158,7 +158,7 @@ static void keep(struct file *file, const char *real_path, off_t lo, off_t hi, i
     snprintf(fresh, sizeof fresh, "%s.new", path);
     int to = open(whole ? fresh : path, O_WRONLY | O_CREAT | O_CLOEXEC | (whole ? O_TRUNC : 0), 0600);
     if (to < 0) die("opening", path);
-    if (ftruncate(to, s.st_size)) die("sizing", path);
+    if (REAL(ftruncate)(to, s.st_size)) die("sizing", path);
     if (whole) {
         for (off_t at = 0; (at = lseek(from, at, SEEK_DATA)) >= 0 && at < s.st_size;) {
             off_t end = lseek(from, at, SEEK_HOLE);

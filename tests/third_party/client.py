@@ -32,7 +32,7 @@ def post(path, body, token=None):
         headers["Authorization"] = f"Bearer {token}"
     request = urllib.request.Request(SCHEDULER + path, json.dumps(body).encode(), headers, method="POST")
     with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-        return json.load(answer), dict(answer.headers)
+        return json.load(answer), answer.headers
 
 
 class Json:

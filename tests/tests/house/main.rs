@@ -30,7 +30,8 @@ pub fn metadata() -> &'static Value {
         let rustc = Command::new("rustc").arg("-vV").output().expect("rustc runs");
         let told = String::from_utf8_lossy(&rustc.stdout).into_owned();
         let host = told.lines().find_map(|line| line.strip_prefix("host: ")).expect("rustc says its host");
-        let arguments = ["metadata", "--format-version", "1", "--locked", "--offline", "--filter-platform", host];
+        let arguments =
+            ["metadata", "--format-version", "1", "--locked", "--offline", "--filter-platform", host];
         let output = Command::new(cargo).args(arguments).current_dir(root()).output().expect("cargo runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).expect("cargo writes JSON")

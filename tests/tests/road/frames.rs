@@ -211,7 +211,7 @@ async fn json_is_read_as_proto3_says() -> TestResult {
     raw.send_bytes(format!(r#"{{"hello":{{"ticket":"{ticket}","device_id":"d","x":[1]}},"y":{{}}}}"#).into())
         .await?;
     ensure!(matches!(raw.frame().await?, server_frame::Frame::Welcome(_)));
-    for pull in [r#"{"afterSeq":"0","limit":5}"#, r#"{"afterSeq":0,"limit":"5"}"#, r#"{"after_seq":null}"#] {
+    for pull in [r#"{"afterSeq":"0","limit":5}"#, r#"{"afterSeq":0,"limit":"5"}"#, r#"{"after_seq":7}"#] {
         raw.send_bytes(format!(r#"{{"request":{{"id":"9","pull":{pull}}}}}"#).into()).await?;
         match raw.next().await? {
             Seen::Frame(server_frame::Frame::Response(answer)) => {
@@ -219,6 +219,24 @@ async fn json_is_read_as_proto3_says() -> TestResult {
                 ensure!(answer.id == 9 && pulled, "{pull}: {answer:?}");
             }
             other => anyhow::bail!("{pull}: {other:?}"),
+        }
+    }
+    Ok(())
+}
+
+/// proto3's JSON mapping: null is every field's default.
+#[tokio::test]
+async fn json_null_is_the_default() -> TestResult {
+    let server = Server::shared().await?;
+    let mut device = Device::connect(&server.at, Transport::WsJson, &fresh("user"), "d").await?;
+    for body in [r#""pull":{"afterSeq":null,"limit":null}"#, r#""conversations":{"cursor":null}"#] {
+        device.raw.send_bytes(format!(r#"{{"request":{{"id":9,{body}}}}}"#).into()).await?;
+        match device.raw.frame().await? {
+            server_frame::Frame::Response(answer) => {
+                let error = matches!(answer.result, Some(berth_proto::client::response::Result::Error(_)));
+                ensure!(answer.id == 9 && !error, "{body}: {answer:?}");
+            }
+            other => anyhow::bail!("{body}: {other:?}"),
         }
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use berth_tests::{
     TestResult,
     device::Device,
@@ -99,13 +99,17 @@ async fn who_never_says_hello_is_closed_with_4008() -> TestResult {
     let mut waiting = Vec::new();
     for transport in Transport::ALL {
         let mut raw = Raw::connect(transport, &server.at.gateway).await?;
+        if transport == Transport::Tcp {
+            raw.send_unframed(&[0, 0, 0, 9, 0x0a]).await?; // a frame that is never complete
+        }
         waiting.push(tokio::spawn(async move { anyhow::Ok((transport, raw.ending().await?)) }));
     }
     // Not even the first bytes: nothing says which way it speaks, so it is only closed.
     let mut mute = tokio::net::TcpStream::connect(&server.at.gateway).await?;
     for ended in waiting {
         let (transport, ending) = ended.await??;
-        ensure!(ending.code(transport)? == 4008, "{transport:?} {ending:?}");
+        let code = ending.code(transport).with_context(|| format!("{transport:?}"))?;
+        ensure!(code == 4008, "{transport:?} {ending:?}");
     }
     let mut rest = Vec::new();
     let ended = tokio::io::AsyncReadExt::read_to_end(&mut mute, &mut rest);

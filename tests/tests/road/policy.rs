@@ -33,9 +33,8 @@ async fn version_is(server: &Server, version: u64) -> TestResult {
 /// What the metrics say of refused policies.
 async fn refusals(server: &Server) -> anyhow::Result<f64> {
     let scrape = Scrape::fetch(&server.at.admin).await?;
-    let refused = |text: &str| text.contains("refused") || text.contains("rejected");
     let policy = scrape.all().filter(|(name, labels, _)| {
-        name.starts_with("berth_scheduler_policy") && (refused(name) || labels.values().any(|v| refused(v)))
+        *name == "berth_scheduler_policy_loads_total" && labels.values().all(|outcome| outcome != "taken")
     });
     Ok(policy.map(|(_, _, value)| value).sum())
 }

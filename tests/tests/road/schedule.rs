@@ -242,7 +242,8 @@ async fn the_dev_endpoint_gives_tokens_that_work() -> TestResult {
             == 200
     );
     for bad in [json!({}), json!({"userId":"a b"})] {
-        ensure!(http::post(&url, None, &bad).await?.status == 400, "{bad}");
+        let answer = http::post(&url, None, &bad).await?;
+        ensure!((400..500).contains(&answer.status), "{bad}: {answer:?}");
     }
     Ok(())
 }
