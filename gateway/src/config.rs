@@ -131,9 +131,12 @@ mod tests {
         assert!(base().validated().expect("valid").workers >= 1);
     }
 
+    /// A change that makes the defaults invalid, and the setting that must be named.
+    type Spoil = (fn(&mut Config), &'static str);
+
     #[test]
     fn each_bad_setting_is_named() {
-        let cases: [(fn(&mut Config), &str); 5] = [
+        let cases: [Spoil; 5] = [
             (|c| c.id = "a b".into(), "id"),
             (|c| c.workers = 1_000, "workers"),
             (|c| c.handshakes_per_second = 0, "handshakes_per_second"),

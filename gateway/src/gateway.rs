@@ -3,7 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -24,7 +24,7 @@ use crate::{
     inlet::{Delivery, Inlet, LogicDown, SchedulerDown},
     listener,
     metrics::Metrics,
-    shared::{Parts, Shared},
+    shared::{Parts, Shared, lock},
     supervisor::{self, Supervisor},
     worker::{WAKER, Worker},
 };
@@ -60,6 +60,8 @@ const MAX_LOGICS: usize = 64;
 pub struct Gateway {
     shared: Arc<Shared>,
     local_addr: SocketAddr,
+    /// One logic attaches at a time, so that each gets its own index.
+    attaching: Mutex<()>,
     workers: Vec<JoinHandle<()>>,
     supervisor: Option<JoinHandle<()>>,
 }
@@ -90,8 +92,13 @@ impl Gateway {
             capacity,
             config,
         }));
-        let mut gateway =
-            Self { shared: Arc::clone(&shared), local_addr, workers: Vec::new(), supervisor: None };
+        let mut gateway = Self {
+            shared: Arc::clone(&shared),
+            local_addr,
+            attaching: Mutex::default(),
+            workers: Vec::new(),
+            supervisor: None,
+        };
         for (index, (poll, listener)) in (0..).zip(polls.into_iter().zip(listeners)) {
             let worker = Worker::new(index, Arc::clone(&shared), poll, listener, rand::random())?;
             gateway.workers.push(spawn(&format!("gateway-{index}"), move || worker.run())?);
@@ -122,6 +129,7 @@ impl Gateway {
 
     /// Serves its share of the users with this logic from now on.
     pub fn attach_logic(&self, service: Arc<dyn LogicService>) {
+        let _turn = lock(&self.attaching);
         let index = self.shared.rare().logics.len();
         let Some(packed) = u8::try_from(index).ok().filter(|_| index < MAX_LOGICS) else {
             tracing::error!(limit = MAX_LOGICS, "another logic was to be attached; it is left out");
@@ -201,7 +209,10 @@ fn join(thread: JoinHandle<()>) {
 /// One listener for each worker, on the same port.
 fn listen(config: &Config) -> Result<(Vec<TcpListener>, SocketAddr), StartError> {
     let failed = |source| StartError::Listen { address: config.listen, source };
-    let user_timeout = Duration::from_millis(config.heartbeat.timeout_ms.into());
+    // The kernel gives a peer up only after our own deadlines had their say, goodbye included.
+    let user_timeout = Duration::from_millis(config.heartbeat.timeout_ms.into())
+        + config.timeouts.linger
+        + Duration::from_secs(2);
     let first = listener::bind(config.listen, user_timeout).map_err(failed)?;
     let address = first.local_addr().map_err(failed)?;
     let mut listeners = vec![first];

@@ -2,7 +2,7 @@
 //!
 //! Each worker is one thread with its own listener (SO_REUSEPORT), epoll loop, connection table and heartbeat wheel. A
 //! connection never changes worker, so its state needs no lock; others reach it by handle through the worker's inlet.
-//! Inside out: [`session`](self) is the protocol without sockets and clock, `connection` moves its bytes, `worker` runs
+//! Inside out: `session` is the protocol without sockets and clock, `connection` moves its bytes, `worker` runs
 //! the loop, `supervisor` reports, renews leases and watches the workers.
 //!
 //! An idle connection owns its socket, one box of state and one of identity: no buffer, no timer, no queue.

@@ -24,7 +24,7 @@ pub(crate) fn bind(address: SocketAddr, user_timeout: Duration) -> io::Result<Tc
     socket.set_reuse_port(true)?;
     // Frames are small and complete: waiting for more only adds latency.
     socket.set_tcp_nodelay(true)?;
-    // A dead peer with unacknowledged data is given up no later than a silent one.
+    // A dead peer with unacknowledged data is given up within this, also where no deadline of ours watches.
     socket.set_tcp_user_timeout(Some(user_timeout))?;
     socket.set_send_buffer_size(SEND_BUFFER)?;
     socket.bind(&address.into())?;

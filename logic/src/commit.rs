@@ -8,7 +8,13 @@ use std::{sync::Arc, time::Duration};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use crate::{context::Context, gateways, queue::QueueError, spread::Spreads, store::StoreError};
+use crate::{
+    context::{Context, Part},
+    gateways,
+    queue::QueueError,
+    spread::Spreads,
+    store::StoreError,
+};
 
 /// Records of one partition taken at a time: a batch worth writing, a pause for other writers of milliseconds.
 const TAKE: usize = 256;
@@ -54,9 +60,9 @@ impl Commit {
                 return;
             }
             match self.round().await {
-                Ok(()) => context.store_is(Ok(())),
+                Ok(()) => context.note(Part::Commit, Ok(())),
                 Err(error) => {
-                    context.store_is(Err(error.to_string()));
+                    context.note(Part::Commit, Err(error.to_string()));
                     if stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_none() {
                         return;
                     }
@@ -93,6 +99,7 @@ impl Commit {
         *mark = committed.mark;
         context.metrics.committed.increment(expected - committed.poisoned);
         context.metrics.poisoned.increment(committed.poisoned);
+        context.metrics.outbox.increment(committed.unspread.len() as f64);
         self.spreads.offer(committed.unspread).await;
         gateways::notify(&*context.routes, &context.gateways, committed.moved).await;
         Ok(())

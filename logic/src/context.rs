@@ -24,6 +24,15 @@ pub fn system_clock() -> Clock {
     })
 }
 
+/// What can be in trouble by itself: each clears what it set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Committing records; works again when a round of all partitions went through.
+    Commit,
+    /// The store or the routes otherwise; works again when a sync went through.
+    Store,
+}
+
 /// Shared by lanes, loops and the HTTP API.
 pub(crate) struct Context {
     pub(crate) queue: Arc<dyn Queue>,
@@ -33,8 +42,8 @@ pub(crate) struct Context {
     pub(crate) metrics: Metrics,
     pub(crate) clock: Clock,
     pub(crate) lease_ms: u32,
-    /// Why the store cannot be used now, if so.
-    pub(crate) store_trouble: Mutex<Option<String>>,
+    /// Why something cannot be done now, if so, by [`Part`].
+    pub(crate) troubles: Mutex<[Option<String>; 2]>,
 }
 
 impl Context {
@@ -42,21 +51,18 @@ impl Context {
         (self.clock)()
     }
 
-    /// Remembers that the store failed or works; logs each change once.
-    pub(crate) fn store_is(&self, state: Result<(), String>) {
-        let mut trouble = self.store_trouble.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Remembers that something fails or works; logs each change once.
+    pub(crate) fn note(&self, part: Part, state: Result<(), String>) {
+        let trouble = &mut self.troubles.lock().unwrap_or_else(PoisonError::into_inner)[part as usize];
         match (state, trouble.as_ref()) {
             (Ok(()), Some(_)) => {
-                tracing::info!("the store works again");
+                tracing::info!(?part, "works again");
                 *trouble = None;
             }
             (Err(reason), known) => {
                 self.metrics.store_failures.increment(1);
                 if known.is_none() {
-                    tracing::error!(
-                        reason,
-                        "the store failed: messages stay in the queue until it works again"
-                    );
+                    tracing::error!(?part, reason, "failed: messages stay in the queue until it works again");
                 }
                 *trouble = Some(reason);
             }
@@ -66,19 +72,20 @@ impl Context {
 
     pub(crate) fn health(&self) -> Result<(), String> {
         self.queue.health()?;
-        match self.store_trouble.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+        let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        match troubles.iter().flatten().next() {
             Some(reason) => Err(format!("the store failed: {reason}")),
             None => Ok(()),
         }
     }
 
     pub(crate) fn store_error(&self, error: &StoreError) -> client::Error {
-        self.store_is(Err(error.to_string()));
+        self.note(Part::Store, Err(error.to_string()));
         ErrorCode::Unavailable.error("the message store cannot be read or written now; retry")
     }
 
     pub(crate) fn routes_error(&self, error: &RoutesError) -> client::Error {
-        self.store_is(Err(error.to_string()));
+        self.note(Part::Store, Err(error.to_string()));
         ErrorCode::Unavailable.error("the route table cannot be read or written now; retry")
     }
 }

@@ -83,9 +83,10 @@ impl<T: for<'de> Deserialize<'de>> FromRequest<Api> for Json<T> {
         let bytes = Bytes::from_request(request, api)
             .await
             .map_err(|error| refused(api, ErrorCode::InvalidArgument.error(error.body_text())))?;
-        let parsed = serde_json::from_slice(&bytes);
-        let bad =
-            |error: serde_json::Error| refused(api, ErrorCode::InvalidArgument.error(error.to_string()));
+        let parsed = serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(&bytes));
+        let bad = |error: serde_path_to_error::Error<serde_json::Error>| {
+            refused(api, ErrorCode::InvalidArgument.error(error.to_string()))
+        };
         parsed.map(Self).map_err(bad)
     }
 }
@@ -109,7 +110,7 @@ async fn send(
         }
     }
     let request: client::SendRequest =
-        serde_json::from_value(body).map_err(|error| invalid(&api, error.to_string()))?;
+        serde_path_to_error::deserialize(body).map_err(|error| invalid(&api, error.to_string()))?;
     let accepted = async {
         let pending = ingest::enter(&api.context, &from, request).await?;
         ingest::accepted(&api.context, pending).await

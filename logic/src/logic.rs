@@ -70,7 +70,7 @@ impl Logic {
             metrics,
             clock: config.clock.clone(),
             lease_ms: u32::try_from(config.lease.as_millis()).unwrap_or(u32::MAX),
-            store_trouble: Mutex::default(),
+            troubles: Mutex::default(),
         });
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         // On an early return the tasks end with this.

@@ -155,3 +155,54 @@ impl Drop for UpLink {
         tracing::info!(gateway = self.key.id, boot = self.key.boot, "a gateway detached");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::conformance::no_metrics;
+
+    struct Nowhere;
+
+    impl Link<wire::ToGateway> for Nowhere {
+        fn send(&self, _: Vec<wire::ToGateway>) -> Result<(), Refused<wire::ToGateway>> {
+            Ok(())
+        }
+    }
+
+    fn close(user: &str, session_epoch: u64) -> wire::ToLogic {
+        let close = wire::CloseSession { user_id: user.to_owned(), device_id: "d".to_owned(), session_epoch };
+        wire::ToLogic { message: Some(Up::Close(close)) }
+    }
+
+    #[test]
+    fn a_full_lane_hands_back_what_it_has_no_room_for_in_order() {
+        let receivers = Mutex::new(Vec::new());
+        let lane = |_| {
+            let (sender, receiver) = mpsc::channel(3);
+            receivers.lock().expect("not poisoned").push(receiver);
+            sender
+        };
+        let lanes: Arc<[_]> = (0..LANES).map(lane).collect();
+        let (control, _controls) = mpsc::channel(3);
+        let metrics = no_metrics();
+        let gateways = Arc::new(Gateways::new(metrics.clone()));
+        let service = Service { lanes, control, gateways, metrics };
+        let attach = wire::AttachGateway { gateway_id: "g".to_owned(), boot: 1 };
+        let link = service.attach(attach, Arc::new(Nowhere));
+
+        let other = (0..).map(|n| format!("u{n}")).find(|u| lane_of(u) != lane_of("alice")).expect("one");
+        let batch = [1, 2, 3, 4, 5].map(|epoch| close("alice", epoch)).into_iter().chain([close(&other, 9)]);
+        let refused = link.send(batch.collect()).expect_err("two too many");
+        assert_eq!(refused.reason, RefusedReason::Full);
+        assert_eq!(
+            refused.rest,
+            [close("alice", 4), close("alice", 5)],
+            "and the other lane took its message"
+        );
+        receivers.lock().expect("not poisoned").clear();
+        let refused = link.send(vec![close("alice", 6)]).expect_err("nobody is there");
+        assert_eq!(refused.reason, RefusedReason::Closed);
+    }
+}

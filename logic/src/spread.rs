@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    context::Context,
+    context::{Context, Part},
     gateways,
     store::{Moved, StoreError, Unspread},
 };
@@ -76,7 +76,8 @@ impl Waiting {
             && let Some(conversation_id) = self.turns.pop_front()
         {
             let Some((first, last)) = self.seqs.remove(&conversation_id) else { continue };
-            let end = last.min(first + STEP_CONVERSATION - 1);
+            let part = STEP_CONVERSATION.min((STEP - work.len()) as u64);
+            let end = last.min(first + part - 1);
             work.extend((first..=end).map(|seq| Unspread { conversation_id, seq }));
             if end < last {
                 self.seqs.insert(conversation_id, (end + 1, last));
@@ -167,7 +168,7 @@ async fn give(context: &Context, work: Vec<Unspread>, stop: &CancellationToken) 
                 return Some(spread.moved);
             }
             Err(error) => {
-                context.store_is(Err(error.to_string()));
+                context.note(Part::Store, Err(error.to_string()));
                 stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await?;
             }
         }

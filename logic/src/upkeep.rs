@@ -13,7 +13,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    context::Context, gateways::Downs, queue::QueueError, routes::RoutesError, service::Control,
+    context::{Context, Part},
+    gateways::Downs,
+    queue::QueueError,
+    routes::RoutesError,
+    service::Control,
     store::StoreError,
 };
 
@@ -57,9 +61,8 @@ pub(crate) async fn sync_and_trim(context: &Context) -> Result<(), UpkeepError> 
 pub(crate) async fn sync(context: Arc<Context>, stop: CancellationToken) {
     let mut ticks = ticks(SYNC_EVERY);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-        if let Err(error) = sync_and_trim(&context).await {
-            context.store_is(Err(error.to_string()));
-        }
+        let synced = sync_and_trim(&context).await;
+        context.note(Part::Store, synced.map_err(|error| error.to_string()));
     }
 }
 
@@ -72,7 +75,7 @@ pub(crate) async fn sweep(context: Arc<Context>, lifetime: Duration, stop: Cance
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         let now = context.now();
         if let Err(error) = context.queue.purge(now, PURGE_ROWS).await {
-            context.store_is(Err(error.to_string()));
+            context.note(Part::Store, Err(error.to_string()));
         }
         if rest > 0 {
             rest -= 1;
@@ -88,7 +91,7 @@ pub(crate) async fn sweep(context: Arc<Context>, lifetime: Duration, stop: Cance
                 rest = if swept.next.is_none() { SWEEP_REST } else { 0 };
                 after = swept.next;
             }
-            Err(error) => context.store_is(Err(error.to_string())),
+            Err(error) => context.note(Part::Store, Err(error.to_string())),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! What the HTTP API, the gateways' links and the background tasks share.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -16,10 +16,10 @@ use tokio::sync::Notify;
 
 use crate::{
     clock::Clock,
-    fleet::{Fleet, Pending, REPORT_INTERVAL_MS, ReportError, SNAPSHOT_INTERVAL_MS, Table},
+    fleet::{DEAD_AFTER_MS, Fleet, Pending, REPORT_INTERVAL_MS, ReportError, SNAPSHOT_INTERVAL_MS, Table},
     jwt::JwtKeys,
     limit::RateLimiter,
-    metrics::{Metrics, PendingEnd},
+    metrics::Metrics,
     policy::PolicyStore,
 };
 
@@ -42,8 +42,8 @@ pub(crate) struct Core {
     urgent: Notify,
     table: Mutex<Table>,
     pending: Mutex<Pending>,
-    /// The newest policy version that any gateway has seen.
-    policy_seen: AtomicU64,
+    /// The newest policy that any gateway has seen: version and hash.
+    policy_seen: Mutex<(u64, String)>,
 }
 
 /// What [`Core::new`] needs besides its own parts.
@@ -63,7 +63,7 @@ impl Core {
     pub fn new(parts: Parts) -> Self {
         let Parts { policy, metrics, jwt, signer, admin_key, ticket_ttl_ms, heartbeat, reconnect, limiter } =
             parts;
-        metrics.policy_version.set(policy.load().version as f64);
+        metrics.policy.version.set(policy.load().version as f64);
         Self {
             clock: Clock::start(),
             fleet: ArcSwap::default(),
@@ -71,7 +71,7 @@ impl Core {
             urgent: Notify::new(),
             table: Mutex::default(),
             pending: Mutex::default(),
-            policy_seen: AtomicU64::new(0),
+            policy_seen: Mutex::default(),
             policy,
             metrics,
             jwt,
@@ -91,12 +91,33 @@ impl Core {
         self.metrics.reports.increment(1);
         let used = &report.used_tickets[..report.used_tickets.len().min(limits::USED_TICKETS)];
         lock(&self.pending).used(used);
-        let seen = self.policy_seen.fetch_max(report.policy_version, Ordering::Relaxed);
-        self.metrics.policy_version_seen.set(seen.max(report.policy_version) as f64);
+        self.policy_seen(report);
         if urgent {
             self.urgent.notify_one();
         }
         Ok(())
+    }
+
+    /// A gateway brings word of a policy from another replica. Only word: the text has to come by the file, so somebody
+    /// is told that this replica is behind, or that two texts go under one version.
+    fn policy_seen(&self, report: &GatewayReport) {
+        let mut newest = lock(&self.policy_seen);
+        let word = (report.policy_version, &report.policy_hash);
+        if word.0 < newest.0 || word == (newest.0, &newest.1) {
+            return;
+        }
+        *newest = (word.0, word.1.clone());
+        self.metrics.policy.version_seen.set(word.0 as f64);
+        let own = self.policy.load();
+        if word.0 > own.version || (word.0 == own.version && word.0 > 0 && *word.1 != own.hash) {
+            tracing::warn!(
+                gateway = report.gateway_id,
+                version = word.0,
+                hash = word.1,
+                in_force = %**own,
+                "another scheduler has a newer policy, or another text under the same version; update this one's file"
+            );
+        }
     }
 
     /// Counts an assignment until a gateway sees its ticket.
@@ -104,9 +125,15 @@ impl Core {
         lock(&self.pending).assign(fleet, gateway, schedule_id, self.clock.monotonic_ms());
     }
 
+    /// How many assignments are pending.
+    #[cfg(test)]
+    pub fn pending_len(&self) -> usize {
+        lock(&self.pending).len()
+    }
+
     /// Another policy is in force: slow start may be another.
     pub fn policy_changed(&self) {
-        self.metrics.policy_version.set(self.policy.load().version as f64);
+        self.metrics.policy.version.set(self.policy.load().version as f64);
         self.urgent.notify_one();
     }
 
@@ -123,23 +150,24 @@ impl Core {
         Ok(())
     }
 
-    /// Builds snapshots until dropped: every [`SNAPSHOT_INTERVAL_MS`], sooner when a gateway came, left or changed.
+    /// Builds snapshots until dropped: every [`SNAPSHOT_INTERVAL_MS`], sooner when a gateway came, left or changed. Many
+    /// may do so at once, so after each snapshot comes a pause of at least nine times what it took.
     pub async fn publish(self: Arc<Self>) {
-        // Many gateways may change at once; this far apart, they cost a tenth of a core at the most.
-        let least = tokio::time::Duration::from_millis(SNAPSHOT_INTERVAL_MS / 10);
-        let most = tokio::time::Duration::from_millis(SNAPSHOT_INTERVAL_MS) - least;
+        let interval = Duration::from_millis(SNAPSHOT_INTERVAL_MS);
+        let mut silence = Silence::default();
         loop {
-            self.snapshot();
-            tokio::time::sleep(least).await;
+            let took = self.snapshot(&mut silence);
+            let pause = (took * 9).max(interval / 10);
+            tokio::time::sleep(pause).await;
             tokio::select! {
                 () = self.urgent.notified() => {}
-                () = tokio::time::sleep(most) => {}
+                () = tokio::time::sleep(interval.saturating_sub(pause)) => {}
             }
         }
     }
 
-    fn snapshot(&self) {
-        let started = std::time::Instant::now();
+    fn snapshot(&self, silence: &mut Silence) -> Duration {
+        let started = Instant::now();
         let now_ms = self.clock.monotonic_ms();
         let slow_start_ms = self.policy.load().slow_start_ms;
         let (pending, ended) = {
@@ -150,27 +178,43 @@ impl Core {
         let fleet = lock(&self.table).snapshot(now_ms, slow_start_ms);
         self.metrics.gateways(fleet.counts());
         self.metrics.distrusted.set(if fleet.distrusted { 1.0 } else { 0.0 });
-        let before = self.fleet.swap(Arc::new(fleet));
-        if before.distrusted != self.fleet.load().distrusted {
-            self.tell_distrust(before.distrusted);
-        }
-        self.metrics.pending.set(pending as f64);
-        self.metrics.pending_ended(PendingEnd::Used, ended.used);
-        self.metrics.pending_ended(PendingEnd::Expired, ended.expired);
-        self.metrics.pending_ended(PendingEnd::Evicted, ended.evicted);
-        self.metrics.snapshot_seconds.record(started.elapsed());
+        silence.tell(&fleet);
+        self.fleet.store(Arc::new(fleet));
+        self.metrics.pending.set(pending, ended);
+        let took = started.elapsed();
+        self.metrics.snapshot_seconds.record(took);
+        took
     }
+}
 
-    fn tell_distrust(&self, was_distrusted: bool) {
-        if was_distrusted {
-            tracing::info!("gateways are heard again, or are believed to be gone");
+/// Tells once when most of the fleet has been silent for as long as it takes a gateway to be dead, and once when that
+/// ends. A shorter silence is a slow moment of this machine.
+#[derive(Default)]
+struct Silence {
+    since_ms: Option<i64>,
+    told: bool,
+}
+
+impl Silence {
+    fn tell(&mut self, fleet: &Fleet) {
+        if !fleet.distrusted {
+            if self.told {
+                tracing::info!(
+                    "the gateways that fell silent together are heard again, or believed to be gone"
+                );
+            }
+            *self = Self::default();
             return;
         }
-        let counts = self.fleet.load().gateways.iter().filter(|gateway| gateway.old_load).count();
-        tracing::warn!(
-            gateways = counts,
-            "most of the fleet fell silent at once: assigning on its last known load; check this scheduler's network"
-        );
+        let since_ms = *self.since_ms.get_or_insert(fleet.built_at_ms);
+        if !self.told && fleet.built_at_ms - since_ms >= DEAD_AFTER_MS {
+            self.told = true;
+            let gateways = fleet.gateways.iter().filter(|gateway| gateway.old_load).count();
+            tracing::warn!(
+                gateways,
+                "most of the fleet fell silent at once: assigning on its last known load; check this machine's network"
+            );
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! The decision: a pure function from the fleet, the policy and a request to a ranked list of gateways.
 //!
-//!     admission -> home -> gray rule (pool) -> proximity tier -> load (two choices, bounded) -> ranked list
+//! ```text
+//! admission -> home -> gray rule (pool) -> proximity tier -> load (two choices, bounded) -> ranked list
+//! ```
 //!
 //! Time and randomness are arguments, nothing is allocated, and no lock is taken. The stages tell an [`Observer`] what
 //! they do; for a plain decision that is [`Silent`] and costs nothing, for `:explain` it records. Home and pool follow

@@ -12,7 +12,6 @@ mod table;
 mod tests;
 
 use std::{
-    collections::HashMap,
     ops::Range,
     sync::{
         Arc,
@@ -22,6 +21,7 @@ use std::{
 
 use berth_proto::client::Endpoint;
 
+use self::build::Layout;
 pub use self::{
     health::{DEAD_AFTER_MS, FORGET_AFTER_MS, REPORT_INTERVAL_MS, STALE_AFTER_MS, TOGETHER_MS},
     pending::{Pending, PendingCounts},
@@ -32,8 +32,8 @@ use crate::transport::Transports;
 /// Between two snapshots, in milliseconds: a fifth of a report interval, so that it adds little to a report's age.
 pub const SNAPSHOT_INTERVAL_MS: u64 = 100;
 
-/// What a gateway is, as it says itself; it changes only with its configuration or a new start.
-#[derive(Debug, Clone, PartialEq)]
+/// What a gateway is, as it says itself: a new one with each new boot or label.
+#[derive(Debug)]
 pub struct Profile {
     /// The gateway's id.
     pub id: Arc<str>,
@@ -51,6 +51,15 @@ pub struct Profile {
     pub endpoints: Vec<Endpoint>,
     /// The transports of the endpoints.
     pub transports: Transports,
+    /// What this replica has assigned to it and no gateway has reported as used: it moves while snapshots stay.
+    pending: AtomicU32,
+}
+
+impl Profile {
+    /// What fleets are sorted by: groups are runs of neighbours.
+    fn place(&self) -> [&str; 4] {
+        [&self.pool, &self.region, &self.zone, &self.id]
+    }
 }
 
 /// Whether a gateway may be assigned.
@@ -106,7 +115,6 @@ pub struct Gateway {
     pub weight: f64,
     /// When its last report came, on the snapshot's clock.
     pub reported_at_ms: i64,
-    pending: Arc<AtomicU32>,
     /// Its places in [`Fleet::pools`], [`Fleet::regions`] and [`Fleet::zones`].
     groups: [u32; 3],
 }
@@ -115,7 +123,7 @@ impl Gateway {
     /// Assigned by this replica, and not yet seen by any gateway.
     #[must_use]
     pub fn pending(&self) -> u64 {
-        u64::from(self.pending.load(Ordering::Relaxed))
+        u64::from(self.profile.pending.load(Ordering::Relaxed))
     }
 
     /// What two gateways are compared on: (reported + pending) / weight.
@@ -226,7 +234,7 @@ pub struct Fleet {
     pub zones: Vec<Group>,
     /// So many gateways fell silent together that their silence is not believed.
     pub distrusted: bool,
-    by_id: HashMap<Arc<str>, u32>,
+    layout: Arc<Layout>,
 }
 
 impl Fleet {
@@ -242,7 +250,7 @@ impl Fleet {
     /// The index of a gateway.
     #[must_use]
     pub fn find(&self, id: &str) -> Option<u32> {
-        self.by_id.get(id).copied()
+        self.layout.by_id.get(id).copied()
     }
 
     /// The pool of this name.

@@ -16,6 +16,11 @@ pub mod policy;
 mod service;
 pub mod transport;
 
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
 use std::{
     io,
     net::SocketAddr,

@@ -8,7 +8,10 @@ use std::{
 use berth_proto::{metric::Registry, schedule::Reason};
 use metrics::{Counter, Gauge, Histogram};
 
-use crate::{fleet::State, policy::STABLE};
+use crate::{
+    fleet::{PendingCounts, State},
+    policy::STABLE,
+};
 
 /// Pools with series of their own; those after them are counted under `other`.
 const MAX_POOLS: usize = 64;
@@ -118,20 +121,12 @@ pub struct Metrics {
     pub reports: Counter,
     /// `berth_scheduler_reports_refused_total`.
     pub reports_refused: Counter,
-    /// `berth_scheduler_pending_assignments`.
-    pub pending: Gauge,
-    /// `berth_scheduler_pending_ended_total{how}`.
-    pending_ended: [Counter; PendingEnd::ALL.len()],
     /// `berth_scheduler_redirects_total{outcome}`.
     redirects: [Counter; Redirect::ALL.len()],
-    /// `berth_scheduler_policy_version`.
-    pub policy_version: Gauge,
-    /// `berth_scheduler_policy_version_seen`: the newest any gateway has seen.
-    pub policy_version_seen: Gauge,
-    /// `berth_scheduler_policy_loads_total{outcome}`.
-    policy_loads: [Counter; PolicyLoad::ALL.len()],
-    /// `berth_scheduler_policy_file_refused`: 1 while the file is not what is in force.
-    pub policy_file_refused: Gauge,
+    /// What this replica has assigned and nobody has seen.
+    pub pending: Pending,
+    /// The policy.
+    pub policy: Policies,
     decisions: Decisions,
 }
 
@@ -139,63 +134,45 @@ impl Metrics {
     /// Registers every series.
     #[must_use]
     pub fn register(registry: Registry<'static>) -> Self {
-        let r = registry;
+        let gauge = |name, help| registry.gauge(name, help, &[]);
+        let counter = |name, help| registry.counter(name, help, &[]);
         Self {
             requests: Outcome::ALL.map(|(_, name)| {
                 let help = "Schedule requests by how they were answered.";
-                r.counter("berth_scheduler_requests_total", help, &[("outcome", name)])
+                registry.counter("berth_scheduler_requests_total", help, &[("outcome", name)])
             }),
-            request_seconds: r.seconds("berth_scheduler_request_seconds", "From body to answer.", &[]),
-            explains: r.counter("berth_scheduler_explains_total", "Decisions explained.", &[]),
-            http_connections: r.gauge("berth_scheduler_http_connections", "Open HTTP connections.", &[]),
-            gateways: State::ALL.map(|state| {
-                r.gauge("berth_scheduler_gateways", "Gateways by state.", &[("state", state.name())])
-            }),
-            distrusted: r.gauge(
-                "berth_scheduler_gateways_distrusted",
-                "1 while most of the fleet is silent and assigned on its last known load.",
+            request_seconds: registry.seconds(
+                "berth_scheduler_request_seconds",
+                "Answering a schedule request, from its complete body on.",
                 &[],
             ),
-            snapshot_seconds: r.seconds(
+            explains: counter("berth_scheduler_explains_total", "Decisions explained."),
+            http_connections: gauge("berth_scheduler_http_connections", "Open HTTP connections."),
+            gateways: State::ALL.map(|state| {
+                let labels = [("state", state.name())];
+                registry.gauge("berth_scheduler_gateways", "Gateways by state.", &labels)
+            }),
+            distrusted: gauge(
+                "berth_scheduler_gateways_distrusted",
+                "1 while most of the fleet is silent and assigned on its last known load.",
+            ),
+            snapshot_seconds: registry.seconds(
                 "berth_scheduler_snapshot_seconds",
                 "Building a snapshot of the fleet.",
                 &[],
             ),
-            reports: r.counter("berth_scheduler_reports_total", "Gateway reports taken.", &[]),
-            reports_refused: r.counter(
+            reports: counter("berth_scheduler_reports_total", "Gateway reports taken."),
+            reports_refused: counter(
                 "berth_scheduler_reports_refused_total",
                 "Gateway reports that were not valid or of a superseded link.",
-                &[],
             ),
-            pending: r.gauge(
-                "berth_scheduler_pending_assignments",
-                "Own assignments that no gateway has seen yet.",
-                &[],
-            ),
-            pending_ended: PendingEnd::ALL.map(|(_, name)| {
-                let help = "Pending assignments by how they ended.";
-                r.counter("berth_scheduler_pending_ended_total", help, &[("how", name)])
-            }),
             redirects: Redirect::ALL.map(|(_, name)| {
                 let help = "Gateways' questions where a client belongs.";
-                r.counter("berth_scheduler_redirects_total", help, &[("outcome", name)])
+                registry.counter("berth_scheduler_redirects_total", help, &[("outcome", name)])
             }),
-            policy_version: r.gauge("berth_scheduler_policy_version", "The policy in force.", &[]),
-            policy_version_seen: r.gauge(
-                "berth_scheduler_policy_version_seen",
-                "The newest policy that any gateway has seen; above the version in force: this replica is behind.",
-                &[],
-            ),
-            policy_loads: PolicyLoad::ALL.map(|(_, name)| {
-                let help = "Policy texts offered, by what became of them.";
-                r.counter("berth_scheduler_policy_loads_total", help, &[("outcome", name)])
-            }),
-            policy_file_refused: r.gauge(
-                "berth_scheduler_policy_file_refused",
-                "1 while the policy file is not what is in force.",
-                &[],
-            ),
             decisions: Decisions::register(registry),
+            pending: Pending::register(registry),
+            policy: Policies::register(registry),
         }
     }
 
@@ -216,19 +193,75 @@ impl Metrics {
         }
     }
 
-    /// So many pending assignments ended so, since the start.
-    pub fn pending_ended(&self, how: PendingEnd, total: u64) {
-        self.pending_ended[how as usize].absolute(total);
-    }
-
     /// A redirect was asked for.
     pub fn redirect(&self, outcome: Redirect) {
         self.redirects[outcome as usize].increment(1);
     }
+}
 
-    /// A policy text was offered.
-    pub fn policy_load(&self, outcome: PolicyLoad) {
-        self.policy_loads[outcome as usize].increment(1);
+/// Pending assignments.
+pub struct Pending {
+    /// `berth_scheduler_pending_assignments`.
+    open: Gauge,
+    /// `berth_scheduler_pending_ended_total{how}`.
+    ended: [Counter; PendingEnd::ALL.len()],
+}
+
+impl Pending {
+    fn register(registry: Registry<'static>) -> Self {
+        let help = "Own assignments that no gateway has seen yet.";
+        let open = registry.gauge("berth_scheduler_pending_assignments", help, &[]);
+        let ended = PendingEnd::ALL.map(|(_, name)| {
+            let help = "Pending assignments by how they ended.";
+            registry.counter("berth_scheduler_pending_ended_total", help, &[("how", name)])
+        });
+        Self { open, ended }
+    }
+
+    /// So many are open now, and so many have ended in each way since the start.
+    pub fn set(&self, open: usize, ended: PendingCounts) {
+        self.open.set(open as f64);
+        self.ended[PendingEnd::Used as usize].absolute(ended.used);
+        self.ended[PendingEnd::Expired as usize].absolute(ended.expired);
+        self.ended[PendingEnd::Evicted as usize].absolute(ended.evicted);
+    }
+}
+
+/// The policy in force, and what was offered.
+pub struct Policies {
+    /// `berth_scheduler_policy_version`.
+    pub version: Gauge,
+    /// `berth_scheduler_policy_version_seen`: the newest any gateway has seen.
+    pub version_seen: Gauge,
+    /// `berth_scheduler_policy_file_refused`: 1 while the file is not what is in force.
+    pub file_refused: Gauge,
+    /// `berth_scheduler_policy_loads_total{outcome}`.
+    loads: [Counter; PolicyLoad::ALL.len()],
+}
+
+impl Policies {
+    fn register(registry: Registry<'static>) -> Self {
+        let gauge = |name, help| registry.gauge(name, help, &[]);
+        Self {
+            version: gauge("berth_scheduler_policy_version", "The policy in force."),
+            version_seen: gauge(
+                "berth_scheduler_policy_version_seen",
+                "The newest policy that any gateway has seen; above the version in force: this replica is behind.",
+            ),
+            file_refused: gauge(
+                "berth_scheduler_policy_file_refused",
+                "1 while the policy file is not what is in force.",
+            ),
+            loads: PolicyLoad::ALL.map(|(_, name)| {
+                let help = "Policy texts offered, by what became of them.";
+                registry.counter("berth_scheduler_policy_loads_total", help, &[("outcome", name)])
+            }),
+        }
+    }
+
+    /// A text was offered.
+    pub fn load(&self, outcome: PolicyLoad) {
+        self.loads[outcome as usize].increment(1);
     }
 }
 

@@ -37,6 +37,7 @@ type Down = Arc<dyn Link<FromScheduler>>;
 
 /// A question and the link to answer it on.
 pub(crate) struct RedirectJob {
+    gateway_id: String,
     ask: RedirectAsk,
     down: Down,
 }
@@ -139,7 +140,8 @@ impl GatewayLink {
 
     /// Queues the question, or gives it back.
     fn redirect(&self, ask: RedirectAsk) -> Option<(RedirectAsk, RefusedReason)> {
-        let job = RedirectJob { ask, down: Arc::clone(&self.down) };
+        let gateway_id = self.gateway.gateway_id.clone();
+        let job = RedirectJob { gateway_id, ask, down: Arc::clone(&self.down) };
         let refused = self.redirects.try_send(job).err()?;
         self.core.metrics.redirect(Redirect::Lost);
         Some(match refused {
@@ -176,8 +178,8 @@ impl Drop for GatewayLink {
 
 /// Answers redirects until every sender is gone or the task is dropped.
 pub(crate) async fn answer_redirects(core: Arc<Core>, mut jobs: mpsc::Receiver<RedirectJob>) {
-    while let Some(RedirectJob { ask, down }) = jobs.recv().await {
-        let answer = redirect(&core, &ask);
+    while let Some(RedirectJob { gateway_id, ask, down }) = jobs.recv().await {
+        let answer = redirect(&core, &gateway_id, &ask);
         let outcome = if answer.endpoints.is_empty() { Redirect::Nowhere } else { Redirect::Answered };
         let message = FromScheduler { message: Some(from_scheduler::Message::Redirect(answer)) };
         match down.send(vec![message]) {
@@ -192,14 +194,17 @@ pub(crate) async fn answer_redirects(core: Arc<Core>, mut jobs: mpsc::Receiver<R
     }
 }
 
-/// Where the client belongs, with a fresh ticket; without endpoints when there is no such place.
-fn redirect(core: &Core, ask: &RedirectAsk) -> RedirectAnswer {
+/// Where the client belongs, with a fresh ticket; without endpoints when there is no such place. It gave no region, so it
+/// is taken to be near the gateway that it came to.
+fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> RedirectAnswer {
     let nowhere = RedirectAnswer { handle: ask.handle, ..RedirectAnswer::default() };
     let now_ms = core.clock.wall_ms();
     let valid = id::check(&ask.user_id).is_ok() && id::check(&ask.device_id).is_ok();
     if !valid || ask.auth_expires_at_ms <= now_ms {
         return nowhere;
     }
+    let fleet = core.fleet.load();
+    let near = fleet.find(gateway_id).map(|index| &*fleet.gateway(index).profile);
     let transports: Vec<String> =
         Some(&ask.transport).filter(|name| !name.is_empty()).cloned().into_iter().collect();
     let request = Request {
@@ -208,8 +213,9 @@ fn redirect(core: &Core, ask: &RedirectAsk) -> RedirectAnswer {
             platform: Platform::named(&ask.platform),
             app_version: app_version(&ask.app_version),
             ip: ask.client_ip.parse().ok().map(|ip: IpAddr| ip.to_canonical()),
+            region: near.map_or("", |profile| &profile.region),
+            zone: "",
             device_id: &ask.device_id,
-            ..Client::default()
         },
         transports: transports
             .first()

@@ -110,6 +110,12 @@ impl To {
     }
 }
 
+impl From<To> for Target {
+    fn from(to: To) -> Self {
+        Self { to: Some(to.0) }
+    }
+}
+
 /// A device of a user. It stays connected until it is closed or dropped, or until something ends it for good.
 pub struct Client {
     sends: mpsc::Sender<Command>,
@@ -214,7 +220,7 @@ impl Client {
     ) -> Result<SendResponse, RequestError> {
         let request = SendRequest {
             client_msg_id: fresh_client_msg_id(),
-            to: Some(Target { to: Some(to.0) }),
+            to: Some(to.into()),
             r#type: r#type.into(),
             body: body.into(),
         };

@@ -22,7 +22,7 @@ use crate::{
     reconnect::{Next, Reconnect, after_close},
     schedule::{self, ScheduleError},
     token::TokenError,
-    transport::{Close, Connection, Incoming, Transport},
+    transport::{Close, Connection, Incoming, Transport, TransportError},
 };
 
 /// The version of the protocol this client speaks.
@@ -79,7 +79,7 @@ impl Driver {
         Self { core, state, endpoints, reconnect, heartbeat, scheduler: 0 }
     }
 
-    /// The client's life. Ends when the client is stopped and the application has taken what there was.
+    /// The client's life: until it is closed.
     pub async fn run(mut self) {
         let mailbox = Arc::clone(&self.core.mailbox);
         let store = Arc::clone(&self.core.options.cursor);
@@ -140,7 +140,7 @@ impl Driver {
             app_version: options.app_version.clone(),
         };
         let opening = async {
-            let failed = |error: crate::transport::TransportError| Ending::Failed(error.to_string());
+            let failed = |error: TransportError| Ending::Failed(error.to_string());
             let mut connection =
                 Connection::open(&attempt.endpoint, options.encoding).await.map_err(failed)?;
             connection.queue(client_frame::Frame::Hello(hello)).map_err(failed)?;
@@ -188,6 +188,7 @@ impl Driver {
             heartbeat.interval_ms = welcome.heartbeat_interval_ms;
         }
         let ending = Live::new(&mut self.core, connection, heartbeat).run().await;
+        self.state.send_replace(State::Connecting { last_failure: None });
         (ending, self.core.clock.now_ms() - since)
     }
 

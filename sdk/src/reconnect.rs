@@ -49,6 +49,8 @@ pub fn full_jitter(base_ms: u32, max_ms: u32, attempt: u32, rng: &mut impl Rng) 
 pub struct Reconnect {
     parameters: ReconnectParameters,
     attempt: u32,
+    /// The wait before the latest attempt.
+    last_wait_ms: i64,
 }
 
 impl Reconnect {
@@ -61,23 +63,28 @@ impl Reconnect {
     /// maxMs. A server's own wait is kept in full (up to [`LONGEST_WAIT_MS`]) and the first jitter added to it, so that
     /// clients told the same do not come back together.
     pub fn wait(&mut self, retry_after_ms: u32, rng: &mut impl Rng) -> i64 {
+        self.last_wait_ms = self.draw(retry_after_ms, rng);
+        self.attempt = self.attempt.saturating_add(1);
+        self.last_wait_ms
+    }
+
+    fn draw(&self, retry_after_ms: u32, rng: &mut impl Rng) -> i64 {
         let ReconnectParameters { base_ms, max_ms, spread_ms, .. } = self.parameters;
-        let attempt = self.attempt;
-        self.attempt = attempt.saturating_add(1);
         if retry_after_ms > 0 {
             let asked = i64::from(retry_after_ms.min(LONGEST_WAIT_MS));
             return asked + full_jitter(base_ms, base_ms, 0, rng);
         }
-        if attempt == 0 {
+        if self.attempt == 0 {
             return i64::from(rng.random_range(0..=spread_ms.max(base_ms).min(LONGEST_WAIT_MS)));
         }
-        full_jitter(base_ms, max_ms, attempt, rng)
+        full_jitter(base_ms, max_ms, self.attempt, rng)
     }
 
-    /// A session has ended that was open for `open_ms`. Whether it was a stable one: longer than the longest back-off.
-    /// A shorter one changes nothing, so a gateway that welcomes and drops at once is not hammered.
+    /// A session has ended that was open for `open_ms`. Whether it was a stable one: as long as the wait before it, and
+    /// four times the first back-off. A shorter one changes nothing, so that a gateway which welcomes and drops at once is
+    /// left alone longer and longer.
     pub fn session_ended(&mut self, open_ms: i64) -> bool {
-        let stable = open_ms >= i64::from(self.parameters.max_ms);
+        let stable = open_ms >= self.last_wait_ms.max(4 * i64::from(self.parameters.base_ms));
         if stable {
             self.attempt = 0;
         }
@@ -131,7 +138,7 @@ mod tests {
             let mut rng = SmallRng::seed_from_u64(1);
             full_jitter(a, b, attempt, &mut rng);
             let p = ReconnectParameters { base_ms: a, max_ms: b, spread_ms: c, reschedule_after_failures: 0 };
-            let mut reconnect = Reconnect { parameters: p, attempt };
+            let mut reconnect = Reconnect { parameters: p, attempt, last_wait_ms: 0 };
             reconnect.wait(retry, &mut rng);
             reconnect.session_ended(open);
         }
@@ -153,13 +160,15 @@ mod tests {
     fn only_a_stable_session_starts_over() {
         let mut rng = SmallRng::seed_from_u64(7);
         let mut reconnect = Reconnect::default();
-        for _ in 0..5 {
-            reconnect.wait(0, &mut rng);
+        let mut wait = 0;
+        while wait <= 2_000 {
+            wait = reconnect.wait(0, &mut rng);
         }
-        assert!(!reconnect.session_ended(19_999));
-        assert_eq!(reconnect.attempt, 5);
-        assert!(reconnect.session_ended(20_000));
-        assert_eq!(reconnect.attempt, 0);
+        assert!(!reconnect.session_ended(wait - 1), "shorter than the wait before it");
+        assert!(reconnect.session_ended(wait));
+        assert!(reconnect.wait(0, &mut rng) <= 500);
+        assert!(!reconnect.session_ended(1_999), "shorter than four times the first back-off");
+        assert!(reconnect.session_ended(2_000));
     }
 
     #[test]

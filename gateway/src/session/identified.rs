@@ -120,7 +120,8 @@ impl Identified {
             outlook,
             last_life_ms: now_ms,
             auth_deadline_ms,
-            asked_ms: now_ms,
+            // The first heartbeat always asks.
+            asked_ms: 0,
             in_flight: InFlight::default(),
             leaving: None,
         }

@@ -1,1 +1,20 @@
-//! Tests.
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::*;
+
+#[test]
+fn an_idle_session_is_small() {
+    // With its socket and the table's slot: PEERS.md's 1.5 KB has room for ten of these.
+    assert!(size_of::<Session>() <= 144, "{} bytes", size_of::<Session>());
+}
+
+#[test]
+fn nothing_is_said_before_the_peer_shows_what_it_speaks() {
+    let mut harness = simulation::Harness::new(1);
+    let mut session =
+        Session::new(harness.now, &harness.env.timeouts, (IpAddr::V4(Ipv4Addr::LOCALHOST), 1).into(), false);
+    harness.now.steady_ms += limits::HELLO_TIMEOUT_MS;
+    let out = harness.with(&mut session, |session, cx| session.expire(cx));
+    assert_eq!(out, b"");
+    assert!(session.closing());
+}

@@ -13,6 +13,9 @@ use crate::{
     table::Place,
 };
 
+/// Messages of a batch whose memory is used again for the next one.
+const BATCH_KEPT: usize = 1_024;
+
 impl Worker {
     pub(super) fn take_deliveries(&mut self) {
         let mut waiting = std::mem::take(&mut self.waiting);
@@ -23,6 +26,9 @@ impl Worker {
         for notify in waiting.notifies.drain(..) {
             self.notify(&notify);
         }
+        // The memory of a large batch is not kept: it would count for every connection for ever.
+        waiting.deliveries.shrink_to(BATCH_KEPT);
+        waiting.notifies.shrink_to(BATCH_KEPT);
         self.waiting = waiting;
     }
 
@@ -86,9 +92,12 @@ impl Worker {
     }
 
     pub(super) fn settle_dirty(&mut self) {
-        for place in std::mem::take(&mut self.dirty) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for place in dirty.drain(..) {
             self.with_connection(place, |connection, _| connection.dirty = false);
         }
+        dirty.shrink_to(BATCH_KEPT);
+        self.dirty = dirty;
     }
 
     /// What a link did not take: the session it was for is told, or it is kept for later.

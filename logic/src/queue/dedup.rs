@@ -2,7 +2,7 @@
 
 use crate::{
     kv::{Direction, Key, KvError, Space, View},
-    queue::{Appended, DEDUP_MS, QueueError, Record, fingerprint},
+    queue::{Appended, DEDUP_MS, Fingerprint, QueueError, Record},
 };
 
 /// The space of dedup rows.
@@ -28,21 +28,20 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    pub(super) fn of(record: &Record, partition: u16, offset: u64) -> Self {
+    pub(super) fn of(record: &Record, fingerprint: Fingerprint, partition: u16, offset: u64) -> Self {
         Self {
             partition: partition.into(),
             offset,
             message_id: record.message_id,
             conversation_id: record.conversation_id,
             at_ms: record.at_ms,
-            fingerprint: fingerprint(&record.r#type, &record.body).to_vec(),
+            fingerprint: fingerprint.to_vec(),
         }
     }
 
     /// What to answer to `record`, which comes under the same name.
-    pub(super) fn answer(&self, record: &Record) -> Result<Appended, QueueError> {
-        let same = self.conversation_id == record.conversation_id
-            && self.fingerprint == fingerprint(&record.r#type, &record.body);
+    pub(super) fn answer(&self, record: &Record, fingerprint: Fingerprint) -> Result<Appended, QueueError> {
+        let same = self.conversation_id == record.conversation_id && self.fingerprint == fingerprint;
         if same { Ok(self.appended(true)) } else { Err(QueueError::Conflict) }
     }
 

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use super::{
     Pending, Poison, Queue, QueueError, Record, Stored,
     dedup::{self, DEDUP},
+    fingerprint, partition_of,
     writer::{Ask, Shown, Writer},
 };
 use crate::{
@@ -122,7 +123,14 @@ impl Queue for KvQueue {
         let asks = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
         let asks = asks.as_ref().ok_or(QueueError::Closed)?;
         let (answer, answered) = oneshot::channel();
-        asks.try_send(Ask { record, answer, asked: Instant::now() }).map_err(|error| match error {
+        let ask = Ask {
+            fingerprint: fingerprint(&record.r#type, &record.body),
+            partition: partition_of(&record.sender, self.partitions),
+            record,
+            answer,
+            asked: Instant::now(),
+        };
+        asks.try_send(ask).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => QueueError::Full(WAITING),
             mpsc::error::TrySendError::Closed(_) => {
                 QueueError::Failed("its writer thread ended; restart this process".to_owned())

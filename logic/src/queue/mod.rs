@@ -49,8 +49,11 @@ pub struct Record {
 }
 
 /// What identifies a message for dedup besides (sender, `client_msg_id`): a hash of type and body.
+pub type Fingerprint = [u8; 16];
+
+/// The [`Fingerprint`] of a message.
 #[must_use]
-pub fn fingerprint(r#type: &str, body: &[u8]) -> [u8; 16] {
+pub fn fingerprint(r#type: &str, body: &[u8]) -> Fingerprint {
     let mut text = Vec::with_capacity(r#type.len() + 1 + body.len());
     text.extend_from_slice(r#type.as_bytes());
     text.push(0);

@@ -12,10 +12,9 @@ use std::{
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::{
-    Appended, QueueError, Record,
+    Appended, Fingerprint, QueueError, Record,
     dedup::{self, DEDUP, Seen},
     kv::{self, LOG},
-    partition_of,
 };
 use crate::{
     kv::{Batch, Durability, Kv, KvError, View},
@@ -30,6 +29,9 @@ const BATCH: usize = 512;
 /// An append that waits, and who waits for it.
 pub(super) struct Ask {
     pub(super) record: Record,
+    /// Computed by the caller: hashing a large body is not the writer's time.
+    pub(super) fingerprint: Fingerprint,
+    pub(super) partition: u16,
     pub(super) answer: oneshot::Sender<Result<Appended, QueueError>>,
     pub(super) asked: Instant,
 }
@@ -114,15 +116,15 @@ impl Writer {
         let mut batch = Batch::default();
         let mut fresh = HashMap::new();
         let mut highest = 0;
-        for Ask { mut record, answer, asked } in asks.drain(..) {
+        for Ask { mut record, fingerprint, partition, answer, asked } in asks.drain(..) {
             self.latest_ms = self.latest_ms.max(record.at_ms);
             let name = (record.sender.clone(), record.client_msg_id.clone());
             let result = match self.seen(&*view, &fresh, &name, &record) {
-                Ok(Some(seen)) => seen.answer(&record),
+                Ok(Some(seen)) => seen.answer(&record, fingerprint),
                 Ok(None) => {
                     highest = self.snowflake.next(record.at_ms);
                     record.message_id = highest;
-                    let seen = self.enter(&mut batch, &record);
+                    let seen = self.enter(&mut batch, &record, fingerprint, partition);
                     let appended = seen.appended(false);
                     fresh.insert(name, seen);
                     Ok(appended)
@@ -160,12 +162,16 @@ impl Writer {
         }
     }
 
-    fn enter(&mut self, batch: &mut Batch, record: &Record) -> Seen {
-        let partitions = u16::try_from(self.heads.len()).expect("made from a u16");
-        let partition = partition_of(&record.sender, partitions);
+    fn enter(
+        &mut self,
+        batch: &mut Batch,
+        record: &Record,
+        fingerprint: Fingerprint,
+        partition: u16,
+    ) -> Seen {
         let head = &mut self.heads[usize::from(partition)];
         *head += 1;
-        let seen = Seen::of(record, partition, *head);
+        let seen = Seen::of(record, fingerprint, partition, *head);
         batch.put(LOG, kv::record_key(partition, *head), prost::Message::encode_to_vec(record));
         batch.put(DEDUP, dedup::key(record, self.latest_ms), prost::Message::encode_to_vec(&seen));
         seen

@@ -214,7 +214,9 @@ impl KvRoutes {
                 announced
             }
         };
-        let old = place.map(|place| row.devices.swap_remove(place)).filter(|old| old.epoch != epoch);
+        let old = place.map(|place| row.devices.swap_remove(place));
+        // The same connection opened again (its answer was lost) or announced again replaces nobody.
+        let old = old.filter(|old| old.epoch != epoch && (old.lease, old.handle) != (lease, opening.handle));
         row.devices.push(DeviceRow {
             device: opening.device,
             platform: opening.platform,

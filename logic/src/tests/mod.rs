@@ -1,1 +1,65 @@
-//! tests
+//! The whole of logic in one process, with a gateway that a test holds in its hand.
+
+mod engine;
+mod faults;
+mod gateway;
+mod http;
+mod recorder;
+mod restart;
+mod road;
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    Config, Logic, StoreChoice,
+    backend::{Backends, ROUTES},
+    conformance::no_metrics,
+    kv::Kv,
+    queue::KvQueue,
+    routes::KvRoutes,
+    store::{Epoch, KvStore},
+};
+
+/// How long a test waits for what must happen: far above what it takes, so that only a fault meets it.
+pub(super) const DEADLINE: Duration = Duration::from_secs(30);
+
+pub(super) const KEY: &str = "a service key of thirty-two bytes";
+
+pub(super) fn config(store: StoreChoice) -> Config {
+    Config {
+        listen: ([127, 0, 0, 1], 0).into(),
+        os_boot_id: "boot-1".to_owned(),
+        ..Config::new("logic-1", store, KEY)
+    }
+}
+
+/// A logic over maps in memory.
+pub(super) async fn in_memory() -> Logic {
+    let registry = berth_proto::metric::Registry::new(&metrics::NoopRecorder);
+    Logic::start(config(StoreChoice::Memory), registry).await.expect("starts")
+}
+
+/// A logic over given engines.
+pub(super) async fn over(config: Config, queue: Arc<dyn Kv>, store: Arc<dyn Kv>, epoch: Epoch) -> Logic {
+    let metrics = no_metrics();
+    let now = (config.clock)();
+    let backends = Backends {
+        queue: Arc::new(KvQueue::open(queue, config.partitions, 0, metrics.queue.clone()).expect("opens")),
+        routes: Arc::new(KvRoutes::open(store.clone(), ROUTES, 15_000, now).expect("opens")),
+        store: Arc::new(KvStore::open(store, 0, epoch).expect("opens")),
+        marker: None,
+    };
+    Logic::over(config, backends, metrics).await.expect("starts")
+}
+
+/// Polls until `check` gives something.
+pub(super) async fn until<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
+    let begun = std::time::Instant::now();
+    loop {
+        if let Some(found) = check().await {
+            return found;
+        }
+        assert!(begun.elapsed() < DEADLINE, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}

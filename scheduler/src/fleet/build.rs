@@ -1,68 +1,118 @@
 //! Builds a snapshot from the table: one pass over gateways that are already in the order of their groups.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    collections::HashMap,
+    ops::Range,
+    sync::{Arc, atomic::AtomicU64},
 };
 
 use super::{
     Fleet, Gateway, Group, Profile, State, Sums,
     health::{DEAD_AFTER_MS, Distrust},
-    table::{Entry, Place},
+    table::{Entry, Load},
 };
 use crate::transport::Transports;
 
 /// A gateway that has just started counts for a tenth of its capacity: enough to be tried, too little to be flooded.
 const SLOW_START_FLOOR: f64 = 0.1;
 
+/// How the gateways fall into groups: what snapshots share until a gateway comes, goes or changes its labels.
+#[derive(Debug, Default)]
+pub(super) struct Layout {
+    pub by_id: HashMap<Arc<str>, u32>,
+    pools: Vec<Shape>,
+    regions: Vec<Shape>,
+    zones: Vec<Shape>,
+    last: Option<Arc<Profile>>,
+}
+
+/// A group's first gateway and its children.
+#[derive(Debug)]
+struct Shape {
+    first: u32,
+    children: Range<u32>,
+}
+
+impl Layout {
+    /// Adds the next gateway in the order of groups, and says which pool, region and zone it is in.
+    pub fn add(&mut self, index: u32, profile: &Arc<Profile>) -> [u32; 3] {
+        let last = self.last.replace(Arc::clone(profile));
+        let [pool, region, zone, _] = profile.place();
+        let [last_pool, last_region, last_zone] = match &last {
+            Some(last) => {
+                let [pool, region, zone, _] = last.place();
+                [Some(pool), Some(region), Some(zone)]
+            }
+            None => [None; 3],
+        };
+        let same_pool = last_pool == Some(pool);
+        let same_region = same_pool && last_region == Some(region);
+        let same_zone = same_region && last_zone == Some(zone);
+        let (regions, zones) = (self.regions.len() as u32, self.zones.len() as u32);
+        if !same_pool {
+            self.pools.push(Shape { first: index, children: regions..regions });
+        }
+        if !same_region {
+            self.regions.push(Shape { first: index, children: zones..zones });
+            self.pools.last_mut().expect("a pool is open").children.end += 1;
+        }
+        if !same_zone {
+            self.zones.push(Shape { first: index, children: 0..0 });
+            self.regions.last_mut().expect("a region is open").children.end += 1;
+        }
+        self.by_id.insert(Arc::clone(&profile.id), index);
+        [self.pools.len() as u32 - 1, self.regions.len() as u32 - 1, self.zones.len() as u32 - 1]
+    }
+}
+
+/// Builds the snapshot of entries that are in the order of their layout.
 pub(super) fn build(
-    entries: &BTreeMap<Place, Entry>,
+    layout: &Arc<Layout>,
+    entries: &[Entry],
     now_ms: i64,
     slow_start_ms: i64,
     distrust: Option<Distrust>,
 ) -> Fleet {
+    let empty = |shapes: &[Shape]| shapes.iter().map(empty_group).collect();
     let mut fleet = Fleet {
         built_at_ms: now_ms,
         gateways: Vec::with_capacity(entries.len()),
-        by_id: HashMap::with_capacity(entries.len()),
+        candidates: Vec::with_capacity(entries.len()),
+        pools: empty(&layout.pools),
+        regions: empty(&layout.regions),
+        zones: empty(&layout.zones),
         distrusted: distrust.is_some(),
-        ..Fleet::default()
+        layout: Arc::clone(layout),
     };
-    for (index, (Place(profile), entry)) in (0..).zip(entries) {
+    for (index, Entry { profile, groups, load }) in (0..).zip(entries) {
         let disbelieved =
-            entry.silent(now_ms) && distrust.is_some_and(|distrust| distrust.covers(entry.reported_at_ms));
-        let groups = open_groups(&mut fleet, index, profile);
+            load.silent(now_ms) && distrust.is_some_and(|distrust| distrust.covers(load.reported_at_ms));
         let gateway = Gateway {
             profile: Arc::clone(profile),
-            state: state(profile, entry, now_ms, disbelieved),
+            state: state(profile, load, now_ms, disbelieved),
             old_load: disbelieved,
-            capacity: entry.capacity,
-            connections: entry.connections,
-            weight: entry.capacity.max(1) as f64 * ramp(entry, now_ms, slow_start_ms),
-            reported_at_ms: entry.reported_at_ms,
-            pending: Arc::clone(&entry.pending),
-            groups,
+            capacity: load.capacity,
+            connections: load.connections,
+            weight: load.capacity.max(1) as f64 * ramp(load, now_ms, slow_start_ms),
+            reported_at_ms: load.reported_at_ms,
+            groups: *groups,
         };
         add_to_groups(&mut fleet, index, &gateway);
-        fleet.by_id.insert(Arc::clone(&profile.id), index);
         fleet.gateways.push(gateway);
     }
     fleet
 }
 
-fn state(profile: &Profile, entry: &Entry, now_ms: i64, disbelieved: bool) -> State {
-    if entry.draining {
+fn state(profile: &Profile, load: &Load, now_ms: i64, disbelieved: bool) -> State {
+    if load.draining {
         State::Draining
-    } else if now_ms - entry.reported_at_ms > DEAD_AFTER_MS && !disbelieved {
+    } else if now_ms - load.reported_at_ms > DEAD_AFTER_MS && !disbelieved {
         State::Dead
-    } else if entry.silent(now_ms) && !disbelieved {
+    } else if load.silent(now_ms) && !disbelieved {
         State::Stale
-    } else if !entry.ready || profile.transports == Transports::NONE {
+    } else if !load.ready || profile.transports == Transports::NONE {
         State::NotReady
-    } else if entry.connections >= entry.capacity {
+    } else if load.connections >= load.capacity {
         State::Full
     } else {
         State::Assignable
@@ -70,60 +120,40 @@ fn state(profile: &Profile, entry: &Entry, now_ms: i64, disbelieved: bool) -> St
 }
 
 /// How much of its capacity a gateway counts for: grows with its uptime, in a straight line.
-fn ramp(entry: &Entry, now_ms: i64, slow_start_ms: i64) -> f64 {
+fn ramp(load: &Load, now_ms: i64, slow_start_ms: i64) -> f64 {
     if slow_start_ms <= 0 {
         return 1.0;
     }
-    let since_report = (now_ms - entry.reported_at_ms).max(0) as f64;
-    let uptime_ms = entry.uptime_ms as f64 + since_report;
+    let since_report = (now_ms - load.reported_at_ms).max(0) as f64;
+    let uptime_ms = load.uptime_ms as f64 + since_report;
     (uptime_ms / slow_start_ms as f64).clamp(SLOW_START_FLOOR, 1.0)
 }
 
-/// The pool, region and zone of the next gateway: those of the one before, or new ones.
-fn open_groups(fleet: &mut Fleet, index: u32, profile: &Profile) -> [u32; 3] {
-    let last = fleet.gateways.last().map(|gateway| &gateway.profile);
-    let same_pool = last.is_some_and(|last| last.pool == profile.pool);
-    let same_region = same_pool && last.is_some_and(|last| last.region == profile.region);
-    let same_zone = same_region && last.is_some_and(|last| last.zone == profile.zone);
-    let start = fleet.candidates.len() as u32;
-    if !same_pool {
-        let children = fleet.regions.len() as u32;
-        fleet.pools.push(empty_group(index, start, children));
-    }
-    if !same_region {
-        let children = fleet.zones.len() as u32;
-        fleet.regions.push(empty_group(index, start, children));
-        fleet.pools.last_mut().expect("a pool is open").children.end = fleet.regions.len() as u32;
-    }
-    if !same_zone {
-        fleet.zones.push(empty_group(index, start, 0));
-        fleet.regions.last_mut().expect("a region is open").children.end = fleet.zones.len() as u32;
-    }
-    [fleet.pools.len() as u32 - 1, fleet.regions.len() as u32 - 1, fleet.zones.len() as u32 - 1]
-}
-
-fn empty_group(first: u32, candidates: u32, children: u32) -> Group {
+fn empty_group(shape: &Shape) -> Group {
     Group {
-        candidates: candidates..candidates,
-        children: children..children,
+        candidates: 0..0,
+        children: shape.children.clone(),
         transports: Transports::NONE,
-        first,
+        first: shape.first,
         sums: Sums::default(),
         pending: AtomicU64::new(0),
     }
 }
 
 fn add_to_groups(fleet: &mut Fleet, index: u32, gateway: &Gateway) {
+    let start = fleet.candidates.len() as u32;
     let assignable = gateway.state == State::Assignable;
     if assignable {
         fleet.candidates.push(index);
     }
-    let serves = assignable || gateway.state == State::Full;
     let end = fleet.candidates.len() as u32;
-    let pool = fleet.pools.last_mut();
-    let region = fleet.regions.last_mut();
-    let zone = fleet.zones.last_mut();
-    for group in [pool, region, zone].into_iter().flatten() {
+    let serves = assignable || gateway.state == State::Full;
+    let pending = if serves { gateway.pending() } else { 0 };
+    let [pool, region, zone] = gateway.groups.map(|group| group as usize);
+    for group in [&mut fleet.pools[pool], &mut fleet.regions[region], &mut fleet.zones[zone]] {
+        if group.first == index {
+            group.candidates.start = start;
+        }
         group.candidates.end = end;
         if assignable {
             group.transports = group.transports.with(gateway.profile.transports);
@@ -132,7 +162,7 @@ fn add_to_groups(fleet: &mut Fleet, index: u32, gateway: &Gateway) {
             group.sums.connections += gateway.connections;
             group.sums.capacity += gateway.capacity;
             group.sums.weight += gateway.weight;
-            *group.pending.get_mut() += u64::from(gateway.pending.load(Ordering::Relaxed));
+            *group.pending.get_mut() += pending;
         }
     }
 }

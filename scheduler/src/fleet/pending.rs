@@ -6,13 +6,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
 };
 
-use super::Fleet;
+use super::{Fleet, Profile};
 
 /// A client that has not connected after 10 s is not coming, or will ask again.
 const PENDING_MS: i64 = 10_000;
@@ -34,7 +31,7 @@ pub struct PendingCounts {
 /// The ledger of pending assignments.
 #[derive(Debug, Default)]
 pub struct Pending {
-    open: HashMap<u64, Arc<AtomicU32>>,
+    open: HashMap<u64, Arc<Profile>>,
     /// In order of time: all live equally long. Holds used ones too, until their time comes.
     order: VecDeque<(i64, u64)>,
     counts: PendingCounts,
@@ -48,12 +45,12 @@ impl Pending {
             self.drop_oldest(|counts| &mut counts.evicted);
         }
         let gateway = fleet.gateway(gateway);
-        gateway.pending.fetch_add(1, Ordering::Relaxed);
+        gateway.profile.pending.fetch_add(1, Ordering::Relaxed);
         for group in fleet.groups_of(gateway) {
             group.pending.fetch_add(1, Ordering::Relaxed);
         }
-        if let Some(before) = self.open.insert(schedule_id, Arc::clone(&gateway.pending)) {
-            before.fetch_sub(1, Ordering::Relaxed);
+        if let Some(before) = self.open.insert(schedule_id, Arc::clone(&gateway.profile)) {
+            before.pending.fetch_sub(1, Ordering::Relaxed);
         }
         self.order.push_back((now_ms + PENDING_MS, schedule_id));
     }
@@ -61,8 +58,8 @@ impl Pending {
     /// A gateway saw these tickets: they are in its connections now.
     pub fn used(&mut self, schedule_ids: &[u64]) {
         for id in schedule_ids {
-            if let Some(count) = self.open.remove(id) {
-                count.fetch_sub(1, Ordering::Relaxed);
+            if let Some(profile) = self.open.remove(id) {
+                profile.pending.fetch_sub(1, Ordering::Relaxed);
                 self.counts.used += 1;
             }
         }
@@ -95,8 +92,8 @@ impl Pending {
 
     fn drop_oldest(&mut self, counter: impl Fn(&mut PendingCounts) -> &mut u64) {
         let Some((_, id)) = self.order.pop_front() else { return };
-        if let Some(count) = self.open.remove(&id) {
-            count.fetch_sub(1, Ordering::Relaxed);
+        if let Some(profile) = self.open.remove(&id) {
+            profile.pending.fetch_sub(1, Ordering::Relaxed);
             *counter(&mut self.counts) += 1;
         }
     }

@@ -1,8 +1,7 @@
 //! The newest report of every gateway: what snapshots are built from.
 
 use std::{
-    cmp::Ordering,
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::{Arc, atomic::AtomicU32},
 };
 
@@ -11,7 +10,7 @@ use thiserror::Error;
 
 use super::{
     Fleet, Profile,
-    build::build,
+    build::{Layout, build},
     health::{DEAD_AFTER_MS, FORGET_AFTER_MS, STALE_AFTER_MS, distrust},
 };
 use crate::transport::Transports;
@@ -47,10 +46,18 @@ pub enum ReportError {
     TooMany,
 }
 
-/// What a gateway said last.
+/// What a gateway said last, and its place in the layout.
 #[derive(Debug)]
 pub(super) struct Entry {
-    pub pending: Arc<AtomicU32>,
+    pub profile: Arc<Profile>,
+    /// Its places among the pools, regions and zones of the layout.
+    pub groups: [u32; 3],
+    pub load: Load,
+}
+
+/// What changes from report to report.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Load {
     pub attachment: u64,
     pub reported_at_ms: i64,
     pub ready: bool,
@@ -60,47 +67,22 @@ pub(super) struct Entry {
     pub uptime_ms: u64,
 }
 
-impl Entry {
+impl Load {
     pub fn silent(&self, now_ms: i64) -> bool {
         now_ms - self.reported_at_ms > STALE_AFTER_MS
     }
 }
 
-/// Orders profiles by pool, region, zone, id: groups are runs of neighbours.
-#[derive(Debug)]
-pub(super) struct Place(pub Arc<Profile>);
-
-impl Place {
-    fn key(&self) -> [&str; 4] {
-        [&self.0.pool, &self.0.region, &self.0.zone, &self.0.id]
-    }
-}
-
-impl Ord for Place {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.key().cmp(&other.key())
-    }
-}
-
-impl PartialOrd for Place {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Place {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Place {}
-
 /// The newest report of every gateway.
 #[derive(Debug, Default)]
 pub struct Table {
-    entries: BTreeMap<Place, Entry>,
-    profiles: HashMap<Arc<str>, Arc<Profile>>,
+    /// In the order of the layout, but for those that came since.
+    entries: Vec<Entry>,
+    /// Where each gateway's entry is.
+    slots: HashMap<Arc<str>, u32>,
+    layout: Arc<Layout>,
+    /// A gateway came, went or changed its labels: the layout is no longer right.
+    moved: bool,
 }
 
 impl Table {
@@ -116,33 +98,32 @@ impl Table {
         report: &GatewayReport,
         now_ms: i64,
     ) -> Result<bool, ReportError> {
-        let known = self.profiles.get(report.gateway_id.as_str()).cloned();
-        let Some(old) = known else {
-            if self.profiles.len() >= MAX_GATEWAYS {
+        let fresh = load(attachment, report, now_ms);
+        let Some(slot) = self.slots.get(report.gateway_id.as_str()) else {
+            if self.entries.len() >= MAX_GATEWAYS {
                 return Err(ReportError::TooMany);
             }
             let profile = Arc::new(profile(report)?);
-            self.insert(profile, entry(attachment, report, now_ms, Arc::default()));
+            self.slots.insert(Arc::clone(&profile.id), self.entries.len() as u32);
+            self.entries.push(Entry { profile, groups: [0; 3], load: fresh });
+            self.moved = true;
             return Ok(true);
         };
-        let place = Place(old);
-        let current = self.entries.get_mut(&place).expect("every profile has its entry");
-        if attachment < current.attachment {
+        let entry = &mut self.entries[*slot as usize];
+        if attachment < entry.load.attachment {
             return Err(ReportError::Superseded);
         }
-        let fresh = entry(attachment, report, now_ms, Arc::clone(&current.pending));
-        if describes(&place.0, report) {
-            let urgent =
-                (fresh.ready, fresh.draining) != (current.ready, current.draining) || current.silent(now_ms);
-            *current = fresh;
-            return Ok(urgent);
+        if !describes(&entry.profile, report) {
+            // With the old profile goes what was pending on it: another boot never hears of those tickets.
+            entry.profile = Arc::new(profile(report)?);
+            entry.load = fresh;
+            self.moved = true;
+            return Ok(true);
         }
-        let profile = Arc::new(profile(report)?);
-        // What was pending on another boot is not on this one.
-        let pending = if profile.boot == place.0.boot { fresh.pending } else { Arc::default() };
-        self.entries.remove(&place);
-        self.insert(profile, Entry { pending, ..fresh });
-        Ok(true)
+        let urgent = (fresh.ready, fresh.draining) != (entry.load.ready, entry.load.draining)
+            || entry.load.silent(now_ms);
+        entry.load = fresh;
+        Ok(urgent)
     }
 
     /// How many gateways are known.
@@ -164,33 +145,37 @@ impl Table {
         let mut live = 0;
         let mut silent = Vec::new();
         // A gateway that said it leaves, and left, tells nothing about our hearing.
-        for entry in self.entries.values().filter(|entry| !entry.draining) {
-            if entry.silent(now_ms) { silent.push(entry.reported_at_ms) } else { live += 1 }
+        for Entry { load, .. } in self.entries.iter().filter(|entry| !entry.load.draining) {
+            if load.silent(now_ms) { silent.push(load.reported_at_ms) } else { live += 1 }
         }
         let distrust = distrust(&mut silent, live, now_ms);
-        let profiles = &mut self.profiles;
-        self.entries.retain(|place, entry| {
-            let age_ms = now_ms - entry.reported_at_ms;
-            let disbelieved = distrust.is_some_and(|distrust| distrust.covers(entry.reported_at_ms));
-            let limit = if entry.draining { DEAD_AFTER_MS } else { FORGET_AFTER_MS };
-            let keep = age_ms <= limit || (disbelieved && !entry.draining);
-            if !keep {
-                profiles.remove(&place.0.id);
-            }
-            keep
+        let before = self.entries.len();
+        self.entries.retain(|Entry { load, .. }| {
+            let disbelieved = distrust.is_some_and(|distrust| distrust.covers(load.reported_at_ms));
+            let limit = if load.draining { DEAD_AFTER_MS } else { FORGET_AFTER_MS };
+            now_ms - load.reported_at_ms <= limit || (disbelieved && !load.draining)
         });
-        build(&self.entries, now_ms, slow_start_ms, distrust)
+        if self.moved || self.entries.len() != before {
+            self.lay_out();
+        }
+        build(&self.layout, &self.entries, now_ms, slow_start_ms, distrust)
     }
 
-    fn insert(&mut self, profile: Arc<Profile>, entry: Entry) {
-        self.profiles.insert(Arc::clone(&profile.id), Arc::clone(&profile));
-        self.entries.insert(Place(profile), entry);
+    /// Sorts the entries by their groups. Dear, and done only when a gateway came, went or changed its labels.
+    fn lay_out(&mut self) {
+        self.entries.sort_by(|a, b| a.profile.place().cmp(&b.profile.place()));
+        let mut layout = Layout::default();
+        for (index, entry) in (0..).zip(&mut self.entries) {
+            entry.groups = layout.add(index, &entry.profile);
+        }
+        self.slots.clone_from(&layout.by_id);
+        self.layout = Arc::new(layout);
+        self.moved = false;
     }
 }
 
-fn entry(attachment: u64, report: &GatewayReport, now_ms: i64, pending: Arc<AtomicU32>) -> Entry {
-    Entry {
-        pending,
+fn load(attachment: u64, report: &GatewayReport, now_ms: i64) -> Load {
+    Load {
         attachment,
         reported_at_ms: now_ms,
         ready: report.ready,
@@ -249,6 +234,7 @@ fn profile(report: &GatewayReport) -> Result<Profile, ReportError> {
         version: report.version.clone(),
         endpoints,
         transports,
+        pending: AtomicU32::new(0),
     })
 }
 

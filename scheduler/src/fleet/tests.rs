@@ -1,1 +1,249 @@
-//! Tests of the parent module.
+//! Reports in, snapshots out: states, groups, slow start, pending assignments and who is forgotten when.
+
+use berth_proto::{client::Endpoint, wire::GatewayReport};
+
+use super::*;
+
+const SLOW_START_MS: i64 = 30_000;
+
+fn report(id: &str, pool: &str, region: &str, zone: &str) -> GatewayReport {
+    GatewayReport {
+        gateway_id: id.to_owned(),
+        boot: 1,
+        region: region.to_owned(),
+        zone: zone.to_owned(),
+        pool: pool.to_owned(),
+        endpoints: vec![Endpoint {
+            transport: "ws".to_owned(),
+            url: format!("ws://{id}/v1/ws"),
+            ..Endpoint::default()
+        }],
+        ready: true,
+        capacity: 100,
+        uptime_ms: 60_000,
+        ..GatewayReport::default()
+    }
+}
+
+fn table(reports: &[GatewayReport]) -> Table {
+    let mut table = Table::default();
+    for report in reports {
+        table.take(1, report, 0).expect("a valid report");
+    }
+    table
+}
+
+fn state_of(fleet: &Fleet, id: &str) -> Option<State> {
+    fleet.find(id).map(|index| fleet.gateway(index).state)
+}
+
+#[test]
+fn groups_are_found_by_name() {
+    let reports = [
+        report("g5", "stable", "us", "a"),
+        report("g1", "stable", "eu", "b"),
+        report("g2", "stable", "eu", "a"),
+        report("g3", "canary", "eu", "a"),
+        report("g4", "stable", "eu", "a"),
+    ];
+    let fleet = table(&reports).snapshot(0, SLOW_START_MS);
+    let pool = fleet.pool("stable").expect("reported");
+    assert_eq!((pool.len(), pool.children.len()), (4, 2));
+    let eu = fleet.region(pool, "eu").expect("reported");
+    assert_eq!(eu.len(), 3);
+    let zone = fleet.zone(eu, "a").expect("reported");
+    let ids: Vec<_> = fleet.candidates[zone.candidates.start as usize..zone.candidates.end as usize]
+        .iter()
+        .map(|index| &*fleet.gateway(*index).profile.id)
+        .collect();
+    assert_eq!(ids, ["g2", "g4"]);
+    assert_eq!((pool.sums().capacity, eu.sums().capacity, zone.sums().capacity), (400, 300, 200));
+    assert!(
+        fleet.pool("beta").is_none() && fleet.region(pool, "ap").is_none() && fleet.zone(eu, "c").is_none()
+    );
+    for (index, gateway) in (0..).zip(&fleet.gateways) {
+        assert_eq!(fleet.find(&gateway.profile.id), Some(index));
+        let [own_pool, own_region, own_zone] = fleet.groups_of(gateway);
+        assert_eq!(fleet.labels(own_pool).pool, gateway.profile.pool);
+        assert_eq!(fleet.labels(own_region).region, gateway.profile.region);
+        assert_eq!(fleet.labels(own_zone).zone, gateway.profile.zone);
+    }
+}
+
+#[test]
+fn every_state() {
+    let mut reports: Vec<_> = (0..9).map(|n| report(&format!("ok{n}"), "stable", "", "")).collect();
+    let mut table = table(&[
+        GatewayReport { draining: true, ..report("draining", "stable", "", "") },
+        GatewayReport { ready: false, ..report("not-ready", "stable", "", "") },
+        GatewayReport { endpoints: vec![], ..report("no-endpoint", "stable", "", "") },
+        GatewayReport { connections: 100, ..report("full", "stable", "", "") },
+        GatewayReport { capacity: 0, ..report("no-capacity", "stable", "", "") },
+    ]);
+    let old = |id: &str| report(id, "stable", "", "");
+    table.take(1, &old("dead"), -DEAD_AFTER_MS - 1).expect("valid");
+    table.take(1, &old("stale"), -STALE_AFTER_MS - 1).expect("valid");
+    table.take(1, &old("late"), -STALE_AFTER_MS).expect("valid");
+    for report in &mut reports {
+        table.take(1, report, 0).expect("valid");
+    }
+    let fleet = table.snapshot(0, SLOW_START_MS);
+    let expected = [
+        ("draining", State::Draining),
+        ("not-ready", State::NotReady),
+        ("no-endpoint", State::NotReady),
+        ("full", State::Full),
+        ("no-capacity", State::Full),
+        ("dead", State::Dead),
+        ("stale", State::Stale),
+        ("late", State::Assignable),
+        ("ok0", State::Assignable),
+    ];
+    for (id, state) in expected {
+        assert_eq!(state_of(&fleet, id), Some(state), "{id}");
+    }
+    assert_eq!(fleet.candidates.len(), 10);
+    assert_eq!(fleet.counts(), [10, 2, 2, 1, 1, 1]);
+    assert!(!fleet.distrusted);
+}
+
+#[test]
+fn a_fleet_that_falls_silent_at_once_is_still_believed_to_serve() {
+    let reports: Vec<_> = (0..10).map(|n| report(&format!("g{n}"), "stable", "", "")).collect();
+    let mut table = table(&reports);
+    table.take(1, &reports[0], 10_000).expect("valid");
+    let fleet = table.snapshot(10_000, SLOW_START_MS);
+    assert!(fleet.distrusted);
+    assert_eq!(fleet.candidates.len(), 10);
+    assert_eq!(fleet.gateways.iter().filter(|gateway| gateway.old_load).count(), 9);
+    for report in &reports[1..6] {
+        table.take(1, report, 10_100).expect("valid");
+    }
+    let fleet = table.snapshot(10_100, SLOW_START_MS);
+    assert!(!fleet.distrusted, "only 4 of 10 are silent now");
+    assert_eq!(fleet.candidates.len(), 6);
+}
+
+#[test]
+fn the_dead_and_the_departed_are_forgotten() {
+    let reports: Vec<_> = (0..4).map(|n| report(&format!("g{n}"), "stable", "", "")).collect();
+    let mut table = table(&reports);
+    let leaving = GatewayReport { draining: true, ..reports[0].clone() };
+    table.take(1, &leaving, 100).expect("valid");
+    let alive = |table: &mut Table, now| {
+        for report in &reports[2..] {
+            table.take(1, report, now).expect("valid");
+        }
+    };
+    alive(&mut table, 4_000);
+    let fleet = table.snapshot(4_000, SLOW_START_MS);
+    assert_eq!((state_of(&fleet, "g0"), state_of(&fleet, "g1")), (None, Some(State::Dead)));
+    alive(&mut table, FORGET_AFTER_MS + 1);
+    let fleet = table.snapshot(FORGET_AFTER_MS + 1, SLOW_START_MS);
+    assert_eq!((fleet.gateways.len(), table.len()), (2, 2));
+    assert_eq!(table.take(1, &reports[1], FORGET_AFTER_MS + 2), Ok(true), "it may come back");
+}
+
+#[test]
+fn labels_may_change_and_a_new_boot_starts_with_nothing_pending() {
+    let mut table = table(&[report("g1", "stable", "eu", "a")]);
+    let mut pending = Pending::default();
+    let fleet = table.snapshot(0, SLOW_START_MS);
+    pending.assign(&fleet, 0, 7, 0);
+    assert_eq!(table.take(1, &report("g1", "canary", "eu", "a"), 10), Ok(true));
+    let fleet = table.snapshot(10, SLOW_START_MS);
+    assert_eq!(fleet.gateways.len(), 1);
+    assert!(fleet.pool("stable").is_none() && fleet.pool("canary").is_some());
+    pending.assign(&fleet, 0, 8, 10);
+    let reborn = GatewayReport { boot: 2, ..report("g1", "canary", "eu", "a") };
+    table.take(2, &reborn, 20).expect("valid");
+    let fleet = table.snapshot(20, SLOW_START_MS);
+    assert_eq!(fleet.gateway(0).pending(), 0);
+    assert_eq!(table.take(1, &report("g1", "stable", "eu", "a"), 30), Err(ReportError::Superseded));
+    pending.expire(20_000);
+    assert_eq!(fleet.gateway(0).pending(), 0, "the old boot's assignment does not count against the new one");
+}
+
+#[test]
+fn only_what_matters_is_urgent() {
+    let base = report("g1", "stable", "", "");
+    let mut table = table(std::slice::from_ref(&base));
+    assert_eq!(table.take(1, &GatewayReport { connections: 5, ..base.clone() }, 500), Ok(false));
+    assert_eq!(table.take(1, &GatewayReport { ready: false, ..base.clone() }, 1_000), Ok(true));
+    assert_eq!(table.take(1, &GatewayReport { draining: true, ..base.clone() }, 1_500), Ok(true));
+    assert_eq!(
+        table.take(1, &GatewayReport { draining: true, ..base.clone() }, 9_000),
+        Ok(true),
+        "it was silent"
+    );
+}
+
+#[test]
+fn reports_with_impossible_labels_are_refused() {
+    let base = report("g1", "stable", "", "");
+    let long = "x".repeat(65);
+    let cases = [
+        GatewayReport { gateway_id: String::new(), ..base.clone() },
+        GatewayReport { gateway_id: "a b".to_owned(), ..base.clone() },
+        GatewayReport { pool: String::new(), ..base.clone() },
+        GatewayReport { region: long.clone(), ..base.clone() },
+        GatewayReport { zone: long.clone(), ..base.clone() },
+        GatewayReport { version: long, ..base.clone() },
+        GatewayReport { endpoints: vec![Endpoint::default(); 9], ..base.clone() },
+    ];
+    for case in cases {
+        let mut table = Table::default();
+        assert!(matches!(table.take(1, &case, 0), Err(ReportError::Label { .. })), "{case:?}");
+        assert!(table.is_empty());
+    }
+    let absurd = GatewayReport { capacity: u64::MAX, connections: u64::MAX, uptime_ms: u64::MAX, ..base };
+    let fleet =
+        table(&[absurd.clone(), GatewayReport { gateway_id: "g2".to_owned(), ..absurd }]).snapshot(0, 1);
+    assert_eq!(fleet.counts()[State::Full as usize], 2);
+}
+
+#[test]
+fn a_new_gateway_counts_for_little_at_first() {
+    let weight = |uptime_ms, since_report, slow_start_ms| {
+        let mut table = table(&[GatewayReport { uptime_ms, ..report("g1", "stable", "", "") }]);
+        table.snapshot(since_report, slow_start_ms).gateway(0).weight
+    };
+    assert_eq!(weight(0, 0, SLOW_START_MS), 10.0);
+    assert_eq!(weight(15_000, 0, SLOW_START_MS), 50.0);
+    assert_eq!(weight(14_000, 1_000, SLOW_START_MS), 50.0, "time since the report counts");
+    assert_eq!(weight(40_000, 0, SLOW_START_MS), 100.0);
+    assert_eq!(weight(0, 0, 0), 100.0);
+}
+
+#[test]
+fn pending_counts_until_used_or_ten_seconds() {
+    let mut table = table(&[report("g1", "stable", "eu", "a"), report("g2", "stable", "eu", "a")]);
+    let fleet = table.snapshot(0, SLOW_START_MS);
+    let mut pending = Pending::default();
+    for id in 0..6 {
+        pending.assign(&fleet, 0, id, i64::try_from(id).expect("small") * 1_000);
+    }
+    assert_eq!((fleet.gateway(0).pending(), fleet.gateway(1).pending()), (6, 0));
+    assert_eq!(fleet.pool("stable").expect("reported").sums().pending, 6);
+    pending.used(&[1, 2, 99, 1]);
+    assert_eq!((pending.len(), fleet.gateway(0).pending()), (4, 4));
+    pending.expire(9_999);
+    assert_eq!(pending.len(), 4);
+    pending.expire(12_000);
+    assert_eq!((pending.len(), fleet.gateway(0).pending()), (3, 3), "the first is ten seconds old");
+    pending.expire(60_000);
+    assert_eq!((pending.len(), fleet.gateway(0).pending()), (0, 0));
+    assert_eq!(pending.counts(), PendingCounts { used: 2, expired: 4, evicted: 0 });
+    assert_eq!(table.snapshot(100, SLOW_START_MS).pool("stable").expect("reported").sums().pending, 0);
+}
+
+#[test]
+fn the_ledger_is_bounded() {
+    let fleet = table(&[report("g1", "stable", "", "")]).snapshot(0, SLOW_START_MS);
+    let mut pending = Pending::default();
+    for id in 0..300_000 {
+        pending.assign(&fleet, 0, id, 0);
+    }
+    assert_eq!((pending.len(), fleet.gateway(0).pending()), (262_144, 262_144));
+    assert_eq!(pending.counts().evicted, 300_000 - 262_144);
+}

@@ -24,6 +24,10 @@ const MAX_CONNECTIONS: usize = 10_000;
 /// A request's head must be complete this long after its first byte, and the next one's after the answer before.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Then a connection is asked to end: a peer that neither reads nor closes must not hold its place for ever, and clients
+/// that come by a balancer find new replicas.
+const LIFETIME: Duration = Duration::from_secs(300);
+
 /// When stopping, requests in flight get this long.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -90,8 +94,9 @@ async fn connection(stream: TcpStream, router: Router, cancel: CancellationToken
     let served = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut served = pin!(served);
     let result = tokio::select! {
+        biased;
         result = served.as_mut() => Ok(result),
-        () = cancel.cancelled() => {
+        () = ended(&cancel) => {
             served.as_mut().graceful_shutdown();
             tokio::time::timeout(GRACE, served).await
         }
@@ -100,5 +105,13 @@ async fn connection(stream: TcpStream, router: Router, cancel: CancellationToken
         Ok(Ok(())) => {}
         Ok(Err(error)) => debug!(%error, "an HTTP connection ended early"),
         Err(_) => debug!("an HTTP connection was cut: its request did not end within the grace"),
+    }
+}
+
+/// The scheduler stops, or the connection has lived long enough.
+async fn ended(cancel: &CancellationToken) {
+    tokio::select! {
+        () = cancel.cancelled() => {}
+        () = tokio::time::sleep(LIFETIME) => {}
     }
 }

@@ -126,10 +126,9 @@ fn read(text: &str, place: &Place<'_>) -> Result<RawPolicy, PolicyError> {
     let whole = |error: toml::de::Error| place.toml_error("policy".to_owned(), &error);
     let document = toml::Deserializer::parse(text).map_err(whole)?;
     serde_path_to_error::deserialize(document).map_err(|error| {
-        let key = match error.path().to_string() {
-            path if path == "." => "policy".to_owned(),
-            path => path,
-        };
+        // toml passes spans through a field of this name.
+        let path = error.path().to_string().replace(".$__serde_spanned_private_value", "");
+        let key = if path == "." { "policy".to_owned() } else { path };
         place.toml_error(key, error.inner())
     })
 }

@@ -1,1 +1,240 @@
-//! Tests of the parent module.
+//! Policies that are taken, a table of those that are not with the message each gets, and what may replace what.
+
+use super::*;
+
+const DOCUMENTED: &str = r#"
+version = 3
+[[home]]
+region = "cn-east"
+users = ["alice"]
+[[home]]
+region = "cn-west"
+buckets = [0, 5000]
+[[gray]]
+id = "canary-ios"
+pool = "canary"
+users = ["alice"]
+percent = 5.0
+match = { platforms = ["ios"], app_version = ">=7.3.0, <8", regions = ["cn-east"], cidrs = ["10.0.0.0/8"], devices = ["d-1"] }
+[[gray]]
+id = "named"
+pool = "next"
+users = ["bob"]
+[proximity]
+spill_at = 0.5
+[load]
+bound = 0
+slow_start_seconds = 1.5
+"#;
+
+#[test]
+fn the_documents_policy_is_taken() {
+    let policy = parse(DOCUMENTED).expect("PROTOCOL.md's own");
+    assert_eq!((policy.version, policy.spill_at, policy.bound, policy.slow_start_ms), (3, 0.5, 0.0, 1_500));
+    assert_eq!(policy.text, DOCUMENTED);
+    assert_eq!(policy.hash.len(), 64);
+    assert!(policy.homes[0].users.contains("alice") && policy.homes[0].buckets.is_empty());
+    assert_eq!(policy.homes[1].buckets, 0..5_000);
+    let rule = &policy.gray[0];
+    assert_eq!((rule.salt.as_str(), rule.percent), ("canary-ios", 5.0), "the salt defaults to the id");
+    assert_eq!(rule.matcher.platforms, [Platform::Ios]);
+    assert_eq!(policy.gray[1].percent, 0.0, "named users only");
+}
+
+#[test]
+fn defaults_are_the_documents() {
+    let policy = parse("version = 1").expect("nothing else is required");
+    assert_eq!((policy.spill_at, policy.bound, policy.slow_start_ms), (0.85, 0.25, 30_000));
+    assert!(policy.gray.is_empty() && policy.homes.is_empty());
+}
+
+/// A policy, and the line, key and a part of the reason it is refused with.
+const BROKEN: &[(&str, usize, &str, &str)] = &[
+    ("", 1, "policy", "missing field `version`"),
+    ("version = 0", 1, "version", "0 is not above 0"),
+    ("\nversion = -3", 2, "version", "-3 is not above 0"),
+    ("version = \"3\"", 1, "version", "invalid type: string"),
+    ("version = 1.5", 1, "version", "invalid type: floating point"),
+    ("version = 1\nversion = 2", 2, "policy", "duplicate key"),
+    ("version = 1\nbogus", 2, "policy", "key with no value"),
+    ("version = 1\n[loads]", 2, "loads", "unknown field `loads`"),
+    ("version = 1\n[load]\nbond = 1", 3, "load.bond", "unknown field `bond`"),
+    ("version = 1\n[load]\nbound = -0.1", 3, "load.bound", "-0.1 is not between 0 and 100"),
+    ("version = 1\n[load]\nbound = nan", 3, "load.bound", "NaN is not between"),
+    (
+        "version = 1\n[load]\nslow_start_seconds = 1e9",
+        3,
+        "load.slow_start_seconds",
+        "is not between 0 and 86400",
+    ),
+    ("version = 1\n[proximity]\nspill_at = 1.01", 3, "proximity.spill_at", "1.01 is not between 0 and 1"),
+    ("version = 1\n[[home]]\nusers = []", 2, "home[0]", "missing field `region`"),
+    ("version = 1\n[[home]]\nregion = \"eu\"", 2, "home[0]", "names nobody"),
+    ("version = 1\n[[home]]\nregion = \"\"\nusers = []", 3, "home[0].region", "has 0 bytes"),
+    (
+        "version = 1\n[[home]]\nregion = \"eu\"\nbuckets = [5, 5]",
+        4,
+        "home[0].buckets",
+        "[5, 5] is no half-open",
+    ),
+    (
+        "version = 1\n[[home]]\nregion = \"eu\"\nbuckets = [-1, 5]",
+        4,
+        "home[0].buckets",
+        "[-1, 5] is no half-open",
+    ),
+    (
+        "version = 1\n[[home]]\nregion = \"eu\"\nbuckets = [0, 10001]",
+        4,
+        "home[0].buckets",
+        "within [0, 10000]",
+    ),
+    ("version = 1\n[[home]]\nregion = \"eu\"\nbuckets = [0]", 4, "home[0].buckets", "invalid length 1"),
+    ("version = 1\n[[gray]]\nid = \"a\"", 2, "gray[0]", "missing field `pool`"),
+    ("version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"", 2, "gray[0]", "percent is missing"),
+    ("version = 1\n[[gray]]\nid = \"a b\"\npool = \"b\"\npercent = 1", 3, "gray[0].id", "contains ' '"),
+    ("version = 1\n[[gray]]\nid = \"a\"\npool = \"\"\npercent = 1", 4, "gray[0].pool", "is empty"),
+    (
+        "version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"\npercent = 101",
+        5,
+        "gray[0].percent",
+        "101 is not between 0 and 100",
+    ),
+    (
+        "version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"\nusers = [\"x\", \"\"]",
+        5,
+        "gray[0].users[1]",
+        "is empty",
+    ),
+    (
+        "version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"\npercent = \"5%\"",
+        5,
+        "gray[0].percent",
+        "invalid type: string",
+    ),
+    (
+        "version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"\nusers = [\"x\"]\nmatch = { platforms = [\"ios\"] }",
+        2,
+        "gray[0]",
+        "percent is missing",
+    ),
+    (
+        "version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"\npercent = 1\n[[gray]]\nid = \"a\"\npool = \"c\"\npercent = 1",
+        7,
+        "gray[1].id",
+        "\"a\" is the id of an earlier rule too",
+    ),
+    (
+        "version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"\npercent = 1\n[gray.match]\nplatforms = [\"ios\", \"iOS\"]",
+        7,
+        "gray[0].match.platforms[1]",
+        "\"iOS\" is none of ios, android, web, desktop, server",
+    ),
+    (
+        "version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"\npercent = 1\nmatch.app_version = \"seven\"",
+        6,
+        "gray[0].match.app_version",
+        "\"seven\"",
+    ),
+    (
+        "version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"\npercent = 1\nmatch.cidrs = [\"10.0.0.0/33\"]",
+        6,
+        "gray[0].match.cidrs[0]",
+        "\"10.0.0.0/33\" is no network",
+    ),
+    (
+        "version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"\npercent = 1\nmatch.versions = \">7\"",
+        6,
+        "gray[0].match.versions",
+        "unknown field `versions`",
+    ),
+];
+
+#[test]
+fn broken_policies_are_refused_with_line_key_and_reason() {
+    for (text, line, key, reason) in BROKEN {
+        let error = parse(text).expect_err(text);
+        assert_eq!((error.line, error.key.as_str()), (*line, *key), "{text:?}: {error}");
+        assert!(error.reason.contains(reason), "{text:?}: {error}");
+        assert!(!error.to_string().contains('\n'), "{text:?}: one line for the log: {error}");
+    }
+}
+
+#[test]
+fn a_policy_has_limits() {
+    let long = format!("version = 1\n# {}", "x".repeat(MAX_TEXT));
+    assert!(parse(&long).expect_err("too long").reason.contains("at most 1048576"));
+    let rule = |n| format!("[[gray]]\nid = \"r{n}\"\npool = \"p\"\npercent = 1\n");
+    let many: String = (0..257).map(rule).collect();
+    let error = parse(&format!("version = 1\n{many}")).expect_err("too many rules");
+    assert_eq!((error.line, error.key.as_str()), (2 + 256 * 4, "gray"));
+}
+
+#[test]
+fn every_condition_of_a_match_counts() {
+    let matcher = &parse(DOCUMENTED).expect("PROTOCOL.md's own").gray[0].matcher;
+    let fitting = Client {
+        platform: Some(Platform::Ios),
+        app_version: app_version("7.3"),
+        region: "cn-east",
+        zone: "",
+        ip: Some([10, 1, 2, 3].into()),
+        device_id: "d-1",
+    };
+    assert_eq!(matcher.mismatch(&fitting), None);
+    let cases = [
+        (Client { platform: None, ..fitting.clone() }, "platforms"),
+        (Client { platform: Some(Platform::Web), ..fitting.clone() }, "platforms"),
+        (Client { app_version: app_version("8.0.0"), ..fitting.clone() }, "app_version"),
+        (Client { app_version: app_version("7.3.0-beta"), ..fitting.clone() }, "app_version"),
+        (Client { app_version: None, ..fitting.clone() }, "app_version"),
+        (Client { region: "", ..fitting.clone() }, "regions"),
+        (Client { ip: Some([11, 1, 2, 3].into()), ..fitting.clone() }, "cidrs"),
+        (Client { ip: None, ..fitting.clone() }, "cidrs"),
+        (Client { device_id: "d-2", ..fitting.clone() }, "devices"),
+    ];
+    for (client, key) in cases {
+        assert_eq!(matcher.mismatch(&client), Some(key), "{client:?}");
+    }
+    assert_eq!(Matcher::default().mismatch(&Client::default()), None, "no condition asks nothing");
+}
+
+#[test]
+fn an_address_alone_is_a_network() {
+    let text =
+        "version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"\npercent = 1\nmatch.cidrs = [\"::1\", \"10.9.8.7\"]";
+    let matcher = &parse(text).expect("both forms").gray[0].matcher;
+    let at = |ip: &str| Client { ip: ip.parse().ok(), ..Client::default() };
+    assert_eq!(matcher.mismatch(&at("10.9.8.7")), None);
+    assert_eq!(matcher.mismatch(&at("::1")), None);
+    assert_eq!(matcher.mismatch(&at("10.9.8.8")), Some("cidrs"));
+}
+
+#[test]
+fn versions_as_apps_write_them() {
+    for (text, read) in
+        [("7.3.1", Some("7.3.1")), ("7.3", Some("7.3.0")), ("7", Some("7.0.0")), ("", None), ("v7", None)]
+    {
+        assert_eq!(app_version(text).map(|version| version.to_string()).as_deref(), read, "{text}");
+    }
+}
+
+#[test]
+fn only_a_higher_version_replaces() {
+    let store = PolicyStore::new(Policy::default());
+    assert_eq!(store.offer("version = 2"), Ok(Taken::New));
+    assert_eq!(store.offer("version = 2"), Ok(Taken::Same));
+    assert_eq!(store.offer("version = 2 # changed"), Err(Refused::OtherText(2)));
+    assert_eq!(store.offer("version = 1"), Err(Refused::Older { current: 2, offered: 1 }));
+    assert!(matches!(store.offer("version = "), Err(Refused::Broken(_))));
+    assert_eq!(store.load().text, "version = 2", "what was refused replaced nothing");
+    assert_eq!(store.offer("version = 9"), Ok(Taken::New));
+    assert_eq!(store.load().version, 9);
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_panics(text in "[a-z0-9=\\[\\]\"., {}\n#-]{0,200}") {
+        let _ = parse(&text);
+    }
+}

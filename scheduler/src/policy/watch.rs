@@ -58,26 +58,26 @@ impl Seen {
         let path = path.display();
         let refused = match contents {
             Err(error) => {
-                core.metrics.policy_load(PolicyLoad::Unreadable);
+                core.metrics.policy.load(PolicyLoad::Unreadable);
                 warn!(%path, %error, "the policy file cannot be read; the policy in force stays");
                 true
             }
             Ok(text) => match core.policy.offer(&text) {
                 Ok(Taken::Same) => false,
                 Ok(Taken::New) => {
-                    core.metrics.policy_load(PolicyLoad::Taken);
+                    core.metrics.policy.load(PolicyLoad::Taken);
                     info!(%path, policy = %core.policy.load(), "policy taken up");
                     core.policy_changed();
                     false
                 }
                 Err(refused) => {
-                    core.metrics.policy_load(label(&refused));
+                    core.metrics.policy.load(label(&refused));
                     warn!(%path, error = %refused, "the policy file is refused; the policy in force stays");
                     true
                 }
             },
         };
-        core.metrics.policy_file_refused.set(if refused { 1.0 } else { 0.0 });
+        core.metrics.policy.file_refused.set(if refused { 1.0 } else { 0.0 });
     }
 }
 

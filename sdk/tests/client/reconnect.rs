@@ -173,7 +173,7 @@ async fn a_ticket_past_its_time_is_not_used() {
 async fn a_gateway_that_is_not_one_is_passed() {
     let fake = Fake::start().await;
     let mut options = fake.options(Kind::Proto);
-    options.attempt_timeout = Duration::from_millis(200);
+    options.attempt_timeout = Duration::from_millis(500);
     let (_client, mut events) = Client::start(options).await.expect("starts");
     let mut silent = fake.accept().await;
     silent.hello().await;

@@ -137,9 +137,9 @@ pub(super) fn pull(
         }
         items.push(item);
     }
-    let reached = items.last().map_or(after, |item| item.seq);
     Ok(client::PullResponse {
-        has_more: reached < head.latest_seq,
+        // No item: no row, since the first one always fits.
+        has_more: items.last().is_some_and(|item| item.seq < head.latest_seq),
         latest_seq: head.latest_seq,
         floor_seq: head.floor(),
         inbox_epoch,

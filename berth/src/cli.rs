@@ -1,0 +1,38 @@
+//! The command line. Each command's arguments and work are in `commands/`.
+
+use clap::{Parser, Subcommand};
+
+use crate::{
+    commands::{config, dev, token},
+    exit::Failure,
+};
+
+/// Access layer for instant messaging: schedules clients onto gateways, holds their connections, stores and
+/// delivers their messages.
+#[derive(Debug, Parser)]
+#[command(name = "berth", version, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run scheduler, gateway and logic in one process, to try Berth or to develop against it.
+    Dev(dev::Args),
+    /// Make a user's token, signed with auth.jwt_secret.
+    Token(token::Args),
+    /// Check or print the configuration.
+    Config(config::Args),
+}
+
+impl Cli {
+    /// Does what was asked.
+    pub fn run(self) -> Result<(), Failure> {
+        match self.command {
+            Command::Dev(args) => dev::run(args),
+            Command::Token(args) => token::run(args),
+            Command::Config(args) => config::run(args),
+        }
+    }
+}

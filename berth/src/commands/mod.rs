@@ -1,0 +1,5 @@
+//! One file a command: its arguments and its work.
+
+pub mod config;
+pub mod dev;
+pub mod token;

@@ -1,0 +1,73 @@
+//! `berth token alice`: a user's token for tests and scripts, signed with auth.jwt_secret.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::anyhow;
+
+use crate::{compose, config::Layers, exit::Failure};
+
+/// Arguments of `berth token`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The user the token is for.
+    user: String,
+    /// How long it is good for: 90s, 15m, 1h, 7d.
+    #[arg(long, default_value = "1h", value_parser = duration)]
+    ttl: Duration,
+    /// Configuration file with auth.jwt_secret (or set BERTH_AUTH__JWT_SECRET).
+    #[arg(long)]
+    config: Option<PathBuf>,
+}
+
+/// Prints the token on stdout.
+pub fn run(args: Args) -> Result<(), Failure> {
+    let effective = Layers::defaults()
+        .file(args.config.as_deref())
+        .environment(std::env::vars())
+        .finish()
+        .map_err(|problem| Failure::Configuration(problem.into()))?;
+    let secret = &effective.config.auth.jwt_secret;
+    if secret.is_empty() {
+        return Err(Failure::Configuration(anyhow!(
+            "auth.jwt_secret is not set: give --config FILE or BERTH_AUTH__JWT_SECRET. A running `berth dev` gives tokens \
+             at POST http://127.0.0.1:7700/v1/dev/token"
+        )));
+    }
+    if let Err(problem) = berth_proto::id::check(&args.user) {
+        return Err(Failure::Configuration(anyhow!("the user id {:?} {problem}", args.user)));
+    }
+    println!("{}", compose::sign_token(secret, &args.user, args.ttl));
+    Ok(())
+}
+
+/// A whole number and its unit.
+fn duration(text: &str) -> Result<Duration, String> {
+    let expected = || format!("{text:?} is no duration; write 90s, 15m, 1h or 7d");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| expected())?;
+    let unit = match &text[digits.len()..] {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 24 * 3_600,
+        _ => return Err(expected()),
+    };
+    let seconds = number.checked_mul(unit).filter(|s| (1..=10 * 365 * 24 * 3_600).contains(s));
+    seconds
+        .map(Duration::from_secs)
+        .ok_or_else(|| format!("{text:?} is out of range; 1s to 10 years are possible"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("7d"), Ok(Duration::from_secs(604_800)));
+        for bad in ["", "1", "h", "1w", "-1s", "0s", "1.5h", "99999999999999999999s", "9999999999d", "1é"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The configuration: every key, its default, and what makes it valid. Flags > environment > file > defaults.
+
+mod layers;
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+pub use layers::{Effective, Layers};
+
+/// Every key of every role. A role reads its own sections; `berth config print` prints them all.
+///
+/// Texts that may be unset are empty then, and counts that Berth may choose itself are 0, so that each key has a type.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// Who may do what.
+    pub auth: Auth,
+    /// The Access Schedule Service.
+    pub scheduler: Scheduler,
+    /// The gateway.
+    pub gateway: Gateway,
+    /// The logic tier.
+    pub logic: Logic,
+    /// Where messages are kept.
+    pub store: Store,
+    /// The operator's port.
+    pub admin: Admin,
+    /// What is logged.
+    pub log: Log,
+}
+
+/// Keys are strings used as raw bytes, at least 32 of them. `berth dev` makes its own where they are empty.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Auth {
+    /// HS256 secret of the users' tokens.
+    pub jwt_secret: String,
+    /// Or a JWKS file with the public keys (EdDSA, RS256) of whoever signs them.
+    pub jwks_file: String,
+    /// What the schedulers' ticket signing key is derived from.
+    pub ticket_key: String,
+    /// What the back end calls logic with.
+    pub service_key: String,
+    /// What operators call with.
+    pub admin_key: String,
+}
+
+/// The Access Schedule Service.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Scheduler {
+    /// Clients' HTTP.
+    pub listen: SocketAddr,
+    /// Empty: everybody into pool stable.
+    pub policy_file: String,
+    /// How long a ticket is good for, in seconds.
+    pub ticket_ttl_seconds: u32,
+    /// Schedules one user may ask for, a second.
+    pub requests_per_second_per_user: u32,
+}
+
+impl Default for Scheduler {
+    fn default() -> Self {
+        Self {
+            listen: loopback(7700),
+            policy_file: String::new(),
+            ticket_ttl_seconds: 300,
+            requests_per_second_per_user: 1_000,
+        }
+    }
+}
+
+/// The gateway.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Gateway {
+    /// Its name in the fleet.
+    pub id: String,
+    /// Clients' WebSocket and TCP.
+    pub listen: SocketAddr,
+    /// HOST:PORT by which clients reach it. Empty: the listen address.
+    pub advertise: String,
+    /// Where it stands.
+    pub region: String,
+    /// The failure domain within the region.
+    pub zone: String,
+    /// Which clients it is for.
+    pub pool: String,
+    /// Connections it takes. 0: as many as its descriptors allow.
+    pub capacity: u64,
+    /// Threads that hold connections. 0: one a core.
+    pub workers: u16,
+    /// Handshakes it takes, a second.
+    pub handshakes_per_second: u32,
+    /// Between two heartbeats of a client.
+    pub heartbeat_interval_ms: u32,
+    /// Silence after which a connection is closed with 4003.
+    pub heartbeat_timeout_ms: u32,
+    /// At a graceful stop, over how long the clients are told to come back elsewhere.
+    pub drain_spread_ms: u32,
+}
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Self {
+            id: "gw-1".to_owned(),
+            listen: loopback(7710),
+            advertise: String::new(),
+            region: String::new(),
+            zone: String::new(),
+            pool: "stable".to_owned(),
+            capacity: 0,
+            workers: 0,
+            handshakes_per_second: 2_000,
+            heartbeat_interval_ms: 25_000,
+            heartbeat_timeout_ms: 37_500,
+            drain_spread_ms: 2_000,
+        }
+    }
+}
+
+/// The logic tier.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Logic {
+    /// Its name among the logic instances.
+    pub id: String,
+    /// Its number in message ids, 0 to 1023: no two instances may share one.
+    pub node: u16,
+    /// The back end's HTTP.
+    pub listen: SocketAddr,
+    /// Ingest partitions. Kept with the queue; changed only when that is drained.
+    pub partitions: u16,
+    /// How long an inbox row is kept, in hours. The conversations' timelines are kept for ever.
+    pub inbox_lifetime_hours: u32,
+}
+
+impl Default for Logic {
+    fn default() -> Self {
+        Self {
+            id: "logic-1".to_owned(),
+            node: 0,
+            listen: loopback(7720),
+            partitions: 16,
+            inbox_lifetime_hours: 7 * 24,
+        }
+    }
+}
+
+/// Where messages are kept.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Store {
+    /// What names this start of the operating system: after another one, writes that were never synced may be gone.
+    /// Empty: read from /proc/sys/kernel/random/boot_id.
+    pub os_boot_id: String,
+}
+
+/// The operator's port: /livez, /readyz, /metrics, /version.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Admin {
+    /// Operators' HTTP.
+    pub listen: SocketAddr,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: loopback(7702) }
+    }
+}
+
+/// What is logged, to stderr.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Log {
+    /// As in RUST_LOG: `info`, `info,berth_gateway=debug`.
+    pub filter: String,
+    /// `text`, `json`, or `auto`: text on a terminal.
+    pub format: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { filter: "info".to_owned(), format: "auto".to_owned() }
+    }
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+/// Keys shorter than this are guessable.
+pub const KEY_BYTES: usize = 32;
+
+/// The keys whose values are never printed.
+pub const SECRETS: [&str; 4] = ["auth.jwt_secret", "auth.ticket_key", "auth.service_key", "auth.admin_key"];
+
+impl Config {
+    /// What cannot be, though every key has the right type. Each names its key and value.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let secrets =
+            [&self.auth.jwt_secret, &self.auth.ticket_key, &self.auth.service_key, &self.auth.admin_key];
+        for (name, key) in SECRETS.iter().zip(secrets) {
+            if !key.is_empty() && key.len() < KEY_BYTES {
+                problems.push(format!("{name} has {} bytes; at least {KEY_BYTES} are needed", key.len()));
+            }
+        }
+        for (name, id) in [
+            ("gateway.id", &self.gateway.id),
+            ("gateway.pool", &self.gateway.pool),
+            ("logic.id", &self.logic.id),
+        ] {
+            if let Err(problem) = berth_proto::id::check(id) {
+                problems.push(format!("{name} = {id:?} {problem}"));
+            }
+        }
+        let mut range = |name: &str, value: u64, least: u64, most: u64| {
+            if !(least..=most).contains(&value) {
+                problems.push(format!("{name} = {value}; {least} to {most} are possible"));
+            }
+        };
+        range("scheduler.ticket_ttl_seconds", self.scheduler.ticket_ttl_seconds.into(), 10, 86_400);
+        range(
+            "scheduler.requests_per_second_per_user",
+            self.scheduler.requests_per_second_per_user.into(),
+            1,
+            1_000_000,
+        );
+        range("gateway.workers", self.gateway.workers.into(), 0, 128);
+        range("gateway.handshakes_per_second", self.gateway.handshakes_per_second.into(), 1, 1_000_000);
+        range("gateway.heartbeat_interval_ms", self.gateway.heartbeat_interval_ms.into(), 100, 3_600_000);
+        let interval = u64::from(self.gateway.heartbeat_interval_ms);
+        range(
+            "gateway.heartbeat_timeout_ms",
+            self.gateway.heartbeat_timeout_ms.into(),
+            interval + 1,
+            7_200_000,
+        );
+        range("gateway.drain_spread_ms", self.gateway.drain_spread_ms.into(), 0, 600_000);
+        range("logic.node", self.logic.node.into(), 0, 1_023);
+        range("logic.partitions", self.logic.partitions.into(), 1, 1_024);
+        range("logic.inbox_lifetime_hours", self.logic.inbox_lifetime_hours.into(), 1, 24 * 3_650);
+        if !["auto", "text", "json"].contains(&self.log.format.as_str()) {
+            problems.push(format!("log.format = {:?}; auto, text or json are possible", self.log.format));
+        }
+        problems
+    }
+}

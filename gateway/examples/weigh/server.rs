@@ -1,0 +1,107 @@
+//! The gateway under the scale, with a logic that only opens sessions.
+
+use std::sync::{Arc, Mutex};
+
+use berth_gateway::{Config, Gateway};
+use berth_proto::{
+    link::{Link, LogicService, Refused, SchedulerService},
+    metric::Registry,
+    ticket::TicketSigner,
+    wire::{
+        AttachGateway, FromScheduler, InboxesRefreshed, NotifyConnection, SessionOpened, TicketKeys,
+        ToGateway, ToLogic, ToScheduler, from_scheduler, to_gateway, to_logic,
+    },
+};
+
+use crate::load::SECRET;
+
+/// Obeys the commands on stdin until it ends.
+pub fn run() {
+    let mut config = Config::new("gw-1", "127.0.0.1:0".parse().expect("an address"));
+    config.workers = 1;
+    config.handshakes_per_second = 1_000_000;
+    let gateway = Gateway::start(config, Registry::new(&metrics::NoopRecorder)).expect("starts");
+    let logic = Arc::new(Logic::default());
+    gateway.attach_scheduler(Arc::new(Keys));
+    gateway.attach_logic(Arc::clone(&logic) as _);
+    println!("{}", gateway.local_addr());
+    for line in std::io::stdin().lines().map_while(Result::ok) {
+        match line.split_once(' ') {
+            Some(("notify", seq)) => logic.notify_all(seq.parse().expect("a number")),
+            _ => println!("{}", crate::stat_line()),
+        }
+    }
+}
+
+struct Keys;
+
+impl SchedulerService for Keys {
+    fn attach(&self, _: AttachGateway, down: Arc<dyn Link<FromScheduler>>) -> Arc<dyn Link<ToScheduler>> {
+        let keys = TicketKeys { public_keys: vec![TicketSigner::from_secret(SECRET).public_key().to_vec()] };
+        down.send(vec![FromScheduler { message: Some(from_scheduler::Message::Keys(keys)) }]).expect("taken");
+        Arc::new(Nowhere)
+    }
+}
+
+struct Nowhere;
+
+impl Link<ToScheduler> for Nowhere {
+    fn send(&self, _: Vec<ToScheduler>) -> Result<(), Refused<ToScheduler>> {
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Logic {
+    /// Handles are kept in memory of their own weight: 8 bytes a connection.
+    handles: Arc<Mutex<Vec<u64>>>,
+    down: Mutex<Option<Arc<dyn Link<ToGateway>>>>,
+}
+
+impl Logic {
+    fn notify_all(&self, inbox_seq: u64) {
+        let handles = self.handles.lock().expect("no panic");
+        let notify =
+            |handle: &u64| NotifyConnection { handle: *handle, inbox_seq, conversations: Vec::new() };
+        let batch =
+            handles.iter().map(notify).map(|n| ToGateway { message: Some(to_gateway::Message::Notify(n)) });
+        let down = self.down.lock().expect("no panic").clone().expect("attached");
+        down.send(batch.collect()).expect("taken");
+    }
+}
+
+struct Up {
+    handles: Arc<Mutex<Vec<u64>>>,
+    down: Arc<dyn Link<ToGateway>>,
+}
+
+impl LogicService for Logic {
+    fn attach(&self, _: AttachGateway, down: Arc<dyn Link<ToGateway>>) -> Arc<dyn Link<ToLogic>> {
+        *self.down.lock().expect("no panic") = Some(Arc::clone(&down));
+        Arc::new(Up { handles: Arc::clone(&self.handles), down })
+    }
+}
+
+impl Link<ToLogic> for Up {
+    fn send(&self, batch: Vec<ToLogic>) -> Result<(), Refused<ToLogic>> {
+        let answer = |message| match message {
+            to_logic::Message::Open(open) => {
+                self.handles.lock().expect("no panic").push(open.handle);
+                let opened =
+                    SessionOpened { handle: open.handle, session_epoch: 1, ..SessionOpened::default() };
+                Some(to_gateway::Message::Opened(opened))
+            }
+            to_logic::Message::Refresh(refresh) => {
+                let inboxes = refresh
+                    .inboxes
+                    .iter()
+                    .map(|query| NotifyConnection { handle: query.handle, ..NotifyConnection::default() });
+                Some(to_gateway::Message::Refreshed(InboxesRefreshed { inboxes: inboxes.collect() }))
+            }
+            _ => None,
+        };
+        let answers = batch.into_iter().filter_map(|message| answer(message.message?));
+        self.down.send(answers.map(|message| ToGateway { message: Some(message) }).collect()).expect("taken");
+        Ok(())
+    }
+}

@@ -1,0 +1,178 @@
+//! What a peer that misbehaves, or is no longer there, may cost.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    time::Duration,
+};
+
+use berth_proto::{
+    client::{ConversationSeq, PullRequest, Request, client_frame, request::Method, server_frame::Frame},
+    tcp,
+};
+
+use crate::support::{
+    PATIENCE, Site,
+    client::{ALL, Transport},
+    eventually,
+    logic::notify,
+};
+
+#[test]
+fn silence_closes_with_4003_and_life_postpones_it() {
+    let site = Site::with(|config| {
+        config.heartbeat.interval_ms = 300;
+        config.heartbeat.timeout_ms = 1_500;
+    });
+    for transport in ALL {
+        let mut client = site.login(transport, "alice", "d");
+        // Beating for longer than the timeout keeps the connection.
+        for _ in 0..8 {
+            std::thread::sleep(Duration::from_millis(250));
+            client.heartbeat();
+            assert!(matches!(client.frame(), Frame::HeartbeatAck(_)), "{transport:?}");
+        }
+        assert_eq!(client.disconnected().code, 4003);
+    }
+    assert_eq!(site.metrics.counter("berth_gateway_heartbeat_timeouts_total"), 3);
+    assert_eq!(site.metrics.counter("berth_gateway_connections_closed_total{code=\"4003\"}"), 3);
+    eventually("logic learns of it", || site.logic.state().closed.len() == 3);
+}
+
+#[test]
+fn a_dead_peer_is_dropped_though_it_never_answers_the_goodbye() {
+    let site = Site::with(|config| {
+        config.heartbeat.interval_ms = 100;
+        config.heartbeat.timeout_ms = 200;
+        config.timeouts.linger = Duration::from_millis(200);
+    });
+    let _dead = site.login(Transport::Tcp, "alice", "d");
+    eventually("it is gone", || site.metrics.gauge("berth_gateway_connections").abs() < f64::EPSILON);
+}
+
+#[test]
+fn who_does_not_say_hello_is_closed_with_4008() {
+    let site = Site::with(|config| config.timeouts.hello = Duration::from_millis(100));
+    let mut nothing = TcpStream::connect(site.gateway.local_addr()).expect("connects");
+    nothing.set_read_timeout(Some(PATIENCE)).expect("settable");
+    assert_eq!(
+        nothing.read(&mut [0; 9]).expect("an end"),
+        0,
+        "nothing is said before the peer shows what it speaks"
+    );
+    let mut half = TcpStream::connect(site.gateway.local_addr()).expect("connects");
+    half.set_read_timeout(Some(PATIENCE)).expect("settable");
+    half.write_all(b"GET /v1/ws HTTP/1.1\r\nHost").expect("sends");
+    assert_eq!(half.read(&mut [0; 9]).expect("an end"), 0);
+    for transport in [Transport::Json, Transport::Proto] {
+        assert_eq!(site.connect(transport).disconnected().code, 4008);
+    }
+    let mut partial = site.connect(Transport::Tcp);
+    partial.send_bytes(&[0, 0, 1, 0, 9]);
+    assert_eq!(partial.disconnected().code, 4008);
+}
+
+/// Makes the peer's socket full: pulls large answers without reading them.
+fn fill(site: &Site, user: &str) -> crate::support::client::Client {
+    site.logic.state().row_bytes = 700 * 1024;
+    let mut client = site.login(Transport::Tcp, user, "d");
+    // In one write, so that the gateway reads them before the first answer blocks.
+    let pull = |id| {
+        let method = Some(Method::Pull(PullRequest::default()));
+        let payload = client.encode(client_frame::Frame::Request(Request { id, method }));
+        [&tcp::prefix(payload.len())[..], &payload].concat()
+    };
+    let all: Vec<u8> = (1..=16).flat_map(pull).collect();
+    client.send_bytes(&all);
+    client
+}
+
+#[test]
+fn notifies_for_a_peer_that_does_not_read_merge_into_one() {
+    let site = Site::start();
+    let mut client = fill(&site, "alice");
+    eventually("the socket is full", || site.metrics.counter("berth_gateway_writes_blocked_total") == 1);
+    let handle = site.logic.handle("alice", "d");
+    for seq in 1..=10_000 {
+        site.logic.send(vec![notify(handle, seq, vec![ConversationSeq { conversation_id: seq % 3, seq }])]);
+    }
+    // Others are served meanwhile.
+    let mut other = site.login(Transport::Json, "bob", "d");
+    other.heartbeat();
+    assert!(matches!(other.frame(), Frame::HeartbeatAck(_)));
+    for id in 1..=16 {
+        assert_eq!(client.response().0, id);
+    }
+    let Frame::Notify(told) = client.frame() else { panic!("a notify") };
+    let expected: Vec<_> = [(0, 9_999), (1, 10_000), (2, 9_998)]
+        .map(|(conversation_id, seq)| ConversationSeq { conversation_id, seq })
+        .into();
+    assert_eq!((told.inbox_seq, told.sync_all, told.conversations), (10_000, false, expected));
+    assert!(site.metrics.counter("berth_gateway_frames_sent_total{kind=\"notify\"}") == 1);
+    client.heartbeat();
+    assert!(matches!(client.frame(), Frame::HeartbeatAck(ack) if ack.inbox_seq == 10_000), "reading goes on");
+}
+
+#[test]
+fn while_answers_are_unsent_nothing_more_is_read() {
+    let site = Site::start();
+    let mut client = fill(&site, "alice");
+    eventually("the socket is full", || site.metrics.counter("berth_gateway_writes_blocked_total") == 1);
+    eventually("all are forwarded", || site.logic.state().requested.len() == 16);
+    for _ in 0..1_000 {
+        client.heartbeat();
+    }
+    let mut other = site.login(Transport::Proto, "bob", "d");
+    for _ in 0..50 {
+        other.heartbeat();
+        assert!(matches!(other.frame(), Frame::HeartbeatAck(_)));
+    }
+    let acks = site.metrics.counter("berth_gateway_frames_received_total{kind=\"heartbeat\"}");
+    assert_eq!(acks, 50, "the full peer's heartbeats wait in the kernel");
+    for id in 1..=16 {
+        assert_eq!(client.response().0, id);
+    }
+    for _ in 0..1_000 {
+        assert!(matches!(client.frame(), Frame::HeartbeatAck(_)));
+    }
+}
+
+#[test]
+fn a_peer_that_takes_nothing_is_closed_as_slow() {
+    let site = Site::with(|config| {
+        config.heartbeat.interval_ms = 100;
+        config.heartbeat.timeout_ms = 300;
+        config.timeouts.linger = Duration::from_millis(200);
+    });
+    let _client = fill(&site, "alice");
+    let closed = || site.metrics.counter("berth_gateway_connections_closed_total{code=\"4004\"}");
+    eventually("it is closed", || closed() == 1);
+    eventually("and dropped", || site.metrics.gauge("berth_gateway_connections").abs() < f64::EPSILON);
+    assert_eq!(site.metrics.counter("berth_gateway_heartbeat_timeouts_total"), 0);
+}
+
+#[test]
+fn a_flood_of_small_frames_is_answered_at_the_pace_the_peer_reads() {
+    let site = Site::start();
+    let mut client = site.login(Transport::Proto, "alice", "d");
+    // 40,000 masked pings of no payload in one go: pongs come to the last one.
+    let writer = client.stream().try_clone().expect("a second handle");
+    let flood = std::thread::spawn(move || (&writer).write_all(&[0x89, 0x80, 1, 2, 3, 4].repeat(40_000)));
+    let mut pongs = vec![0; 80_000];
+    client.stream().read_exact(&mut pongs).expect("every pong");
+    assert!(pongs.chunks(2).all(|pong| pong == [0x8a, 0]));
+    flood.join().expect("no panic").expect("sends");
+}
+
+#[test]
+fn connections_above_the_rate_wait_and_are_served() {
+    let site = Site::with(|config| {
+        config.handshakes_per_second = 40;
+        config.workers = 1;
+    });
+    let started = std::time::Instant::now();
+    let clients: Vec<_> = (0..60).map(|i| site.login(Transport::Tcp, "alice", &format!("d-{i}"))).collect();
+    assert_eq!(clients.len(), 60);
+    // One second's burst, then 20 at 40 a second.
+    assert!(started.elapsed() >= Duration::from_millis(400), "{:?}", started.elapsed());
+}

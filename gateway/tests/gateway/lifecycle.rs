@@ -1,0 +1,192 @@
+//! How sessions and the gateway end, and how they survive a forgetful logic.
+
+use std::time::{Duration, Instant};
+
+use berth_proto::{
+    client::server_frame::Frame,
+    code::CloseCode,
+    wire::{CloseConnection, SessionOpened, to_gateway},
+};
+
+use crate::support::{
+    PATIENCE, Site,
+    client::{ALL, Received, Transport},
+    eventually,
+    logic::Manner,
+    now_ms,
+};
+
+#[test]
+fn the_same_device_again_replaces_the_older_connection() {
+    let site = Site::start();
+    for transport in ALL {
+        let mut older = site.login(transport, "alice", "d");
+        let mut newer = site.login(transport, "alice", "d");
+        assert_eq!(older.disconnected().code, 4504);
+        newer.heartbeat();
+        assert!(matches!(newer.frame(), Frame::HeartbeatAck(_)));
+    }
+}
+
+#[test]
+fn a_close_for_an_older_session_touches_nobody() {
+    let site = Site::start();
+    let mut client = site.login(Transport::Json, "alice", "d");
+    let handle = site.logic.handle("alice", "d");
+    let close = |session_epoch| {
+        to_gateway::Message::Close(CloseConnection {
+            handle,
+            session_epoch,
+            code: CloseCode::Kicked.number().into(),
+            reason: "spam".into(),
+        })
+    };
+    site.logic.send(vec![close(9_999)]);
+    client.heartbeat();
+    assert!(matches!(client.frame(), Frame::HeartbeatAck(_)));
+    site.logic.send(vec![close(0)]);
+    let goodbye = client.disconnected();
+    assert_eq!((goodbye.code, goodbye.reason.as_str()), (4503, "kicked: spam"));
+}
+
+#[test]
+fn when_the_login_expires_the_connection_is_closed_with_4005() {
+    let site = Site::start();
+    for transport in ALL {
+        let mut ticket = Site::ticket("alice", "d");
+        ticket.auth_expires_at_ms = now_ms() + 300;
+        let mut client = site.connect(transport);
+        client.hello(&site.scheduler.sign(&ticket), "d");
+        client.welcome();
+        assert_eq!(client.disconnected().code, 4005);
+    }
+}
+
+#[test]
+fn a_client_that_closes_is_answered_and_forgotten() {
+    let site = Site::start();
+    let mut client = site.login(Transport::Proto, "alice", "d");
+    client.close(1000);
+    assert!(matches!(client.receive(), Received::Close(1000)));
+    assert!(matches!(client.receive(), Received::End));
+    let mut client = site.login(Transport::Tcp, "alice", "e");
+    client.close(0);
+    assert!(matches!(client.receive(), Received::End));
+    eventually("logic learns of both", || site.logic.state().closed.len() == 2);
+    assert_eq!(site.metrics.counter("berth_gateway_connections_closed_total{code=\"client\"}"), 2);
+}
+
+#[test]
+fn requests_that_a_leaving_client_sent_last_still_reach_logic() {
+    let site = Site::start();
+    for _ in 0..20 {
+        let mut client = site.login(Transport::Tcp, "alice", "d");
+        client.pull(1);
+        client.close(0);
+    }
+    eventually("all twenty", || site.logic.state().requested.len() == 20);
+}
+
+#[test]
+fn a_session_whose_client_left_while_it_was_opened_is_closed_with_its_epoch() {
+    let site = Site::start();
+    site.logic.state().opens = Manner::Silent;
+    let mut client = site.connect(Transport::Tcp);
+    client.hello(&site.scheduler.sign(&Site::ticket("alice", "d")), "d");
+    eventually("the open", || site.logic.state().opened.len() == 1);
+    let handle = site.logic.state().opened[0].handle;
+    // A reset, which is seen even while the session waits.
+    socket2::SockRef::from(&*client.stream()).set_linger(Some(Duration::ZERO)).expect("settable");
+    drop(client);
+    eventually("it is gone", || site.metrics.gauge("berth_gateway_connections").abs() < f64::EPSILON);
+    assert!(site.logic.state().closed.is_empty());
+    site.logic.send(vec![to_gateway::Message::Opened(SessionOpened {
+        handle,
+        session_epoch: 12,
+        ..SessionOpened::default()
+    })]);
+    eventually("the close", || site.logic.state().closed.len() == 1);
+    let close = site.logic.state().closed[0].clone();
+    assert_eq!((close.user_id.as_str(), close.device_id.as_str(), close.session_epoch), ("alice", "d", 12));
+}
+
+#[test]
+fn leases_are_renewed_and_a_forgetful_logic_is_told_again() {
+    let site = Site::start();
+    site.logic.state().lease_ms = 150;
+    let mut client = site.login(Transport::Json, "alice", "d");
+    eventually("several renewals", || site.logic.state().renewals >= 4);
+    let first = site.logic.state().opened[0].clone();
+    site.logic.state().forgotten = true;
+    eventually("the session is announced again", || site.logic.state().opened.len() == 2);
+    let again = site.logic.state().opened[1].clone();
+    assert_eq!(first.session_epoch, 0);
+    assert!(again.session_epoch > 0);
+    assert_eq!(
+        (again.handle, &again.user_id, &again.app_version),
+        (first.handle, &first.user_id, &first.app_version)
+    );
+    client.pull(1);
+    assert_eq!(client.response().0, 1);
+    let epoch = site.logic.state().requested[0].session_epoch;
+    assert!(epoch >= again.session_epoch);
+}
+
+#[test]
+fn a_drain_answers_what_is_in_flight_and_spreads_the_returns() {
+    let site = Site::start();
+    let idle: Vec<_> = (0..40).map(|i| site.login(ALL[i % 3], "alice", &format!("d-{i}"))).collect();
+    site.logic.state().requests = Manner::Silent;
+    let mut busy = site.login(Transport::Tcp, "bob", "d");
+    busy.pull(3);
+    eventually("the request", || site.logic.state().waiting.len() == 1);
+    site.gateway.drain(Duration::from_secs(10));
+    assert!(site.scheduler.last_report().is_some_and(|report| report.draining && !report.ready));
+    assert_eq!(site.gateway.ready(), Err("draining".to_owned()));
+    let mut waits: Vec<u32> = idle
+        .into_iter()
+        .map(|mut client| {
+            let goodbye = client.disconnected();
+            assert_eq!((goodbye.code, goodbye.reason.as_str()), (4001, "draining"));
+            goodbye.retry_after_ms
+        })
+        .collect();
+    waits.sort_unstable();
+    assert!(*waits.last().expect("forty") <= 10_000 && waits[39] - waits[0] > 2_000, "{waits:?}");
+    let waiting = site.logic.state().waiting.clone();
+    site.logic.answer(&waiting[0]);
+    assert_eq!(busy.response().0, 3);
+    assert_eq!(busy.disconnected().code, 4001);
+    // Whoever comes now is sent away as well.
+    let mut late = site.connect(Transport::Json);
+    late.hello(&site.scheduler.sign(&Site::ticket("carol", "d")), "d");
+    assert_eq!(late.disconnected().code, 4001);
+}
+
+#[test]
+fn stop_says_goodbye_to_everybody_and_joins() {
+    let site = Site::start();
+    let mut clients: Vec<_> = ALL.into_iter().map(|t| site.login(t, "alice", &format!("{t:?}"))).collect();
+    let Site { gateway, logic, scheduler, metrics } = site;
+    let stopper = std::thread::spawn(move || gateway.stop());
+    for client in &mut clients {
+        assert_eq!(client.disconnected().code, 4001);
+    }
+    drop(clients);
+    let started = Instant::now();
+    stopper.join().expect("no panic");
+    assert!(started.elapsed() < PATIENCE);
+    assert_eq!(logic.state().closed.len(), 3, "logic knew before the threads ended");
+    assert!(scheduler.reports() > 0);
+    assert!(metrics.gauge("berth_gateway_connections").abs() < f64::EPSILON);
+}
+
+#[test]
+fn stop_does_not_wait_for_a_peer_that_stays() {
+    let site = Site::with(|config| config.timeouts.stop = Duration::from_millis(300));
+    let stays = site.login(Transport::Tcp, "alice", "d");
+    let Site { gateway, logic, .. } = site;
+    gateway.stop();
+    assert_eq!(logic.state().closed.len(), 1);
+    drop(stays);
+}

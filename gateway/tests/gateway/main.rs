@@ -1,0 +1,8 @@
+//! A real gateway over real sockets, with a logic and a scheduler that the test plays itself.
+
+mod bounds;
+mod errors;
+mod handshake;
+mod lifecycle;
+mod road;
+mod support;

@@ -1,0 +1,94 @@
+//! A scheduler that signs tickets, keeps reports and answers redirects as the test says.
+
+use std::sync::{Arc, Mutex};
+
+use berth_proto::{
+    link::{Link, Refused, SchedulerService},
+    ticket::TicketSigner,
+    wire::{
+        AttachGateway, FromScheduler, GatewayReport, RedirectAnswer, RedirectAsk, Ticket, TicketKeys,
+        ToScheduler, from_scheduler, to_scheduler,
+    },
+};
+
+pub struct FakeScheduler {
+    signer: TicketSigner,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    reports: Vec<GatewayReport>,
+    asks: Vec<RedirectAsk>,
+    /// What redirects are answered with; none: not at all.
+    answer: Option<RedirectAnswer>,
+    used: Vec<u64>,
+}
+
+impl Default for FakeScheduler {
+    fn default() -> Self {
+        Self { signer: TicketSigner::from_secret(b"a test's secret of 32 bytes....."), state: Arc::default() }
+    }
+}
+
+impl FakeScheduler {
+    pub fn sign(&self, ticket: &Ticket) -> String {
+        self.signer.sign(ticket)
+    }
+
+    pub fn answer_redirects(&self, answer: RedirectAnswer) {
+        self.state.lock().expect("no panic").answer = Some(answer);
+    }
+
+    pub fn last_report(&self) -> Option<GatewayReport> {
+        self.state.lock().expect("no panic").reports.last().cloned()
+    }
+
+    pub fn reports(&self) -> usize {
+        self.state.lock().expect("no panic").reports.len()
+    }
+
+    pub fn asks(&self) -> Vec<RedirectAsk> {
+        self.state.lock().expect("no panic").asks.clone()
+    }
+
+    pub fn used_tickets(&self) -> Vec<u64> {
+        self.state.lock().expect("no panic").used.clone()
+    }
+}
+
+struct Up {
+    state: Arc<Mutex<State>>,
+    down: Arc<dyn Link<FromScheduler>>,
+}
+
+impl SchedulerService for FakeScheduler {
+    fn attach(&self, _: AttachGateway, down: Arc<dyn Link<FromScheduler>>) -> Arc<dyn Link<ToScheduler>> {
+        let keys = TicketKeys { public_keys: vec![self.signer.public_key().to_vec()] };
+        down.send(vec![FromScheduler { message: Some(from_scheduler::Message::Keys(keys)) }]).expect("taken");
+        Arc::new(Up { state: Arc::clone(&self.state), down })
+    }
+}
+
+impl Link<ToScheduler> for Up {
+    fn send(&self, batch: Vec<ToScheduler>) -> Result<(), Refused<ToScheduler>> {
+        let mut state = self.state.lock().expect("no panic");
+        for message in batch.into_iter().filter_map(|m| m.message) {
+            match message {
+                to_scheduler::Message::Report(report) => {
+                    state.used.extend(&report.used_tickets);
+                    state.reports.push(report);
+                }
+                to_scheduler::Message::Redirect(ask) => {
+                    if let Some(answer) = &state.answer {
+                        let answer = RedirectAnswer { handle: ask.handle, ..answer.clone() };
+                        let message = Some(from_scheduler::Message::Redirect(answer));
+                        self.down.send(vec![FromScheduler { message }]).expect("taken");
+                    }
+                    state.asks.push(ask);
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,192 @@
+//! The suite of [`Routes`].
+
+use std::sync::Arc;
+
+use super::{LEASE_MS, NOW, Place};
+use crate::routes::{DEVICES, GatewayKey, Opened, Opening, Route, Routes};
+
+pub(super) fn gateway(id: &str, boot: u64) -> GatewayKey {
+    GatewayKey { id: id.to_owned(), boot }
+}
+
+pub(super) fn opening(user: &str, device: &str, gateway: &GatewayKey, handle: u64) -> Opening {
+    Opening {
+        user: user.to_owned(),
+        device: device.to_owned(),
+        platform: "ios".to_owned(),
+        gateway: gateway.clone(),
+        handle,
+        announced: 0,
+    }
+}
+
+pub(super) async fn open(routes: &Arc<dyn Routes>, opening: Opening, now_ms: i64) -> Opened {
+    routes.register(vec![opening], now_ms).await.expect("registers").remove(0)
+}
+
+pub(super) async fn epoch(routes: &Arc<dyn Routes>, opening: Opening, now_ms: i64) -> u64 {
+    match open(routes, opening, now_ms).await {
+        Opened::Registered { epoch, .. } => epoch,
+        other => panic!("{other:?}"),
+    }
+}
+
+pub(super) async fn live(routes: &Arc<dyn Routes>, user: &str) -> Vec<Route> {
+    let mut found = routes.lookup(&[user.to_owned()]).await.expect("reads").remove(0);
+    found.sort_by(|a, b| a.device.cmp(&b.device));
+    found
+}
+
+pub(super) async fn check_register_and_replace(place: &dyn Place) {
+    let routes = place.routes(NOW);
+    let (one, two) = (gateway("g1", 1), gateway("g2", 1));
+    let openings =
+        vec![opening("alice", "d1", &one, 1), opening("bob", "d1", &one, 2), opening("alice", "d1", &two, 3)];
+    let opened = routes.register(openings, NOW).await.expect("registers");
+    let [
+        Opened::Registered { epoch: first, replaced: None },
+        Opened::Registered { replaced: None, .. },
+        Opened::Registered { epoch: second, replaced: Some(old) },
+    ] = opened.as_slice()
+    else {
+        panic!("{opened:?}")
+    };
+    assert!(second > first, "epochs grow, also within a batch");
+    assert_eq!((old.gateway.clone(), old.handle, old.epoch), (one.clone(), 1, *first));
+    epoch(&routes, opening("alice", "d2", &one, 4), NOW).await;
+    let found = live(&routes, "alice").await;
+    assert_eq!(found.len(), 2);
+    assert_eq!((found[0].device.as_str(), found[0].handle, &found[0].gateway), ("d1", 3, &two));
+    assert_eq!((found[1].device.as_str(), found[1].platform.as_str()), ("d2", "ios"));
+    let users = ["nobody", "bob"].map(str::to_owned);
+    let found = routes.lookup(&users).await.expect("reads");
+    assert_eq!((found[0].len(), found[1].len()), (0, 1), "in the order asked");
+    // The same connection asked again because its answer was lost: it replaces nobody.
+    let again = open(&routes, opening("alice", "d2", &one, 4), NOW).await;
+    assert!(matches!(again, Opened::Registered { replaced: None, .. }), "{again:?}");
+}
+
+pub(super) async fn check_a_late_close_touches_nothing(place: &dyn Place) {
+    let routes = place.routes(NOW);
+    let one = gateway("g1", 1);
+    let first = epoch(&routes, opening("alice", "d", &one, 1), NOW).await;
+    let second = epoch(&routes, opening("alice", "d", &one, 2), NOW).await;
+    assert!(!routes.close("alice", "d", first).await.expect("closes"));
+    assert_eq!(live(&routes, "alice").await.len(), 1);
+    assert!(!routes.close("alice", "other", second).await.expect("closes"));
+    assert!(!routes.close("nobody", "d", second).await.expect("closes"));
+    assert!(routes.close("alice", "d", second).await.expect("closes"));
+    assert!(live(&routes, "alice").await.is_empty());
+    assert!(!routes.close("alice", "d", second).await.expect("closes"));
+    assert!(epoch(&routes, opening("alice", "d", &one, 3), NOW).await > second, "also after a close");
+}
+
+pub(super) async fn check_announcing_again(place: &dyn Place) {
+    let routes = place.routes(NOW);
+    let (one, two) = (gateway("g1", 1), gateway("g2", 1));
+    let announce = |gateway: &GatewayKey, handle, announced| Opening {
+        announced,
+        ..opening("alice", "d", gateway, handle)
+    };
+    let first = epoch(&routes, opening("alice", "d", &one, 1), NOW).await;
+    let same = open(&routes, announce(&one, 1, first), NOW).await;
+    assert_eq!(same, Opened::Registered { epoch: first, replaced: None }, "nothing changes");
+    let second = epoch(&routes, opening("alice", "d", &two, 2), NOW).await;
+    assert_eq!(
+        open(&routes, announce(&one, 1, first), NOW).await,
+        Opened::Stale,
+        "an older one loses, however late"
+    );
+    assert_eq!(live(&routes, "alice").await[0].epoch, second);
+    // An epoch that this table never gave (it was lost with unsynced writes) stays below all later ones.
+    let foreign = second + 1_000_000;
+    let opened = open(&routes, announce(&one, 3, foreign), NOW).await;
+    assert!(matches!(opened, Opened::Registered { epoch, replaced: Some(_) } if epoch == foreign));
+    assert!(epoch(&routes, opening("bob", "d", &one, 4), NOW).await > foreign);
+}
+
+pub(super) async fn check_a_lease_that_ends(place: &dyn Place) {
+    let routes = place.routes(NOW);
+    let (one, two) = (gateway("g1", 1), gateway("g2", 1));
+    for gateway in [&one, &two] {
+        routes.attach(gateway, NOW).await.expect("attaches");
+        assert!(!routes.renew(gateway, NOW).await.expect("renews"), "a new boot has nothing to announce");
+    }
+    let mut epochs = Vec::new();
+    for n in 0..20 {
+        epochs.push(epoch(&routes, opening(&format!("u{n}"), "d", &one, n), NOW).await);
+    }
+    epoch(&routes, opening("u0", "d2", &two, 1), NOW).await;
+    assert!(!routes.renew(&two, NOW + LEASE_MS - 1).await.expect("renews"));
+    assert!(routes.expire(NOW + LEASE_MS - 1).await.expect("expires").is_empty(), "not before its time");
+    assert_eq!(routes.expire(NOW + LEASE_MS).await.expect("expires"), std::slice::from_ref(&one));
+    assert!(routes.expire(NOW + LEASE_MS).await.expect("expires").is_empty(), "once");
+    assert_eq!(live(&routes, "u0").await.len(), 1, "the other gateway's route lives");
+    for n in 1..20 {
+        assert!(live(&routes, &format!("u{n}")).await.is_empty());
+    }
+    // It was only cut off. A session opened before it renews does not hide that it was forgotten.
+    let now = NOW + LEASE_MS + 1;
+    epoch(&routes, opening("fresh", "d", &one, 99), now).await;
+    assert!(live(&routes, "u1").await.is_empty(), "ended routes do not come back by themselves");
+    assert!(routes.renew(&one, now).await.expect("renews"), "forgotten");
+    assert!(!routes.renew(&one, now).await.expect("renews"), "said once");
+    let again = Opening { announced: epochs[1], ..opening("u1", "d", &one, 1) };
+    assert_eq!(epoch(&routes, again, now).await, epochs[1]);
+    assert_eq!(live(&routes, "u1").await.len(), 1);
+}
+
+pub(super) async fn check_reopening_gives_a_lease_of_grace(place: &dyn Place) {
+    let routes = place.routes(NOW);
+    let one = gateway("g1", 1);
+    routes.attach(&one, NOW).await.expect("attaches");
+    let mut highest = epoch(&routes, opening("alice", "d", &one, 1), NOW).await;
+    drop(routes);
+    let later = NOW + 100 * LEASE_MS;
+    let routes = place.routes(later);
+    assert!(routes.expire(later + LEASE_MS - 1).await.expect("expires").is_empty(), "nobody could renew");
+    assert_eq!(live(&routes, "alice").await.len(), 1);
+    assert!(!routes.renew(&one, later + 1).await.expect("renews"), "not forgotten");
+    for n in 0..10_050 {
+        let next = epoch(&routes, opening("bob", "d", &one, n), later).await;
+        assert!(next > highest, "above every epoch before the restart");
+        highest = next;
+    }
+    assert_eq!(routes.expire(later + 2 * LEASE_MS).await.expect("expires"), std::slice::from_ref(&one));
+    drop(routes);
+    let routes = place.routes(later);
+    assert!(live(&routes, "alice").await.is_empty(), "ended stays ended");
+    assert!(
+        routes.renew(&one, later).await.expect("renews"),
+        "and the boot is told, also by the next process"
+    );
+}
+
+pub(super) async fn check_a_new_boot_ends_the_old_one(place: &dyn Place) {
+    let routes = place.routes(NOW);
+    let (old, new, other) = (gateway("g1", 1), gateway("g1", 2), gateway("g2", 1));
+    routes.attach(&old, NOW).await.expect("attaches");
+    epoch(&routes, opening("alice", "d", &old, 1), NOW).await;
+    epoch(&routes, opening("bob", "d", &other, 1), NOW).await;
+    routes.attach(&new, NOW).await.expect("attaches");
+    assert!(live(&routes, "alice").await.is_empty());
+    assert_eq!(live(&routes, "bob").await.len(), 1);
+    epoch(&routes, opening("alice", "d", &new, 1), NOW).await;
+    assert_eq!(live(&routes, "alice").await[0].gateway, new);
+}
+
+pub(super) async fn check_too_many_devices(place: &dyn Place) {
+    let routes = place.routes(NOW);
+    let one = gateway("g1", 1);
+    for n in 0..DEVICES as u64 {
+        epoch(&routes, opening("alice", &format!("d{n}"), &one, n), NOW).await;
+    }
+    assert_eq!(open(&routes, opening("alice", "more", &one, 900), NOW).await, Opened::TooManyDevices);
+    epoch(&routes, opening("alice", "d3", &one, 901), NOW).await;
+    epoch(&routes, opening("bob", "more", &one, 902), NOW).await;
+    let found = live(&routes, "alice").await;
+    assert_eq!(found.len(), DEVICES);
+    let closed = found.iter().find(|route| route.device == "d5").expect("there");
+    assert!(routes.close("alice", "d5", closed.epoch).await.expect("closes"));
+    epoch(&routes, opening("alice", "more", &one, 903), NOW).await;
+}

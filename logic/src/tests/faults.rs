@@ -1,0 +1,187 @@
+//! Faults: a full disk, a store that fails for a while, a gateway that is gone, a process or machine that ends.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use berth_proto::client::response::Result as Answer;
+
+use super::{
+    DEADLINE, config,
+    engine::Volatile,
+    gateway::{Gateway, send_to_user},
+    in_memory, over, until,
+};
+use crate::{Config, Logic, StoreChoice, store::Epoch};
+
+fn engines() -> (Arc<Volatile>, Arc<Volatile>) {
+    (Volatile::new(2), Volatile::new(4))
+}
+
+fn code(answer: Answer) -> String {
+    match answer {
+        Answer::Error(error) => {
+            assert!(error.retryable, "{error:?}");
+            error.code
+        }
+        other => panic!("acknowledged: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_queue_that_cannot_be_written_acknowledges_nothing_ever_again() {
+    let (queue, store) = engines();
+    let logic = over(config(StoreChoice::Memory), queue.clone(), store, Epoch::Keep).await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let alice = gateway.open("alice", "d", 1).await;
+    alice.sent("c-1", "bob", "durable").await;
+    logic.ready().expect("ready");
+    queue.fail(true);
+    assert_eq!(code(alice.send("c-2", "bob", "x").await), "UNAVAILABLE");
+    assert!(logic.ready().expect_err("not ready").contains("no space left on device"));
+    // Space again proves nothing about what was written in between: only a restart does.
+    queue.fail(false);
+    assert_eq!(code(alice.send("c-3", "bob", "x").await), "UNAVAILABLE");
+    assert!(logic.ready().is_err());
+    let bodies: Vec<_> = alice.messages().await.into_iter().map(|m| m.body).collect();
+    assert_eq!(bodies, ["durable"], "and reads go on");
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn a_store_that_fails_delays_messages_and_loses_none() {
+    let (queue, store) = engines();
+    let logic = over(config(StoreChoice::Memory), queue, store.clone(), Epoch::Keep).await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let (alice, bob) = (gateway.open("alice", "d", 1).await, gateway.open("bob", "d", 2).await);
+    alice.sent("c-1", "bob", "before").await;
+    bob.notified(1).await;
+    store.fail(true);
+    alice.sent("c-2", "bob", "accepted all the same").await;
+    until("it says so", async || logic.ready().err()).await;
+    assert_eq!(
+        code(alice.send("c-3", "stranger", "x").await),
+        "UNAVAILABLE",
+        "a new conversation cannot be made"
+    );
+    store.fail(false);
+    bob.notified(2).await;
+    until("it works again", async || logic.ready().ok()).await;
+    assert_eq!(bob.messages().await.len(), 2);
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_falls_silent_loses_its_routes_and_announces_them_again() {
+    let registry = berth_proto::metric::Registry::new(&metrics::NoopRecorder);
+    let short = Config { lease: Duration::from_millis(300), ..config(StoreChoice::Memory) };
+    let logic = Logic::start(short, registry).await.expect("starts");
+    let (silent, lively) = (Gateway::attach(&logic, "g1", 1), Gateway::attach(&logic, "g2", 1));
+    let alice = silent.open("alice", "d", 1).await;
+    let bob = lively.open("bob", "d", 1).await;
+    assert_eq!(silent.renew(1).await.lease_ms, 300);
+    assert!(bob.online("alice").await);
+    until("her routes end with the lease", async || {
+        assert!(!lively.renew(1).await.forgotten);
+        (!bob.online("alice").await).then_some(())
+    })
+    .await;
+    assert!(bob.online("bob").await, "the other gateway's live on");
+    assert!(silent.renew(1).await.forgotten);
+    let again = silent.try_open("alice", "d", 1, alice.opened.session_epoch).await;
+    assert_eq!((again.error, again.session_epoch), (None, alice.opened.session_epoch));
+    assert!(bob.online("alice").await);
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn a_detached_gateway_costs_nobody_anything() {
+    let logic = in_memory().await;
+    let (one, two) = (Gateway::attach(&logic, "g1", 1), Gateway::attach(&logic, "g2", 1));
+    let alice = one.open("alice", "d", 1).await;
+    drop(two.open("bob", "d", 1).await);
+    drop(two);
+    alice.sent("c-1", "bob", "x").await;
+    let two = Gateway::attach(&logic, "g2", 2);
+    let bob = two.open("bob", "d", 1).await;
+    until("it is there", async || (bob.refresh().await == 1).then_some(())).await;
+    logic.stop().await;
+}
+
+/// Senders under load, then the end comes at a moment of its choosing: every acknowledged message must be there once,
+/// in order, for both sides, whatever was lost.
+async fn ends_under_load(machine: bool) {
+    const ROUNDS: u64 = 6;
+    let (mut queue, mut store) = engines();
+    let mut acked: HashSet<(String, u64)> = HashSet::new();
+    let mut inbox_epoch = 0;
+    for round in 0..ROUNDS {
+        let epoch = if machine && round > 0 { Epoch::Raise } else { Epoch::Keep };
+        let logic = over(config(StoreChoice::Memory), queue.clone(), store.clone(), epoch).await;
+        let gateway = Gateway::attach(&logic, "g1", round);
+        let mut sending = tokio::task::JoinSet::new();
+        for n in 0..8u64 {
+            let session = gateway.open(&format!("s{n}"), "d", n).await;
+            assert!(session.opened.inbox_epoch > inbox_epoch || !machine || n > 0, "clients are told");
+            if n == 7 {
+                inbox_epoch = session.opened.inbox_epoch;
+            }
+            sending.spawn(async move {
+                let mut acked = Vec::new();
+                for message in 0.. {
+                    let name = format!("r{round}-{message}");
+                    match session.ask(send_to_user(&name, "bob", &name)).await {
+                        Answer::Send(sent) => {
+                            acked.push((format!("{}/{name}", session.user), sent.message_id))
+                        }
+                        _ => return acked,
+                    }
+                }
+                acked
+            });
+        }
+        let bob = gateway.open("bob", "d", 100).await;
+        bob.notified(20 + round * 7).await;
+        // The queue last: what it acknowledges after the store's end is acknowledged all the same.
+        (store, queue) = if machine { (store.crash(), queue.crash()) } else { (store.kill(), queue.kill()) };
+        while let Some(done) = sending.join_next().await {
+            acked.extend(done.expect("no panic"));
+        }
+        logic.stop().await;
+    }
+    let logic = over(config(StoreChoice::Memory), queue, store, Epoch::Keep).await;
+    check_everything(&logic, &acked).await;
+    logic.stop().await;
+}
+
+async fn check_everything(logic: &Logic, acked: &HashSet<(String, u64)>) {
+    let gateway = Gateway::attach(logic, "g1", 1000);
+    let bob = gateway.open("bob", "d", 1).await;
+    let names = |messages: &[berth_proto::client::Message]| -> Vec<(String, u64)> {
+        messages.iter().map(|m| (format!("{}/{}", m.from, m.client_msg_id), m.message_id)).collect()
+    };
+    let got = until("bob has everything", async || {
+        let got = names(&bob.messages().await);
+        acked.iter().all(|name| got.contains(name)).then_some(got)
+    })
+    .await;
+    let once: HashSet<_> = got.iter().collect();
+    assert_eq!(once.len(), got.len(), "none twice");
+    for n in 0..8 {
+        let sender = gateway.open(&format!("s{n}"), "d", 10 + n).await;
+        let own = sender.messages().await;
+        let seqs: Vec<u64> = own.iter().map(|message| message.conversation_seq).collect();
+        assert_eq!(seqs, (1..=own.len() as u64).collect::<Vec<_>>(), "contiguous, in his order");
+        let of_him: Vec<_> =
+            got.iter().filter(|(name, _)| name.starts_with(&format!("s{n}/"))).cloned().collect();
+        assert_eq!(of_him, names(&own), "both sides see one order");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_is_killed_under_load_loses_nothing() {
+    tokio::time::timeout(2 * DEADLINE, ends_under_load(false)).await.expect("in time");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_ends_under_load_loses_nothing_that_was_acknowledged() {
+    tokio::time::timeout(2 * DEADLINE, ends_under_load(true)).await.expect("in time");
+}

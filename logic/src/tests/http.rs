@@ -1,0 +1,116 @@
+//! The back-end API over a real socket.
+
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use super::{KEY, gateway::Gateway, in_memory, until};
+use crate::Logic;
+
+async fn post(logic: &Logic, path: &str, headers: &str, body: &str) -> (u16, Value) {
+    let mut stream = TcpStream::connect(logic.local_addr()).await.expect("connects");
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nHost: logic\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.expect("writes");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("reads");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    let kind = if status == 200 { "application/json" } else { "application/problem+json" };
+    assert!(head.to_lowercase().contains(&format!("content-type: {kind}")), "{head}");
+    (status, serde_json::from_str(body).expect("JSON"))
+}
+
+async fn ask(logic: &Logic, path: &str, body: Value) -> (u16, Value) {
+    post(logic, path, &format!("Authorization: Bearer {KEY}\r\n"), &body.to_string()).await
+}
+
+#[tokio::test]
+async fn messages_of_the_back_end_arrive() {
+    let logic = in_memory().await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let alice = gateway.open("alice", "d", 1).await;
+    let message = json!({"from": "system", "to": {"userId": "alice"}, "clientMsgId": "n-1", "type": "news", "body": "aGk="});
+    let (status, sent) = ask(&logic, "/v1/messages", message.clone()).await;
+    assert_eq!(status, 200, "{sent}");
+    alice.notified(1).await;
+    let messages = alice.messages().await;
+    assert_eq!((messages[0].from.as_str(), messages[0].body.as_ref()), ("system", &b"hi"[..]));
+    assert_eq!(sent["messageId"], messages[0].message_id.to_string());
+    assert_eq!(sent["conversationId"], messages[0].conversation_id.to_string());
+    let (_, again) = ask(&logic, "/v1/messages", message).await;
+    assert_eq!((&again["duplicate"], &again["messageId"]), (&json!(true), &sent["messageId"]));
+
+    let headers = format!("Authorization: Bearer {KEY}\r\nIdempotency-Key: k-1\r\n");
+    let body = json!({"from": "bob", "to": {"userId": "alice"}, "body": "aGk="}).to_string();
+    let (status, _) = post(&logic, "/v1/messages", &headers, &body).await;
+    assert_eq!(status, 200);
+    assert_eq!(post(&logic, "/v1/messages", &headers, &body).await.1["duplicate"], json!(true));
+    until("once", async || (alice.messages().await.len() == 2).then_some(())).await;
+    assert_eq!(alice.messages().await[1].client_msg_id, "k-1");
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn presence_and_disconnect() {
+    let logic = in_memory().await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let (phone, tablet) = (gateway.open("a:b", "phone", 1).await, gateway.open("a:b", "tablet", 2).await);
+    let (status, found) = ask(&logic, "/v1/presence:batchGet", json!({"userIds": ["a:b", "nobody"]})).await;
+    assert_eq!(status, 200);
+    assert_eq!(found["users"][0]["online"], json!(true));
+    assert_eq!(found["users"][0]["devices"].as_array().expect("a list").len(), 2);
+    assert_ne!(found["users"][1]["online"], json!(true));
+    let (status, done) = ask(&logic, "/v1/users/a:b:disconnect", json!({"reason": "banned"})).await;
+    assert_eq!((status, &done["sessions"]), (200, &json!(2)));
+    for session in [&phone, &tablet] {
+        let closed = session.closed().await;
+        assert_eq!((closed.code, closed.reason.as_str()), (4503, "banned"));
+        assert_eq!(closed.session_epoch, session.opened.session_epoch);
+    }
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_a_problem() {
+    let logic = in_memory().await;
+    let good = json!({"to": {"userId": "alice"}, "clientMsgId": "n-1"}).to_string();
+    for headers in ["", "Authorization: Bearer wrong\r\n", "Authorization: Basic eDp5\r\n"] {
+        let (status, problem) = post(&logic, "/v1/messages", headers, &good).await;
+        assert_eq!((status, &problem["reason"]), (401, &json!("UNAUTHENTICATED")), "{headers}");
+        assert!(problem["requestId"].is_string());
+    }
+    let cases = [
+        ("/v1/messages", json!({"to": {"userId": "alice"}}), 400, "send.clientMsgId"),
+        ("/v1/messages", json!({"to": {"userId": "a b"}, "clientMsgId": "x"}), 400, "send.to.userId"),
+        ("/v1/messages", json!({"from": 7}), 400, "from"),
+        ("/v1/messages", json!({"from": "a b", "clientMsgId": "x"}), 400, "from"),
+        ("/v1/messages", json!({"to": 7}), 400, "to"),
+        ("/v1/messages", json!({"to": {"groupId": "g"}, "clientMsgId": "x"}), 404, "group g does not exist"),
+        (
+            "/v1/messages",
+            json!({"from": "bob", "to": {"userId": "system"}, "clientMsgId": "x"}),
+            403,
+            "system",
+        ),
+        ("/v1/presence:batchGet", json!({"userIds": "alice"}), 400, "string"),
+        ("/v1/presence:batchGet", json!({"userIds": vec!["u"; 201]}), 400, "presence.userIds"),
+        ("/v1/users/alice:disconnect", json!({"reason": "r".repeat(101)}), 400, "reason"),
+        ("/v1/users/a%20b:disconnect", json!({}), 400, "userId"),
+        ("/v1/users/alice:explode", json!({}), 404, "nothing"),
+        ("/v1/elsewhere", json!({}), 404, "nothing"),
+    ];
+    for (path, body, status, text) in cases {
+        let (got, problem) = ask(&logic, path, body).await;
+        let detail = problem["detail"].as_str().expect("a detail");
+        assert!(got == status && detail.contains(text), "{path}: {got} {problem}");
+        assert_eq!(problem["status"], status);
+    }
+    let long = json!({"body": "A".repeat(70_000)});
+    assert_eq!(ask(&logic, "/v1/messages", long).await.0, 400, "longer than any message");
+    logic.stop().await;
+}

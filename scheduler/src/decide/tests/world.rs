@@ -1,0 +1,251 @@
+//! Fleets, policies and requests for tests: written down, or at random.
+
+use std::collections::BTreeMap;
+
+use berth_proto::{client::Endpoint, wire::GatewayReport};
+use proptest::prelude::*;
+
+use super::super::Request;
+use crate::{
+    fleet::{Fleet, Pending, Table},
+    policy::{Client, Platform, Policy, app_version, parse},
+    transport::Transports,
+};
+
+/// The time of every snapshot and decision.
+pub(super) const NOW: i64 = 1_000_000;
+
+/// A gateway as a test wants it.
+#[derive(Debug, Clone)]
+pub(super) struct Spec {
+    pub id: String,
+    pub pool: String,
+    pub region: String,
+    pub zone: String,
+    pub capacity: u64,
+    pub connections: u64,
+    pub pending: u64,
+    pub ready: bool,
+    pub draining: bool,
+    pub age_ms: i64,
+    pub uptime_ms: u64,
+    pub transports: Vec<&'static str>,
+}
+
+impl Spec {
+    /// A good gateway of a pool.
+    pub fn of(id: &str, pool: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            pool: pool.to_owned(),
+            region: String::new(),
+            zone: String::new(),
+            capacity: 100,
+            connections: 0,
+            pending: 0,
+            ready: true,
+            draining: false,
+            age_ms: 0,
+            uptime_ms: 3_600_000,
+            transports: vec!["ws", "tcp"],
+        }
+    }
+
+    /// One in `stable`, somewhere.
+    pub fn at(id: &str, region: &str, zone: &str) -> Self {
+        Self { region: region.to_owned(), zone: zone.to_owned(), ..Self::of(id, "stable") }
+    }
+
+    fn report(&self) -> GatewayReport {
+        let endpoint = |transport: &&str| Endpoint {
+            transport: (*transport).to_owned(),
+            url: format!("{transport}://{}", self.id),
+            ..Endpoint::default()
+        };
+        GatewayReport {
+            gateway_id: self.id.clone(),
+            boot: 1,
+            region: self.region.clone(),
+            zone: self.zone.clone(),
+            pool: self.pool.clone(),
+            endpoints: self.transports.iter().map(endpoint).collect(),
+            ready: self.ready,
+            draining: self.draining,
+            capacity: self.capacity,
+            connections: self.connections,
+            uptime_ms: self.uptime_ms,
+            ..GatewayReport::default()
+        }
+    }
+}
+
+/// A fleet and a policy.
+#[derive(Debug, Clone)]
+pub(super) struct World {
+    pub gateways: Vec<Spec>,
+    pub policy: String,
+    pub slow_start_ms: i64,
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self { gateways: Vec::new(), policy: "version = 1".to_owned(), slow_start_ms: 30_000 }
+    }
+}
+
+impl World {
+    pub fn fleet(&self) -> Fleet {
+        let mut table = Table::default();
+        for spec in &self.gateways {
+            table.take(1, &spec.report(), NOW - spec.age_ms).expect("a valid report");
+        }
+        let fleet = table.snapshot(NOW, self.slow_start_ms);
+        let mut pending = Pending::default();
+        let mut id = 0;
+        for spec in &self.gateways {
+            // A gateway silent for long is forgotten, with what was pending on it.
+            let Some(index) = fleet.find(&spec.id) else { continue };
+            for _ in 0..spec.pending {
+                id += 1;
+                pending.assign(&fleet, index, id, NOW);
+            }
+        }
+        fleet
+    }
+
+    pub fn policy(&self) -> Policy {
+        parse(&self.policy).expect("the test's own policy")
+    }
+
+    pub fn spec(&self, id: &str) -> &Spec {
+        self.gateways.iter().find(|spec| spec.id == id).expect("of this world")
+    }
+}
+
+/// A request that owns what it says.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    pub user: String,
+    pub region: String,
+    pub zone: String,
+    pub platform: Option<Platform>,
+    pub version: String,
+    pub transports: Transports,
+    pub failed: Vec<String>,
+    pub rtt_ms: BTreeMap<String, u32>,
+}
+
+impl Default for Asked {
+    fn default() -> Self {
+        Self {
+            user: "alice".to_owned(),
+            region: String::new(),
+            zone: String::new(),
+            platform: None,
+            version: String::new(),
+            transports: Transports::ALL,
+            failed: Vec::new(),
+            rtt_ms: BTreeMap::new(),
+        }
+    }
+}
+
+impl Asked {
+    pub fn request(&self) -> Request<'_> {
+        Request {
+            user_id: &self.user,
+            client: Client {
+                platform: self.platform,
+                app_version: app_version(&self.version),
+                region: &self.region,
+                zone: &self.zone,
+                ip: Some([10, 0, 0, 1].into()),
+                device_id: "d1",
+            },
+            transports: self.transports,
+            failed: &self.failed,
+            rtt_ms: &self.rtt_ms,
+        }
+    }
+}
+
+/// Any gateway in `stable`; its id is given later.
+pub(super) fn arb_spec() -> impl Strategy<Value = Spec> {
+    let labels = (0..4usize, 0..3usize);
+    let load = (0..40u64, 0..45u64, prop_oneof![4 => Just(0), 1 => 0..20u64]);
+    let flags = (prop::bool::weighted(0.9), prop::bool::weighted(0.1));
+    let ages = prop_oneof![6 => 0..1_500i64, 1 => 1_501..3_000i64, 1 => 3_001..400_000i64];
+    let uptime = prop_oneof![0..30_000u64, Just(3_600_000)];
+    let transports = prop_oneof![3 => Just(vec!["ws", "tcp"]), 1 => Just(vec!["ws"]), 1 => Just(vec![])];
+    (labels, load, flags, ages, uptime, transports, any::<u64>()).prop_map(
+        |(
+            (region, zone),
+            (capacity, connections, pending),
+            (ready, draining),
+            age_ms,
+            uptime_ms,
+            transports,
+            id,
+        )| {
+            Spec {
+                id: format!("g{id}"),
+                pool: "stable".to_owned(),
+                region: ["", "eu", "us", "ap"][region].to_owned(),
+                zone: ["", "a", "b"][zone].to_owned(),
+                capacity,
+                connections,
+                pending,
+                ready,
+                draining,
+                age_ms,
+                uptime_ms,
+                transports,
+            }
+        },
+    )
+}
+
+/// Up to 30 gateways in two pools, and a policy with a home, a rule by platform and one by percentage.
+pub(super) fn arb_world() -> impl Strategy<Value = World> {
+    let gateway = (arb_spec(), prop::bool::weighted(0.3)).prop_map(|(spec, canary)| Spec {
+        pool: (if canary { "canary" } else { "stable" }).to_owned(),
+        ..spec
+    });
+    let gateways = prop::collection::vec(gateway, 0..30);
+    (gateways, 0.0..=100.0f64, 0..10_000u16, 0.0..=1.0f64, 0.0..2.0f64).prop_map(
+        |(mut gateways, percent, home, spill, bound)| {
+            for (n, spec) in gateways.iter_mut().enumerate() {
+                spec.id = format!("g{n}");
+            }
+            let policy = format!(
+                "version = 1\n[[home]]\nregion = \"eu\"\nbuckets = [0, {}]\n\
+                 [[gray]]\nid = \"web\"\npool = \"canary\"\npercent = 100\nmatch.platforms = [\"web\"]\n\
+                 [[gray]]\nid = \"some\"\npool = \"canary\"\npercent = {percent:.2}\n\
+                 [proximity]\nspill_at = {spill:.3}\n[load]\nbound = {bound:.3}",
+                home + 1
+            );
+            World { gateways, policy, slow_start_ms: 30_000 }
+        },
+    )
+}
+
+/// A client of any place that failed at some gateways and measured others.
+pub(super) fn arb_asked() -> impl Strategy<Value = Asked> {
+    let place = (0..5usize, 0..3usize);
+    let platform = prop::option::of(prop::sample::select(Platform::ALL.to_vec()));
+    let transports = prop::sample::select(vec![Transports::WS, Transports::TCP, Transports::ALL]);
+    let failed = prop::collection::vec("g[0-9]{1,2}", 0..6);
+    let rtt_ms = prop::collection::btree_map("g[0-9]{1,2}", 0..300u32, 0..8);
+    ("[a-z]{1,8}", place, platform, transports, failed, rtt_ms).prop_map(
+        |(user, (region, zone), platform, transports, failed, rtt_ms)| Asked {
+            user,
+            region: ["", "eu", "us", "ap", "nowhere"][region].to_owned(),
+            zone: ["", "a", "b"][zone].to_owned(),
+            platform,
+            version: "7.3.1".to_owned(),
+            transports,
+            failed,
+            rtt_ms,
+        },
+    )
+}

@@ -1,0 +1,253 @@
+//! The scheduler as a whole: gateways attach and report, policies change under it, it becomes ready and stops.
+
+use std::sync::atomic::Ordering;
+
+use berth_proto::{
+    link::RefusedReason,
+    ticket::{TicketSigner, TicketVerifier},
+    wire::{GatewayReport, RedirectAnswer, RedirectAsk, ToScheduler, from_scheduler, to_scheduler},
+};
+use tokio::net::TcpStream;
+
+use crate::{
+    Config, StartError,
+    testing::{FakeGateway, Fixture, TICKET_KEY, config, eventually, report},
+};
+
+fn redirect_ask() -> RedirectAsk {
+    RedirectAsk {
+        handle: 77,
+        user_id: "alice".to_owned(),
+        device_id: "d1".to_owned(),
+        platform: "ios".to_owned(),
+        app_version: "7.3.1".to_owned(),
+        client_ip: "10.0.0.9".to_owned(),
+        transport: "tcp".to_owned(),
+        auth_expires_at_ms: crate::clock::Clock::start().wall_ms() + 1_000_000,
+    }
+}
+
+fn ask(ask: RedirectAsk) -> ToScheduler {
+    ToScheduler { message: Some(to_scheduler::Message::Redirect(ask)) }
+}
+
+async fn answer_to(gateway: &FakeGateway, question: RedirectAsk) -> RedirectAnswer {
+    let answers = || {
+        let heard = gateway.heard().into_iter();
+        heard.filter_map(|message| match message {
+            from_scheduler::Message::Redirect(answer) => Some(answer),
+            _ => None,
+        })
+    };
+    let before = answers().count();
+    gateway.up.send(vec![ask(question)]).expect("taken");
+    eventually("the redirect is answered", || answers().count() > before).await;
+    answers().next_back().expect("one more")
+}
+
+fn policies(gateway: &FakeGateway) -> Vec<(u64, String)> {
+    let heard = gateway.heard().into_iter();
+    let policy = |message| match message {
+        from_scheduler::Message::Policy(policy) => Some((policy.version, policy.text)),
+        _ => None,
+    };
+    heard.filter_map(policy).collect()
+}
+
+#[tokio::test]
+async fn a_gateway_is_told_keys_and_policy_at_once() {
+    let (fixture, _path, _directory) = Fixture::with_policy("version = 5").await;
+    let gateway = fixture.attach(&report("gw-1"));
+    let heard = gateway.heard();
+    let from_scheduler::Message::Keys(keys) = &heard[0] else { panic!("the keys first: {heard:?}") };
+    assert_eq!(keys.public_keys, [TicketSigner::from_secret(TICKET_KEY).public_key().to_vec()]);
+    assert_eq!(policies(&gateway), [(5, "version = 5".to_owned())]);
+    gateway.report(report("gw-1"));
+    assert_eq!(gateway.heard().len(), 2, "each once");
+}
+
+#[tokio::test]
+async fn what_a_full_link_refused_is_said_at_the_next_report() {
+    let (fixture, _path, _directory) = Fixture::with_policy("version = 5").await;
+    let late = {
+        let heard = std::sync::Arc::new(crate::testing::Heard::default());
+        heard.full.store(true, Ordering::SeqCst);
+        let attach = berth_proto::wire::AttachGateway { gateway_id: "gw-1".to_owned(), boot: 1 };
+        let up = fixture.scheduler.service().attach(attach, std::sync::Arc::clone(&heard) as _);
+        FakeGateway { up, heard }
+    };
+    assert!(late.heard().is_empty());
+    late.heard.full.store(false, Ordering::SeqCst);
+    late.report(report("gw-1"));
+    assert_eq!(late.heard().len(), 2);
+}
+
+#[tokio::test]
+async fn a_stray_client_is_sent_on_with_a_fresh_ticket() {
+    let fixture = Fixture::start(config()).await;
+    let gateway = fixture.gateway(report("gw-1")).await;
+    let question = redirect_ask();
+    let answer = answer_to(&gateway, question.clone()).await;
+    assert_eq!(answer.handle, 77);
+    assert_eq!(answer.endpoints.len(), 1, "one transport was asked for");
+    assert_eq!(
+        (answer.endpoints[0].gateway_id.as_str(), answer.endpoints[0].transport.as_str()),
+        ("gw-1", "tcp")
+    );
+    let verifier = TicketVerifier::new(&[TicketSigner::from_secret(TICKET_KEY).public_key()]);
+    let ticket = verifier.verify(&answer.ticket, answer.ticket_expires_at_ms - 1).expect("genuine");
+    assert_eq!((ticket.user_id.as_str(), ticket.device_id.as_str()), ("alice", "d1"));
+    assert_eq!(ticket.auth_expires_at_ms, question.auth_expires_at_ms, "the user's token stays what it was");
+    let nowhere = [
+        RedirectAsk { auth_expires_at_ms: 1, ..redirect_ask() },
+        RedirectAsk { user_id: "no id".to_owned(), ..redirect_ask() },
+        RedirectAsk { transport: "quic".to_owned(), ..redirect_ask() },
+    ];
+    for question in nowhere {
+        let answer = answer_to(&gateway, question).await;
+        assert_eq!(answer, RedirectAnswer { handle: 77, ..RedirectAnswer::default() });
+    }
+    eventually("counted", || fixture.metric(r#"berth_scheduler_redirects_total{outcome="nowhere"}"#) == 3.0)
+        .await;
+    assert_eq!(fixture.metric(r#"berth_scheduler_redirects_total{outcome="answered"}"#), 1.0);
+}
+
+// On the test's own thread, so that nothing is answered while the queue fills.
+#[tokio::test(flavor = "current_thread")]
+async fn redirects_beyond_the_queue_come_back() {
+    let fixture = Fixture::start(config()).await;
+    let gateway = fixture.attach(&report("gw-1"));
+    let room = crate::service::REDIRECT_QUEUE;
+    let batch = (0..room as u64 + 3).map(|handle| ask(RedirectAsk { handle, ..redirect_ask() })).collect();
+    let refused = gateway.up.send(batch).expect_err("three too many");
+    assert_eq!((refused.rest.len(), refused.reason), (3, RefusedReason::Full));
+    assert_eq!(refused.rest[0], ask(RedirectAsk { handle: room as u64, ..redirect_ask() }));
+    let answers = || gateway.heard().len() - 1;
+    eventually("the others are answered", || answers() == room).await;
+}
+
+#[tokio::test]
+async fn used_tickets_are_no_longer_pending() {
+    let fixture = Fixture::start(config()).await;
+    let gateway = fixture.gateway(report("gw-1")).await;
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        let answer = fixture.schedule(r#"{"deviceId":"d"}"#).await;
+        let id = answer.body["scheduleId"].as_str().expect("16 hex digits");
+        ids.push(u64::from_str_radix(id, 16).expect("16 hex digits"));
+    }
+    assert_eq!(fixture.scheduler.core.pending_len(), 3);
+    eventually("shown", || fixture.metric("berth_scheduler_pending_assignments") == 3.0).await;
+    gateway.report(GatewayReport { used_tickets: ids[..2].to_vec(), connections: 2, ..report("gw-1") });
+    assert_eq!(fixture.scheduler.core.pending_len(), 1);
+    eventually("counted", || fixture.metric(r#"berth_scheduler_pending_ended_total{how="used"}"#) == 2.0)
+        .await;
+}
+
+#[tokio::test]
+async fn a_link_speaks_only_for_its_own_gateway() {
+    let fixture = Fixture::start(config()).await;
+    let gateway = fixture.gateway(report("gw-1")).await;
+    gateway.report(report("gw-2"));
+    gateway.report(GatewayReport { boot: 9, ..report("gw-1") });
+    assert_eq!(fixture.metric("berth_scheduler_reports_refused_total"), 2.0);
+    let newer = fixture.attach(&report("gw-1"));
+    newer.report(report("gw-1"));
+    gateway.report(report("gw-1"));
+    assert_eq!(fixture.metric("berth_scheduler_reports_refused_total"), 3.0, "the older link was superseded");
+    assert!(!fixture.fleet_has("gw-2"));
+}
+
+#[tokio::test]
+async fn ready_once_a_gateway_can_be_assigned_and_everybody_had_time_to_report() {
+    let fixture = Fixture::start(config()).await;
+    assert!(fixture.scheduler.ready().expect_err("just started").starts_with("starting"));
+    eventually("the interval passes", || {
+        fixture.scheduler.ready() == Err("no assignable gateway (0 known)".to_owned())
+    })
+    .await;
+    let gateway = fixture.gateway(report("gw-1")).await;
+    assert_eq!(fixture.scheduler.ready(), Ok(()));
+    gateway.report(GatewayReport { draining: true, ..report("gw-1") });
+    eventually("drained", || fixture.scheduler.ready().is_err()).await;
+    eventually("shown", || fixture.metric(r#"berth_scheduler_gateways{state="draining"}"#) == 1.0).await;
+}
+
+#[tokio::test]
+async fn a_changed_policy_is_taken_up_and_told() {
+    let (fixture, path, _directory) = Fixture::with_policy("version = 1").await;
+    let gateway = fixture.gateway(report("gw-1")).await;
+    std::fs::write(&path, "version = 2").expect("written");
+    let version = || fixture.scheduler.core.policy.load().version;
+    eventually("taken up by itself", || version() == 2).await;
+    assert_eq!(fixture.metric("berth_scheduler_policy_version"), 2.0);
+    std::fs::write(&path, "version = 3").expect("written");
+    fixture.scheduler.reload_policy();
+    eventually("taken up on demand", || version() == 3).await;
+    gateway.report(GatewayReport { policy_version: 1, ..report("gw-1") });
+    let told = policies(&gateway);
+    assert_eq!(told.last(), Some(&(3, "version = 3".to_owned())), "with the next report: {told:?}");
+    gateway.report(GatewayReport { policy_version: 9, ..report("gw-1") });
+    assert_eq!(fixture.metric("berth_scheduler_policy_version_seen"), 9.0, "another replica is ahead");
+}
+
+#[tokio::test]
+async fn a_policy_that_is_refused_leaves_the_old_one() {
+    let (fixture, path, _directory) = Fixture::with_policy("version = 5").await;
+    let loads = |outcome: &str| {
+        fixture.metric(&format!("berth_scheduler_policy_loads_total{{outcome=\"{outcome}\"}}"))
+    };
+    let refusals = [
+        ("version = 6\n[load]\nbound = 'x'", "broken"),
+        ("version = 4", "older"),
+        ("version = 5 # changed", "other_text"),
+    ];
+    for (text, outcome) in refusals {
+        std::fs::write(&path, text).expect("written");
+        fixture.scheduler.reload_policy();
+        eventually(outcome, || loads(outcome) == 1.0).await;
+        assert_eq!(fixture.metric("berth_scheduler_policy_file_refused"), 1.0);
+    }
+    std::fs::remove_file(&path).expect("removed");
+    eventually("unreadable", || loads("unreadable") >= 1.0).await;
+    let policy = fixture.scheduler.core.policy.load();
+    assert_eq!(policy.text, "version = 5");
+    std::fs::write(&path, "version = 7").expect("written");
+    eventually("mended", || fixture.metric("berth_scheduler_policy_file_refused") == 0.0).await;
+    assert_eq!(fixture.metric("berth_scheduler_policy_version"), 7.0);
+}
+
+#[tokio::test]
+async fn what_cannot_start_says_why() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("policy.toml");
+    let with_policy = || Config { policy_file: Some(path.clone()), ..config() };
+    let missing = Fixture::try_start(with_policy()).await.err().expect("no such file");
+    assert!(matches!(missing, StartError::PolicyFile { .. }), "{missing:?}");
+    std::fs::write(&path, "version = 0").expect("written");
+    let broken = Fixture::try_start(with_policy()).await.err().expect("broken");
+    let source = std::error::Error::source(&broken).expect("the policy error").to_string();
+    assert_eq!(source, "line 1, version: 0 is not above 0");
+    let short = Fixture::try_start(Config { ticket_key: vec![1; 31], ..config() }).await.err();
+    assert!(matches!(short, Some(StartError::TicketKey(31))));
+    let first = Fixture::start(config()).await;
+    let taken = Config { listen: first.scheduler.local_addr(), ..config() };
+    let taken = Fixture::try_start(taken).await.err().expect("in use");
+    assert!(matches!(taken, StartError::Listen { .. }), "{taken:?}");
+}
+
+#[tokio::test]
+async fn stopping_closes_the_port_and_idle_connections() {
+    let fixture = Fixture::start(config()).await;
+    let address = fixture.scheduler.local_addr();
+    let gateway = fixture.attach(&report("gw-1"));
+    let idle = TcpStream::connect(address).await.expect("listening");
+    eventually("served", || fixture.metric("berth_scheduler_http_connections") == 1.0).await;
+    fixture.scheduler.stop().await;
+    assert!(TcpStream::connect(address).await.is_err(), "nobody listens");
+    idle.readable().await.expect("closed");
+    assert_eq!(idle.try_read(&mut [0; 8]).expect("end of stream"), 0);
+    assert!(!gateway.up.connected(), "gateways notice");
+    let refused = gateway.up.send(vec![ask(redirect_ask())]).expect_err("nobody answers");
+    assert_eq!(refused.reason, RefusedReason::Closed);
+}
