@@ -2,6 +2,7 @@
 
 mod backend;
 mod catch_up;
+mod cli;
 mod conversations;
 mod crash;
 mod dedup;
