@@ -205,23 +205,28 @@ impl Load {
                 self.shared.write(Event::Row { reader: reader.clone(), epoch, seq, message });
             }
             for conversation in device.conversations(0).await?.0 {
-                let conversation_id = conversation.conversation_id;
-                let mut after_seq = 0;
-                loop {
-                    let request = HistoryRequest { conversation_id, after_seq, ..Default::default() };
-                    let (messages, has_more) = device.history(request).await?;
-                    after_seq = messages.last().map_or(after_seq, |message| message.conversation_seq);
-                    for message in messages {
-                        let message = seen(message);
-                        self.shared.write(Event::Timeline { reader: reader.clone(), epoch, message });
-                    }
-                    if !has_more {
-                        break;
-                    }
+                for message in whole_timeline(&mut device, conversation.conversation_id).await? {
+                    let message = seen(message);
+                    self.shared.write(Event::Timeline { reader: reader.clone(), epoch, message });
                 }
             }
         }
         Ok(())
+    }
+}
+
+/// From the newest page back to the start: `history` has no way to ask for the oldest, since afterSeq 0 means "not given".
+async fn whole_timeline(device: &mut Device, conversation_id: u64) -> anyhow::Result<Vec<Message>> {
+    let mut pages = Vec::new();
+    let mut before_seq = 0;
+    loop {
+        let request = HistoryRequest { conversation_id, before_seq, ..Default::default() };
+        let (messages, has_more) = device.history(request).await?;
+        before_seq = messages.first().map_or(0, |message| message.conversation_seq);
+        pages.push(messages);
+        if !has_more {
+            return Ok(pages.into_iter().rev().flatten().collect());
+        }
     }
 }
 

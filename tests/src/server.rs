@@ -9,6 +9,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{Arc, Weak},
     thread::JoinHandle,
+    time::Duration,
 };
 
 use anyhow::{Context, bail, ensure};
@@ -194,10 +195,21 @@ impl Server {
     /// As [`Server::start`].
     pub async fn restart(&mut self, env: &[(&str, &str)]) -> anyhow::Result<()> {
         self.kill9();
-        for (name, value) in env {
-            self.options.env.insert((*name).to_owned(), (*value).to_owned());
-        }
+        self.change(env);
         self.launch().await
+    }
+
+    /// Starts it and kills it (SIGKILL) after `delay`, however far it came: in the middle of its recovery, say.
+    ///
+    /// # Errors
+    /// When it cannot be started at all.
+    pub async fn start_in_vain(&mut self, env: &[(&str, &str)], delay: Duration) -> anyhow::Result<()> {
+        self.kill9();
+        self.change(env);
+        let (process, _) = self.spawn()?;
+        tokio::time::sleep(delay).await;
+        process.end(&self.options.expected);
+        Ok(())
     }
 
     /// Asks it to stop (SIGTERM) without waiting.
@@ -223,14 +235,24 @@ impl Server {
         Ok(status.code())
     }
 
-    async fn launch(&mut self) -> anyhow::Result<()> {
+    fn change(&mut self, env: &[(&str, &str)]) {
+        for (name, value) in env {
+            self.options.env.insert((*name).to_owned(), (*value).to_owned());
+        }
+    }
+
+    fn spawn(&mut self) -> anyhow::Result<(Process, oneshot::Receiver<String>)> {
         let mut command = command(&self.options, self.folder.path())?;
         if self.options.on_a_disk_that_can_fail {
             let disk = Disk::under(self.folder.path(), &self.data())?;
             command.envs(disk.env());
             self.disk = Some(disk);
         }
-        let (process, ready) = Process::spawn(command)?;
+        Process::spawn(command)
+    }
+
+    async fn launch(&mut self) -> anyhow::Result<()> {
+        let (process, ready) = self.spawn()?;
         let process = self.process.insert(process);
         let line = match tokio::time::timeout(wait::DEADLINE, ready).await {
             Ok(Ok(line)) => line,

@@ -11,16 +11,31 @@ use berth_tests::{
 };
 
 const SHAPE: Shape = Shape { senders: 16, receivers: 4 };
+/// What names a start of the operating system.
+const BOOT_ID: &str = "BERTH_STORE__OS_BOOT_ID";
 /// For every reader to have everything after the last restart.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Kills the process `rounds` times under load, each time after another amount of work.
+/// How many messages are acknowledged before the `round`th fault: another amount each time.
+fn work(round: u64) -> u64 {
+    200 + 397 * round % 1_000
+}
+
+/// Every second fault is followed by another one while the server is starting: its recovery is cut off as well.
+fn also_while_starting(round: u64) -> Option<Duration> {
+    (round % 2 == 1).then(|| Duration::from_millis(50 + 83 * round % 500))
+}
+
+/// Kills the process `rounds` times under load.
 async fn killed(rounds: u64) -> anyhow::Result<Report> {
     let mut server = Server::start(Options::default()).await?;
     let load = Load::start(&server.at, SHAPE, &fresh("kill"));
     for round in 0..rounds {
-        load.more_acked(200 + 97 * round % 400).await?;
+        load.more_acked(work(round)).await?;
         server.kill9();
+        if let Some(delay) = also_while_starting(round) {
+            server.start_in_vain(&[], delay).await?;
+        }
         server.restart(&[]).await?;
         load.moved(&server.at);
     }
@@ -32,13 +47,18 @@ async fn killed(rounds: u64) -> anyhow::Result<Report> {
 
 /// Cuts the power `rounds` times under load: what was never synced is thrown away, and the machine starts anew.
 async fn power_cut(rounds: u64) -> anyhow::Result<Report> {
-    let options = Options::default().disk_that_can_fail().env("BERTH_STORE__OS_BOOT_ID", "boot-0");
+    let boot = |round: u64, again: &str| format!("boot-{round}{again}");
+    let options = Options::default().disk_that_can_fail().env(BOOT_ID, boot(0, ""));
     let mut server = Server::start(options).await?;
     let load = Load::start(&server.at, SHAPE, &fresh("power"));
     for round in 0..rounds {
-        load.more_acked(200 + 97 * round % 400).await?;
+        load.more_acked(work(round)).await?;
         server.cut_power()?;
-        server.restart(&[("BERTH_STORE__OS_BOOT_ID", &format!("boot-{}", round + 1))]).await?;
+        if let Some(delay) = also_while_starting(round) {
+            server.start_in_vain(&[(BOOT_ID, &boot(round + 1, ""))], delay).await?;
+            server.cut_power()?;
+        }
+        server.restart(&[(BOOT_ID, &boot(round + 1, "again"))]).await?;
         load.moved(&server.at);
     }
     load.more_acked(200).await?;
@@ -87,14 +107,14 @@ async fn ten_power_cuts_under_load_lose_nothing_acknowledged() -> TestResult {
 /// tests here would mean nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_a_disk_that_lies_the_checker_finds_the_loss() -> TestResult {
-    let options = Options::default().disk_that_can_fail().env("BERTH_STORE__OS_BOOT_ID", "boot-0");
+    let options = Options::default().disk_that_can_fail().env(BOOT_ID, "boot-0");
     let mut server = Server::start(options).await?;
     let load = Load::start(&server.at, SHAPE, &fresh("lie"));
     load.more_acked(200).await?;
     server.disk_lies()?;
     load.more_acked(200).await?;
     server.cut_power()?;
-    server.restart(&[("BERTH_STORE__OS_BOOT_ID", "boot-1")]).await?;
+    server.restart(&[(BOOT_ID, "boot-1")]).await?;
     load.moved(&server.at);
     load.more_acked(50).await?;
     let report = check(&load.finish(Duration::from_secs(5)).await?);
