@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::{
-    commands::{config, dev, token},
+    commands::{chat, config, demo, dev, token},
     exit::Failure,
 };
 
@@ -22,6 +22,10 @@ enum Command {
     Dev(dev::Args),
     /// Make a user's token, signed with auth.jwt_secret.
     Token(token::Args),
+    /// Chat in the terminal, through the scheduler like every client.
+    Chat(chat::ChatArgs),
+    /// Walk the whole road once, with checks: schedule, connect, send, notify, pull, catch up.
+    Demo(demo::DemoArgs),
     /// Check or print the configuration.
     Config(config::Args),
 }
@@ -32,6 +36,8 @@ impl Cli {
         match self.command {
             Command::Dev(args) => dev::run(args),
             Command::Token(args) => token::run(args),
+            Command::Chat(args) => chat::run(args),
+            Command::Demo(args) => demo::run(args),
             Command::Config(args) => config::run(args),
         }
     }

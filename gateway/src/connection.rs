@@ -160,7 +160,7 @@ impl Connection {
                     if count < scratch.len() && !self.read_closed {
                         self.readable = false;
                     }
-                    cx.env.metrics.bytes_in.increment(count as u64);
+                    cx.env.metrics.traffic.bytes_in.increment(count as u64);
                     return count;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -187,9 +187,9 @@ impl Connection {
         }
         match write(&mut self.stream, cx.out) {
             Ok(count) => {
-                cx.env.metrics.bytes_out.increment(count as u64);
+                cx.env.metrics.traffic.bytes_out.increment(count as u64);
                 if count < cx.out.len() {
-                    cx.env.metrics.writes_blocked.increment(1);
+                    cx.env.metrics.traffic.writes_blocked.increment(1);
                     self.output = Some(Box::new(Held { bytes: cx.out[count..].to_vec(), done: 0 }));
                     self.session.blocked(cx.now);
                 }
@@ -206,7 +206,7 @@ impl Connection {
         let Some(held) = &mut self.output else { return };
         match write(&mut self.stream, &held.bytes[held.done..]) {
             Ok(count) => {
-                cx.env.metrics.bytes_out.increment(count as u64);
+                cx.env.metrics.traffic.bytes_out.increment(count as u64);
                 held.done += count;
                 let all = held.done == held.bytes.len();
                 if all {

@@ -67,7 +67,8 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Listens and starts the threads. Clients are let in once a scheduler told its keys and a logic is attached.
+    /// Raises the process's soft limit of descriptors to the hard one, listens and starts the threads. Clients are let in
+    /// once a scheduler told its keys and a logic is attached.
     ///
     /// # Errors
     /// A setting that cannot work, an address that cannot be listened on, or a kernel without room for the threads.
@@ -213,6 +214,7 @@ fn listen(config: &Config) -> Result<(Vec<TcpListener>, SocketAddr), StartError>
     let user_timeout = Duration::from_millis(config.heartbeat.timeout_ms.into())
         + config.timeouts.linger
         + Duration::from_secs(2);
+    listener::check_free(config.listen).map_err(failed)?;
     let first = listener::bind(config.listen, user_timeout).map_err(failed)?;
     let address = first.local_addr().map_err(failed)?;
     let mut listeners = vec![first];

@@ -115,7 +115,7 @@ impl Link<ToGateway> for LogicDown {
                 continue;
             }
             let dropped = inlet.put(parcel);
-            shared.metrics.notifies.add(Notified::Dropped, dropped as u64);
+            shared.metrics.traffic.notifies.add(Notified::Dropped, dropped as u64);
         }
         Ok(())
     }
@@ -132,26 +132,27 @@ impl LogicDown {
             Message::Opened(opened) => opened.handle,
             Message::Response(response) => response.handle,
             Message::Close(close) => close.handle,
-            Message::Notify(notify) => notify.handle,
-            Message::Refreshed(_) => 0,
+            Message::Notify(_) | Message::Refreshed(_) => 0,
             Message::Lease(lease) => return shared.mailbox.lease(self.index, lease),
         };
-        let notifies = match message {
-            Message::Notify(notify) => vec![notify],
+        match message {
+            Message::Notify(notify) => sort_notify(notify, parcels),
             // The answer to a heartbeat batch says the same thing as a notify.
-            Message::Refreshed(refreshed) => refreshed.inboxes,
+            Message::Refreshed(refreshed) => {
+                refreshed.inboxes.into_iter().for_each(|n| sort_notify(n, parcels))
+            }
             message => {
                 if let Some(parcel) = parcels.get_mut(worker(handle)) {
                     parcel.deliveries.push(Delivery::Logic(handle, message));
                 }
-                return;
-            }
-        };
-        for notify in notifies {
-            if let Some(parcel) = parcels.get_mut(worker(notify.handle)) {
-                parcel.notifies.push(notify);
             }
         }
+    }
+}
+
+fn sort_notify(notify: NotifyConnection, parcels: &mut [Waiting]) {
+    if let Some(parcel) = parcels.get_mut(worker(notify.handle)) {
+        parcel.notifies.push(notify);
     }
 }
 

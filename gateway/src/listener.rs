@@ -12,6 +12,17 @@ const BACKLOG: i32 = 4_096;
 /// kernel, and still lets 1 MB/s through at 250 ms of round trip.
 const SEND_BUFFER: usize = 256 * 1024;
 
+/// Whether nobody listens at `address` yet. Workers share their port, so without asking first a second gateway would
+/// silently take half of another's connections.
+///
+/// # Errors
+/// What the kernel says: address in use, no permission.
+pub(crate) fn check_free(address: SocketAddr) -> io::Result<()> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())
+}
+
 /// A listener that shares its port with others of the same user. Accepted sockets inherit its options (Linux), which
 /// saves a system call for each of them on every connection.
 ///
@@ -52,6 +63,7 @@ mod tests {
                 Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
             }
         };
+        assert_eq!(check_free(address).map_err(|error| error.kind()), Err(io::ErrorKind::AddrInUse));
         let _second = bind(address, timeout).expect("shares the port");
         let socket = SockRef::from(&accepted);
         assert!(socket.tcp_nodelay().expect("readable"));

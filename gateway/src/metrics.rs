@@ -140,105 +140,101 @@ pub(crate) struct Metrics {
     pub(crate) handshakes: Family<Handshake>,
     pub(crate) handshake_seconds: Histogram,
     pub(crate) accept_errors: Counter,
+    pub(crate) worker_stalls: Counter,
+    pub(crate) traffic: Traffic,
+    pub(crate) requests: Requests,
+    pub(crate) links: Links,
+}
+
+/// What passes between clients and the gateway.
+pub(crate) struct Traffic {
     pub(crate) frames_in: Family<FrameIn>,
     pub(crate) frames_out: Family<FrameOut>,
     pub(crate) bytes_in: Counter,
     pub(crate) bytes_out: Counter,
     pub(crate) writes_blocked: Counter,
     pub(crate) notifies: Family<Notified>,
-    pub(crate) requests_in_flight: Gauge,
-    pub(crate) requests_refused: Family<RequestRefused>,
-    pub(crate) request_seconds: Histogram,
+}
+
+/// What becomes of requests.
+pub(crate) struct Requests {
+    pub(crate) in_flight: Gauge,
+    pub(crate) refused: Family<RequestRefused>,
+    pub(crate) seconds: Histogram,
     pub(crate) late_responses: Counter,
-    pub(crate) link_refused: Family<LinkRefused>,
-    pub(crate) logic_links: Gauge,
-    pub(crate) scheduler_links: Gauge,
+}
+
+/// What passes between the gateway and the other roles.
+pub(crate) struct Links {
+    pub(crate) logics: Gauge,
+    pub(crate) schedulers: Gauge,
+    pub(crate) refused: Family<LinkRefused>,
     pub(crate) reannounced: Counter,
-    pub(crate) worker_stalls: Counter,
 }
 
 impl Metrics {
     pub(crate) fn new(r: Registry<'_>) -> Self {
+        let closed =
+            "Connections ended, by close code; client: it left; lost: reset; http: it opened no WebSocket.";
+        let stalls = "Times a worker did not come around for 5 s.";
+        let errors = "Failed accepts: descriptors or kernel memory ran out.";
+        let steps = "Connections that came so far on their way to a session.";
+        let timeouts = "Connections closed for silence.";
         Self {
             connections: r.gauge("berth_gateway_connections", "Sockets held, whatever their state.", &[]),
             sessions: r.gauge("berth_gateway_sessions", "Connections that were welcomed.", &[]),
-            closed: Family::new(
-                r,
-                "berth_gateway_connections_closed_total",
-                "Connections ended, by close code; client: it left; lost: reset; http: no WebSocket came of it.",
-                "code",
-            ),
-            heartbeat_timeouts: r.counter(
-                "berth_gateway_heartbeat_timeouts_total",
-                "Connections closed for silence.",
-                &[],
-            ),
-            handshakes: Family::new(
-                r,
-                "berth_gateway_handshakes_total",
-                "Connections that came so far on their way to a session.",
-                "result",
-            ),
+            closed: Family::new(r, "berth_gateway_connections_closed_total", closed, "code"),
+            heartbeat_timeouts: r.counter("berth_gateway_heartbeat_timeouts_total", timeouts, &[]),
+            handshakes: Family::new(r, "berth_gateway_handshakes_total", steps, "result"),
             handshake_seconds: r.seconds("berth_gateway_handshake_seconds", "From accept to welcome.", &[]),
-            accept_errors: r.counter(
-                "berth_gateway_accept_errors_total",
-                "Failed accepts: descriptors or kernel memory ran out.",
-                &[],
-            ),
+            accept_errors: r.counter("berth_gateway_accept_errors_total", errors, &[]),
+            worker_stalls: r.counter("berth_gateway_worker_stalls_total", stalls, &[]),
+            traffic: Traffic::new(r),
+            requests: Requests::new(r),
+            links: Links::new(r),
+        }
+    }
+}
+
+impl Traffic {
+    fn new(r: Registry<'_>) -> Self {
+        let blocked = "Writes that a full socket cut short.";
+        let notifies = "Notifies from logic that were not written as they came: merged into another or old, dropped at \
+                        the bound, or for a connection that is gone.";
+        Self {
             frames_in: Family::new(r, "berth_gateway_frames_received_total", "Frames from clients.", "kind"),
             frames_out: Family::new(r, "berth_gateway_frames_sent_total", "Frames to clients.", "kind"),
             bytes_in: r.counter("berth_gateway_received_bytes_total", "Bytes read from clients.", &[]),
             bytes_out: r.counter("berth_gateway_sent_bytes_total", "Bytes written to clients.", &[]),
-            writes_blocked: r.counter(
-                "berth_gateway_writes_blocked_total",
-                "Writes that a full socket cut short.",
-                &[],
-            ),
-            notifies: Family::new(
-                r,
-                "berth_gateway_notifies_total",
-                "Notifies from logic that were not written as they came: merged into another, dropped at the bound, or for a connection that is gone.",
-                "outcome",
-            ),
-            requests_in_flight: r.gauge(
-                "berth_gateway_requests_in_flight",
-                "Requests waiting for logic.",
-                &[],
-            ),
-            requests_refused: Family::new(
-                r,
-                "berth_gateway_requests_refused_total",
-                "Requests the gateway answered with an error itself.",
-                "reason",
-            ),
-            request_seconds: r.seconds(
-                "berth_gateway_request_seconds",
-                "From a request to logic's answer.",
-                &[],
-            ),
-            late_responses: r.counter(
-                "berth_gateway_late_responses_total",
-                "Answers of logic that nobody waited for any more.",
-                &[],
-            ),
-            link_refused: Family::new(
-                r,
-                "berth_gateway_link_refused_total",
-                "Messages that a link to logic or a scheduler did not take.",
-                "message",
-            ),
-            logic_links: r.gauge("berth_gateway_links", "Links that are up.", &[("peer", "logic")]),
-            scheduler_links: r.gauge("berth_gateway_links", "Links that are up.", &[("peer", "scheduler")]),
-            reannounced: r.counter(
-                "berth_gateway_sessions_reannounced_total",
-                "Sessions announced again to a logic that had forgotten them.",
-                &[],
-            ),
-            worker_stalls: r.counter(
-                "berth_gateway_worker_stalls_total",
-                "Times a worker did not come around for 5 s.",
-                &[],
-            ),
+            writes_blocked: r.counter("berth_gateway_writes_blocked_total", blocked, &[]),
+            notifies: Family::new(r, "berth_gateway_notifies_total", notifies, "outcome"),
+        }
+    }
+}
+
+impl Requests {
+    fn new(r: Registry<'_>) -> Self {
+        let refused = "Requests the gateway answered with an error itself.";
+        let late = "Answers of logic that nobody waited for any more.";
+        Self {
+            in_flight: r.gauge("berth_gateway_requests_in_flight", "Requests waiting for logic.", &[]),
+            refused: Family::new(r, "berth_gateway_requests_refused_total", refused, "reason"),
+            seconds: r.seconds("berth_gateway_request_seconds", "From a request to logic's answer.", &[]),
+            late_responses: r.counter("berth_gateway_late_responses_total", late, &[]),
+        }
+    }
+}
+
+impl Links {
+    fn new(r: Registry<'_>) -> Self {
+        let link = |peer| r.gauge("berth_gateway_links", "Links that are up.", &[("peer", peer)]);
+        let refused = "Messages that a link to logic or a scheduler did not take.";
+        let again = "Sessions announced again to a logic that had forgotten them.";
+        Self {
+            logics: link("logic"),
+            schedulers: link("scheduler"),
+            refused: Family::new(r, "berth_gateway_link_refused_total", refused, "message"),
+            reannounced: r.counter("berth_gateway_sessions_reannounced_total", again, &[]),
         }
     }
 }

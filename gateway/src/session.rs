@@ -2,6 +2,7 @@
 //! messages come out. An unidentified connection and an identified session are different types.
 
 mod arriving;
+mod context;
 mod goodbye;
 mod identified;
 mod in_flight;
@@ -12,27 +13,24 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::net::SocketAddr;
 
 use berth_proto::{
     client::{ConversationSeq, client_frame, server_frame},
     code::CloseCode,
     frame::{FrameError, decode_client},
-    limits,
-    schedule::HeartbeatParameters,
-    ticket::TicketVerifier,
-    wire as link,
+    limits, wire as link,
 };
 use link::{to_gateway, to_logic};
-use rand::rngs::SmallRng;
 
 use crate::{
     clock::Now,
     config::Timeouts,
-    metrics::{Closed, FrameIn, Metrics},
+    metrics::{Closed, FrameIn},
     ws::{self, Event},
 };
 use arriving::Arriving;
+pub(crate) use context::{Cx, Env, Orphan, Ups};
 pub(crate) use goodbye::Goodbye;
 use identified::Identified;
 pub(crate) use identified::Identity;
@@ -42,58 +40,9 @@ use wire::{Negotiated, Wire};
 /// to what the peer takes.
 const OUTPUT_PAUSE: usize = 64 * 1024;
 
-/// What every session of a worker sees, as of this wake-up.
-pub(crate) struct Env {
-    pub(crate) gateway_id: String,
-    /// Names this start of the process.
-    pub(crate) boot: u64,
-    pub(crate) heartbeat: HeartbeatParameters,
-    pub(crate) timeouts: Timeouts,
-    pub(crate) verifier: Arc<TicketVerifier>,
-    pub(crate) draining: bool,
-    /// Which logic links are up.
-    pub(crate) logics: Vec<bool>,
-    pub(crate) metrics: Arc<Metrics>,
-}
-
-impl Env {
-    fn request_timeout_ms(&self) -> i64 {
-        i64::try_from(self.timeouts.request.as_millis()).unwrap_or(i64::MAX)
-    }
-}
-
-/// What sessions want sent to the other roles, collected over one wake-up.
-#[derive(Default)]
-pub(crate) struct Ups {
-    /// To the logic of that index.
-    pub(crate) logic: Vec<(u8, to_logic::Message)>,
-    /// The heartbeat batch, to the logic of that index.
-    pub(crate) refresh: Vec<(u8, link::InboxQuery)>,
-    pub(crate) redirects: Vec<link::RedirectAsk>,
-    /// Schedule ids of tickets that passed.
-    pub(crate) used_tickets: Vec<u64>,
-    /// Connections that ended while logic was opening their session: it must be closed once its epoch is known.
-    pub(crate) orphans: Vec<Orphan>,
-}
-
-/// A session that logic may hold though its connection is gone.
-pub(crate) struct Orphan {
-    pub(crate) handle: u64,
-    pub(crate) logic: u8,
-    pub(crate) identity: Identity,
-}
-
-/// What a session is given with each event.
-pub(crate) struct Cx<'a> {
-    pub(crate) now: Now,
-    /// The connection's packed handle.
-    pub(crate) handle: u64,
-    pub(crate) env: &'a Env,
-    pub(crate) rng: &'a mut SmallRng,
-    /// Bytes for the peer are appended here.
-    pub(crate) out: &'a mut Vec<u8>,
-    pub(crate) ups: &'a mut Ups,
-}
+/// Largest first frame, in bytes: a hello has at most a ticket of 2 KiB and four short texts. Nobody can make the gateway
+/// keep more than this without a ticket.
+const HELLO_FRAME: usize = 16 * 1024;
 
 /// Why [`Session::receive`] stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,18 +122,23 @@ impl Session {
         if self.wire == Wire::Unknown {
             return self.negotiate(cx, input);
         }
-        match self.wire.next(&mut self.assembly, input) {
+        let limit = self.frame_limit();
+        match self.wire.next(&mut self.assembly, input, limit) {
             Ok(None) => None,
             Ok(Some((event, taken))) => {
                 self.on_event(cx, event);
                 Some(taken)
             }
             Err(problem) => {
-                cx.env.metrics.frames_in.one(FrameIn::Bad);
+                cx.env.metrics.traffic.frames_in.one(FrameIn::Bad);
                 self.close(cx, Goodbye::new(CloseCode::BadFrame).because(problem.to_string()));
                 Some(0)
             }
         }
+    }
+
+    fn frame_limit(&self) -> usize {
+        if matches!(self.stage, Stage::Arriving(_)) { HELLO_FRAME } else { limits::CLIENT_FRAME }
     }
 
     fn negotiate(&mut self, cx: &mut Cx<'_>, input: &[u8]) -> Option<usize> {
@@ -209,7 +163,7 @@ impl Session {
             Event::Message { text, payload } => self.on_message(cx, text, &payload),
             Event::Fragment | Event::Pong => {}
             Event::Ping(payload) => {
-                cx.env.metrics.frames_in.one(FrameIn::Ping);
+                cx.env.metrics.traffic.frames_in.one(FrameIn::Ping);
                 self.lives(cx.now);
                 ws::write_frame(ws::Opcode::Pong, payload, cx.out);
             }
@@ -223,7 +177,7 @@ impl Session {
 
     fn on_message(&mut self, cx: &mut Cx<'_>, text: bool, payload: &[u8]) {
         let Some(encoding) = self.wire.encoding(text) else {
-            cx.env.metrics.frames_in.one(FrameIn::Bad);
+            cx.env.metrics.traffic.frames_in.one(FrameIn::Bad);
             let problem =
                 if text { "a text message on berth.v1.proto" } else { "a binary message on berth.v1.json" };
             return self.close(cx, Goodbye::new(CloseCode::BadFrame).because(problem));
@@ -398,11 +352,7 @@ impl Session {
     pub(crate) fn deadline_ms(&self, env: &Env) -> i64 {
         match &self.stage {
             Stage::Arriving(arriving) => arriving.deadline_ms(),
-            Stage::Identified(session) => {
-                let silence = i64::from(env.heartbeat.timeout_ms);
-                let patience = if self.blocked_ms > 0 { self.blocked_ms } else { session.last_life_ms() };
-                (patience + silence).min(session.deadline_ms(env.request_timeout_ms()))
-            }
+            Stage::Identified(session) => session.deadline_ms(env, self.blocked_ms),
             Stage::Closing { deadline_ms } => *deadline_ms,
             Stage::Gone => i64::MAX,
         }
@@ -479,7 +429,7 @@ fn count(cx: &Cx<'_>, frame: &Result<client_frame::Frame, FrameError>) {
         Ok(client_frame::Frame::Request(_)) | Err(FrameError::BadRequest { .. }) => FrameIn::Request,
         Err(_) => FrameIn::Bad,
     };
-    cx.env.metrics.frames_in.one(kind);
+    cx.env.metrics.traffic.frames_in.one(kind);
 }
 
 /// Appends a frame to the output; whether it fits the largest server frame. One that does not is taken back.
@@ -487,7 +437,7 @@ fn write(cx: &mut Cx<'_>, wire: Wire, frame: server_frame::Frame) -> bool {
     let kind = crate::metrics::FrameOut::from(&frame);
     let fits = wire.write(frame, cx.out, limits::SERVER_FRAME);
     if fits {
-        cx.env.metrics.frames_out.one(kind);
+        cx.env.metrics.traffic.frames_out.one(kind);
     }
     fits
 }

@@ -169,7 +169,7 @@ impl Supervisor {
             if link.send(vec![ToLogic { message: Some(renew) }]).is_err() {
                 // The lease outlives two renewals that fail; a full link may take one sooner than a third of it.
                 lease.renew_ms = now + pause.clamp(1, FIRST_RENEWALS_MS);
-                self.shared.metrics.link_refused.one(LinkRefused::Renew);
+                self.shared.metrics.links.refused.one(LinkRefused::Renew);
             }
         }
     }
@@ -178,8 +178,8 @@ impl Supervisor {
         let rare = self.shared.rare();
         let up = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let metrics = &self.shared.metrics;
-        metrics.logic_links.set(up(rare.logics.iter().filter(|link| link.connected()).count()));
-        metrics.scheduler_links.set(up(rare.schedulers.iter().filter(|link| link.connected()).count()));
+        metrics.links.logics.set(up(rare.logics.iter().filter(|link| link.connected()).count()));
+        metrics.links.schedulers.set(up(rare.schedulers.iter().filter(|link| link.connected()).count()));
     }
 
     fn watch(&mut self, now: i64) {
@@ -209,7 +209,7 @@ pub(crate) fn report(shared: &Shared) {
     for link in schedulers.iter() {
         let message = Some(to_scheduler::Message::Report(report.clone()));
         if link.send(vec![ToScheduler { message }]).is_err() {
-            shared.metrics.link_refused.one(LinkRefused::Report);
+            shared.metrics.links.refused.one(LinkRefused::Report);
         }
     }
 }

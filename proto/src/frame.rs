@@ -64,7 +64,7 @@ pub fn decode_client(encoding: Encoding, bytes: &[u8]) -> Result<client_frame::F
             one_kind(bytes, 1..=3)?;
             ClientFrame::decode(bytes).map_err(undecodable)?
         }
-        Encoding::Json => serde_json::from_slice::<ClientFrame>(bytes).map_err(|_| explain_json(bytes))?,
+        Encoding::Json => serde_json::from_slice::<ClientFrame>(bytes).or_else(|_| second_look(bytes))?,
     };
     frame.frame.ok_or(FrameError::NoKind)
 }
@@ -112,27 +112,50 @@ fn from_json<M: DeserializeOwned>(bytes: &[u8]) -> Result<M, String> {
     Ok(message)
 }
 
-/// Why `bytes` were no client frame, in detail: read a second time, since failing is rare.
-fn explain_json(bytes: &[u8]) -> FrameError {
-    let message = match from_json::<ClientFrame>(bytes) {
-        Ok(_) => return FrameError::Undecodable("not a frame".to_owned()),
-        Err(message) => message,
-    };
-    let Ok(serde_json::Value::Object(kinds)) = serde_json::from_slice(bytes) else {
-        return FrameError::Undecodable(message);
-    };
-    let known = |kind: &&String| matches!(kind.as_str(), "hello" | "heartbeat" | "request");
-    if kinds.keys().filter(known).count() > 1 {
-        return FrameError::SeveralKinds;
+/// Reads JSON again that was no client frame at first sight: failing is rare, so only here is `null` taken out (in proto3
+/// JSON it stands for a field's default, and pbjson's 64-bit integers do not know it) and the fault explained in detail.
+fn second_look(bytes: &[u8]) -> Result<ClientFrame, FrameError> {
+    let mut value: serde_json::Value = serde_json::from_slice(bytes).map_err(undecodable)?;
+    let nulls = remove_nulls(&mut value);
+    if several_kinds(&value) {
+        return Err(FrameError::SeveralKinds);
     }
-    let id = kinds.get("request").and_then(|request| request.get("id")).and_then(|id| match id {
-        serde_json::Value::Number(number) => number.as_u64().and_then(|n| u32::try_from(n).ok()),
+    if nulls && let Ok(frame) = serde_json::from_value(value.clone()) {
+        return Ok(frame);
+    }
+    let message = from_json::<ClientFrame>(bytes).err().unwrap_or_else(|| "not a frame".to_owned());
+    match request_id(&value) {
+        Some(id) => Err(FrameError::BadRequest { id, message }),
+        None => Err(FrameError::Undecodable(message)),
+    }
+}
+
+fn several_kinds(value: &serde_json::Value) -> bool {
+    let known = |kind: &&String| matches!(kind.as_str(), "hello" | "heartbeat" | "request");
+    value.as_object().is_some_and(|kinds| kinds.keys().filter(known).count() > 1)
+}
+
+fn request_id(value: &serde_json::Value) -> Option<u32> {
+    match value.get("request")?.get("id")? {
+        serde_json::Value::Number(number) => u32::try_from(number.as_u64()?).ok(),
         serde_json::Value::String(text) => text.parse().ok(),
         _ => None,
-    });
-    match id {
-        Some(id) => FrameError::BadRequest { id, message },
-        None => FrameError::Undecodable(message),
+    }
+}
+
+/// Removes every member that is null; says whether there was any. serde_json has bounded the depth at 128.
+fn remove_nulls(value: &mut serde_json::Value) -> bool {
+    match value {
+        serde_json::Value::Object(members) => {
+            let before = members.len();
+            members.retain(|_, member| !member.is_null());
+            let removed = members.len() < before;
+            members.values_mut().fold(removed, |removed, member| remove_nulls(member) | removed)
+        }
+        serde_json::Value::Array(items) => {
+            items.iter_mut().fold(false, |removed, item| remove_nulls(item) | removed)
+        }
+        _ => false,
     }
 }
 

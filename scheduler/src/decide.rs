@@ -28,15 +28,12 @@ use thiserror::Error;
 
 pub use self::{
     gray::Verdict,
-    load::Dropped,
+    load::{Dropped, MAX_FAILED},
     observe::{Observer, Silent, TierVerdict},
     rank::Domain,
     tiers::{Tier, TierKind},
 };
-use self::{
-    load::{Chooser, MAX_FAILED},
-    tiers::tiers,
-};
+use self::{load::Chooser, tiers::tiers};
 use crate::{
     fleet::{Fleet, Group, STALE_AFTER_MS},
     policy::{Client, GrayRule, Policy, STABLE},
@@ -200,6 +197,3 @@ fn choose<'a>(
     }
     None
 }
-
-/// Most gateways of [`Request::failed`] that count.
-pub const FAILED_THAT_COUNT: usize = MAX_FAILED;

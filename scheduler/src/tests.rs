@@ -118,10 +118,12 @@ async fn redirects_beyond_the_queue_come_back() {
     let fixture = Fixture::start(config()).await;
     let gateway = fixture.attach(&report("gw-1"));
     let room = crate::service::REDIRECT_QUEUE;
-    let batch = (0..room as u64 + 3).map(|handle| ask(RedirectAsk { handle, ..redirect_ask() })).collect();
+    let question = redirect_ask();
+    let numbered = |handle| ask(RedirectAsk { handle, ..question.clone() });
+    let batch = (0..room as u64 + 3).map(numbered).collect();
     let refused = gateway.up.send(batch).expect_err("three too many");
     assert_eq!((refused.rest.len(), refused.reason), (3, RefusedReason::Full));
-    assert_eq!(refused.rest[0], ask(RedirectAsk { handle: room as u64, ..redirect_ask() }));
+    assert_eq!(refused.rest[0], numbered(room as u64));
     let answers = || gateway.heard().len() - 1;
     eventually("the others are answered", || answers() == room).await;
 }

@@ -13,7 +13,7 @@ use crate::transport::Transport;
 /// What happened, in the order in which it happened.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// A gateway welcomed this device.
+    /// A gateway welcomed this device. After a redirect no [`Event::Disconnected`] comes before it.
     Connected(Connected),
     /// The connection is lost, or an attempt failed; the client goes on trying.
     Disconnected(Disconnected),

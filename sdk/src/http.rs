@@ -30,6 +30,8 @@ pub(crate) enum HttpError {
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub status: u16,
+    /// `Retry-After`, in seconds.
+    pub retry_after: Option<u32>,
     pub body: Bytes,
 }
 
@@ -85,8 +87,10 @@ async fn exchange(url: &str, bearer: Option<&str>, body: Vec<u8>) -> Result<Answ
     let answer = async {
         let response = sender.send_request(request).await.map_err(|e| unreachable(&e))?;
         let status = response.status().as_u16();
+        let retry_after = response.headers().get(header::RETRY_AFTER);
+        let retry_after = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
         let body = Limited::new(response.into_body(), ANSWER).collect().await.map_err(|e| unreachable(&e))?;
-        Ok(Answer { status, body: body.to_bytes() })
+        Ok(Answer { status, retry_after, body: body.to_bytes() })
     };
     tokio::pin!(answer);
     tokio::select! {

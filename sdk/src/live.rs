@@ -177,7 +177,7 @@ impl<'a> Live<'a> {
     }
 
     fn request(&mut self, purpose: Purpose, method: Method, now_ms: i64) -> Result<(), Ending> {
-        let deadline_ms = now_ms + to_ms(self.core.options.request_timeout);
+        let deadline_ms = now_ms.saturating_add(to_ms(self.core.options.request_timeout));
         let id = self.flight.start(purpose, deadline_ms);
         self.queue(Up::Request(client::Request { id, method: Some(method) }))
     }

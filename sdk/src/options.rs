@@ -16,7 +16,7 @@ use crate::{
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Options {
-    /// Schedulers, `http://host:port`, asked in turn: the next one when one fails.
+    /// Schedulers, `http://host:port` (TLS is not supported yet), asked in turn: the next one when one fails.
     pub schedulers: Vec<String>,
     /// Where user tokens come from.
     pub token: Arc<dyn TokenProvider>,

@@ -37,7 +37,8 @@ impl From<HttpError> for ScheduleError {
 /// Asks the scheduler at `base_url` (`http://host:port`) where to connect.
 ///
 /// # Errors
-/// See [`ScheduleError`]. Every answer other than 200 is [`ScheduleError::Refused`], its status filled in from HTTP.
+/// See [`ScheduleError`]. Every answer other than 200 is [`ScheduleError::Refused`]; what its body does not say (a proxy in
+/// between has its own words) is filled in from HTTP.
 pub async fn fetch(
     base_url: &str,
     token: &str,
@@ -51,9 +52,9 @@ fn read(answer: &Answer) -> Result<ScheduleAnswer, ScheduleError> {
     if answer.status == 200 {
         return serde_json::from_slice(&answer.body).map_err(|e| ScheduleError::BadAnswer(e.to_string()));
     }
-    // A proxy in between may answer in its own words: the status is what counts.
     let mut problem: Problem = serde_json::from_slice(&answer.body).unwrap_or_default();
     problem.status = answer.status;
+    problem.retry_after_ms = problem.retry_after_ms.or(answer.retry_after.map(|s| s.saturating_mul(1000)));
     Err(ScheduleError::Refused(Box::new(problem)))
 }
 
@@ -62,7 +63,7 @@ mod tests {
     use super::*;
 
     fn read_text(status: u16, body: &'static str) -> Result<ScheduleAnswer, ScheduleError> {
-        read(&Answer { status, body: body.into() })
+        read(&Answer { status, retry_after: Some(2), body: body.into() })
     }
 
     #[test]
@@ -77,11 +78,12 @@ mod tests {
     }
 
     #[test]
-    fn another_servers_words_leave_the_status() {
+    fn another_servers_words_leave_status_and_wait() {
         let Err(ScheduleError::Refused(problem)) = read_text(502, "<html>bad gateway") else {
             panic!("expected a refusal");
         };
         assert_eq!((problem.status, problem.reason.as_str()), (502, ""));
+        assert_eq!(problem.retry_after_ms, Some(2000));
     }
 
     #[test]

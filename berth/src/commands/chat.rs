@@ -15,6 +15,7 @@ use berth_client::{
     token::{DevToken, StaticToken, TokenProvider},
     transport::Transport,
 };
+use berth_proto::id;
 use tokio::sync::mpsc;
 
 use crate::{compose, exit::Failure};
@@ -99,6 +100,9 @@ pub fn run(args: ChatArgs) -> Result<(), Failure> {
 }
 
 async fn chat(args: &ChatArgs) -> Result<(), Failure> {
+    for id in [&args.user, &args.peer] {
+        id::check(id).map_err(|problem| Failure::Configuration(anyhow!("the user id {id:?} {problem}")))?;
+    }
     let token: Arc<dyn TokenProvider> = match &args.token {
         Some(token) => Arc::new(StaticToken::new(token.clone())),
         None => args.access.tokens(&args.user),

@@ -1,5 +1,7 @@
 //! One file a command: its arguments and its work.
 
+pub mod chat;
 pub mod config;
+pub mod demo;
 pub mod dev;
 pub mod token;

@@ -64,7 +64,9 @@ fn make(path: &Path) -> anyhow::Result<Auth> {
             fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        fs::rename(&unfinished, path)
+        fs::rename(&unfinished, path)?;
+        // The name must outlive a power cut like the content, or the next start would make other keys.
+        path.parent().map_or(Ok(()), |directory| fs::File::open(directory)?.sync_all())
     };
     write().with_context(|| format!("writing {}", path.display()))?;
     Ok(auth)

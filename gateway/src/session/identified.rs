@@ -11,7 +11,7 @@ use berth_proto::{
 };
 
 use super::{
-    Cx, Goodbye,
+    Cx, Env, Goodbye,
     arriving::seconds,
     in_flight::{InFlight, NotTaken},
     wire::Wire,
@@ -135,10 +135,6 @@ impl Identified {
         self.last_life_ms = now.steady_ms;
     }
 
-    pub(super) fn last_life_ms(&self) -> i64 {
-        self.last_life_ms
-    }
-
     pub(super) fn on_frame(
         &mut self,
         cx: &mut Cx<'_>,
@@ -215,7 +211,7 @@ impl Identified {
                     );
                 }
                 request.id = number;
-                cx.env.metrics.requests_in_flight.increment(1.0);
+                cx.env.metrics.requests.in_flight.increment(1.0);
                 cx.ups.logic.push((self.logic, to_logic::Message::Request(self.upwards(cx.handle, request))));
             }
         }
@@ -233,12 +229,12 @@ impl Identified {
 
     pub(super) fn on_response(&mut self, cx: &mut Cx<'_>, wire: Wire, mut response: Response) {
         let Some(waiting) = self.in_flight.remove(response.id) else {
-            cx.env.metrics.late_responses.increment(1);
+            cx.env.metrics.requests.late_responses.increment(1);
             return;
         };
         let metrics = &cx.env.metrics;
-        metrics.requests_in_flight.decrement(1.0);
-        metrics.request_seconds.record(seconds(cx.now.steady_ms - waiting.since_ms));
+        metrics.requests.in_flight.decrement(1.0);
+        metrics.requests.seconds.record(seconds(cx.now.steady_ms - waiting.since_ms));
         response.id = waiting.id;
         if !write(cx, wire, Frame::Response(response)) {
             let message = "the answer is larger than a frame may be; ask for fewer rows";
@@ -249,7 +245,7 @@ impl Identified {
     /// The link to logic did not take the request of that number.
     pub(super) fn on_refused(&mut self, cx: &mut Cx<'_>, wire: Wire, number: u32) {
         if let Some(waiting) = self.in_flight.remove(number) {
-            cx.env.metrics.requests_in_flight.decrement(1.0);
+            cx.env.metrics.requests.in_flight.decrement(1.0);
             let message = "logic is not reachable or behind; try again";
             refuse(
                 cx,
@@ -288,7 +284,7 @@ impl Identified {
         self.outlook.merge(inbox_seq, conversations);
         let after = self.outlook.pending();
         if before || !after {
-            cx.env.metrics.notifies.one(Notified::Merged);
+            cx.env.metrics.traffic.notifies.one(Notified::Merged);
         }
         after
     }
@@ -312,11 +308,21 @@ impl Identified {
         self.leaving.filter(|_| self.in_flight.len() == 0)
     }
 
-    /// What is due beside silence.
-    pub(super) fn deadline_ms(&self, request_timeout_ms: i64) -> i64 {
-        let request =
-            self.in_flight.oldest_ms().map_or(i64::MAX, |since| since.saturating_add(request_timeout_ms));
-        request.min(self.auth_deadline_ms)
+    /// When [`Identified::expire`] has something to do. `blocked_ms`: since when the peer takes nothing; 0: it does.
+    pub(super) fn deadline_ms(&self, env: &Env, blocked_ms: i64) -> i64 {
+        let timeout = env.request_timeout_ms();
+        let request = self.in_flight.oldest_ms().map_or(i64::MAX, |since| since.saturating_add(timeout));
+        request.min(self.auth_deadline_ms).min(self.silence_deadline_ms(env, blocked_ms))
+    }
+
+    /// A peer that does not take what we say is not read, nor is one that is to leave: their silence is our doing.
+    fn silence_deadline_ms(&self, env: &Env, blocked_ms: i64) -> i64 {
+        let since = match (blocked_ms, self.leaving) {
+            (0, None) => self.last_life_ms,
+            (0, Some(_)) => return i64::MAX,
+            _ => blocked_ms,
+        };
+        since.saturating_add(env.heartbeat.timeout_ms.into())
     }
 
     pub(super) fn expire(&mut self, cx: &mut Cx<'_>, wire: Wire, blocked_ms: i64) -> Result<(), Goodbye> {
@@ -324,17 +330,15 @@ impl Identified {
         if now >= self.auth_deadline_ms {
             return Err(Goodbye::new(CloseCode::TicketExpired).because("the user's authentication expired"));
         }
-        let silence = i64::from(cx.env.heartbeat.timeout_ms);
-        if blocked_ms > 0 {
-            if now >= blocked_ms + silence {
+        if now >= self.silence_deadline_ms(cx.env, blocked_ms) {
+            if blocked_ms > 0 {
                 return Err(Goodbye::new(CloseCode::SlowConsumer));
             }
-        } else if now >= self.last_life_ms + silence {
             cx.env.metrics.heartbeat_timeouts.increment(1);
             return Err(Goodbye::new(CloseCode::HeartbeatTimeout));
         }
         while let Some(waiting) = self.in_flight.remove_older(now - cx.env.request_timeout_ms()) {
-            cx.env.metrics.requests_in_flight.decrement(1.0);
+            cx.env.metrics.requests.in_flight.decrement(1.0);
             let message = "logic did not answer in time; the outcome is unknown".to_owned();
             refuse(cx, wire, waiting.id, RequestRefused::Deadline, ErrorCode::DeadlineExceeded, message);
         }
@@ -346,14 +350,14 @@ impl Identified {
         let metrics = &cx.env.metrics;
         metrics.sessions.decrement(1.0);
         #[expect(clippy::cast_precision_loss, reason = "at most 16")]
-        metrics.requests_in_flight.decrement(self.in_flight.len() as f64);
+        metrics.requests.in_flight.decrement(self.in_flight.len() as f64);
         cx.ups.logic.push((self.logic, to_logic::Message::Close(self.identity.close(self.epoch))));
     }
 }
 
 /// Answers a request with an error of the gateway's own.
 fn refuse(cx: &mut Cx<'_>, wire: Wire, id: u32, why: RequestRefused, code: ErrorCode, message: String) {
-    cx.env.metrics.requests_refused.one(why);
+    cx.env.metrics.requests.refused.one(why);
     let error = response::Result::Error(code.error(message));
     write(cx, wire, Frame::Response(Response { id, result: Some(error) }));
 }

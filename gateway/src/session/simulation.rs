@@ -4,21 +4,24 @@
 use std::{
     collections::{HashMap, HashSet},
     net::Ipv4Addr,
+    sync::Arc,
 };
 
 use berth_proto::{
     client::{self, Hello, Request, request::Method, response},
     frame::{Encoding, decode_server, encode_client},
     metric::Registry,
+    schedule::HeartbeatParameters,
     tcp,
-    ticket::TicketSigner,
+    ticket::{TicketSigner, TicketVerifier},
 };
 use metrics::NoopRecorder;
-use rand::{Rng, SeedableRng};
+use rand::{Rng, SeedableRng, rngs::SmallRng};
 use server_frame::Frame;
 use tungstenite::protocol::frame::FrameHeader;
 
 use super::*;
+use crate::metrics::Metrics;
 
 /// A worker's surroundings for one session.
 pub(super) struct Harness {

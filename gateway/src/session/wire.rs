@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use berth_proto::{
     client::server_frame,
     frame::{Encoding, encode_server},
-    limits, tcp,
+    tcp,
 };
 use thiserror::Error;
 
@@ -75,17 +75,18 @@ impl Wire {
         }
     }
 
-    /// The next complete thing at the head of `input`, and the bytes it took.
+    /// The next complete thing at the head of `input`, and the bytes it took. No message may have more than `limit` bytes.
     pub(super) fn next<'a>(
         self,
         assembly: &mut Option<Box<ws::Assembly>>,
         input: &'a mut [u8],
+        limit: usize,
     ) -> Result<Option<(Event<'a>, usize)>, WireError> {
         match self {
             Self::Unknown => Ok(None),
-            Self::WebSocket(_) => Ok(ws::next(assembly, input, limits::CLIENT_FRAME)?),
+            Self::WebSocket(_) => Ok(ws::next(assembly, input, limit)?),
             Self::Tcp => {
-                let next = tcp::split(input, limits::CLIENT_FRAME)?;
+                let next = tcp::split(input, limit)?;
                 Ok(next.map(|(payload, taken)| {
                     (Event::Message { text: false, payload: Cow::Borrowed(payload) }, taken)
                 }))

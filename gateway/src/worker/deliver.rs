@@ -57,7 +57,7 @@ impl Worker {
             .place(handle)
             .is_some_and(|place| self.with(place, |session, cx| session.deliver(cx, message)));
         if !found && late {
-            self.shared.metrics.late_responses.increment(1);
+            self.shared.metrics.requests.late_responses.increment(1);
         }
     }
 
@@ -73,7 +73,7 @@ impl Worker {
     fn notify(&mut self, notify: &NotifyConnection) {
         let found = self.place(notify.handle).and_then(|place| Some((place, self.table.take(place)?)));
         let Some((place, mut connection)) = found else {
-            return self.shared.metrics.notifies.one(Notified::Absent);
+            return self.shared.metrics.traffic.notifies.one(Notified::Absent);
         };
         let cx = Cx {
             now: self.now,

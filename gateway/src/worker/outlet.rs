@@ -121,7 +121,7 @@ impl Worker {
         }
         for ask in std::mem::take(&mut self.ups.redirects) {
             if !self.outlet.ask(&ask) {
-                self.shared.metrics.link_refused.one(LinkRefused::Redirect);
+                self.shared.metrics.links.refused.one(LinkRefused::Redirect);
                 if let Some(place) = self.place(ask.handle) {
                     self.with(place, |session, cx| session.redirect_refused(cx));
                 }
@@ -155,7 +155,7 @@ impl Worker {
             let handle = super::pack(self.index, place);
             let Some(connection) = self.table.take(place) else { continue };
             if let Some(open) = connection.session.reannounce(logic, handle) {
-                self.shared.metrics.reannounced.increment(1);
+                self.shared.metrics.links.reannounced.increment(1);
                 self.ups.logic.push((logic, open));
             }
             self.table.put_back(place, connection);
@@ -174,5 +174,5 @@ fn count(metrics: &Metrics, message: &ToLogic) {
         Some(to_logic::Message::Refresh(_)) | None => LinkRefused::Refresh,
         Some(to_logic::Message::Renew(_)) => LinkRefused::Renew,
     };
-    metrics.link_refused.one(kind);
+    metrics.links.refused.one(kind);
 }

@@ -89,6 +89,17 @@ fn frames_up_to_64_kib_pass_and_larger_ones_close() {
 }
 
 #[test]
+fn without_a_ticket_not_even_64_kib_are_kept() {
+    let site = Site::start();
+    let mut tcp = site.connect(Transport::Tcp);
+    tcp.send_bytes(&[0, 0, 0x40, 1]);
+    assert_eq!(tcp.disconnected().code, 4501);
+    let mut ws = site.connect(Transport::Proto);
+    ws.send_bytes(&[0x82, 0xfe, 0x40, 1]);
+    assert_eq!(ws.disconnected().code, 4501);
+}
+
+#[test]
 fn broken_websocket_frames_close_with_4501() {
     let site = Site::start();
     let cases: [(&str, &[u8]); 7] = [

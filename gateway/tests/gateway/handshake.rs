@@ -2,7 +2,8 @@
 
 use std::{io::Read, io::Write, net::TcpStream};
 
-use berth_proto::client::client_frame;
+use berth_gateway::{Config, Gateway};
+use berth_proto::{client::client_frame, metric::Registry};
 
 use crate::support::{
     PATIENCE, Site,
@@ -160,4 +161,13 @@ fn readiness_says_what_is_missing() {
     assert_eq!(early.disconnected().code, 4009);
     site.gateway.attach_scheduler(std::sync::Arc::clone(&site.scheduler) as _);
     assert_eq!(site.gateway.ready(), Ok(()));
+}
+
+#[test]
+fn a_port_in_use_is_refused_by_name() {
+    let site = Site::start();
+    let address = site.gateway.local_addr();
+    let second = Gateway::start(Config::new("gw-2", address), Registry::new(&metrics::NoopRecorder));
+    let problem = second.err().expect("refused").to_string();
+    assert!(problem.contains(&address.to_string()), "{problem}");
 }

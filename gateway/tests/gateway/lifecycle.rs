@@ -1,9 +1,12 @@
 //! How sessions and the gateway end, and how they survive a forgetful logic.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use berth_proto::{
-    client::server_frame::Frame,
+    client::{response, server_frame::Frame},
     code::CloseCode,
     wire::{CloseConnection, SessionOpened, to_gateway},
 };
@@ -12,7 +15,7 @@ use crate::support::{
     PATIENCE, Site,
     client::{ALL, Received, Transport},
     eventually,
-    logic::Manner,
+    logic::{FakeLogic, Manner},
     now_ms,
 };
 
@@ -133,6 +136,50 @@ fn leases_are_renewed_and_a_forgetful_logic_is_told_again() {
 }
 
 #[test]
+fn an_end_that_logic_had_no_room_for_is_told_later() {
+    let site = Site::start();
+    site.logic.state().closes = Manner::Full;
+    drop(site.login(Transport::Tcp, "alice", "d"));
+    let refused = || site.metrics.counter("berth_gateway_link_refused_total{message=\"close\"}");
+    eventually("the close is refused, and refused again", || refused() >= 2);
+    assert!(site.logic.state().closed.is_empty());
+    site.logic.state().closes = Manner::Answers;
+    eventually("the close", || site.logic.state().closed.len() == 1);
+}
+
+#[test]
+fn several_logics_share_the_users_and_one_that_is_away_gets_nobody() {
+    let site = Site::start();
+    let other = Arc::new(FakeLogic::default());
+    site.gateway.attach_logic(Arc::clone(&other) as _);
+    let login = |user: usize| site.login(ALL[user % 3], &format!("user-{user}"), "d");
+    let mut clients: Vec<_> = (0..40).map(login).collect();
+    for client in &mut clients {
+        client.pull(1);
+        assert_eq!(client.response().0, 1);
+    }
+    let users =
+        |logic: &FakeLogic| logic.state().opened.iter().map(|o| o.user_id.clone()).collect::<Vec<_>>();
+    assert!(users(&site.logic).len() > 8 && users(&other).len() > 8);
+    for logic in [&site.logic, &other] {
+        let asked: Vec<_> = logic.state().requested.iter().map(|r| r.user_id.clone()).collect();
+        assert_eq!(asked, users(logic), "a session's requests go where it was opened");
+    }
+    other.state().away = true;
+    let before = users(&other).len();
+    let _more: Vec<_> = (40..60).map(login).collect();
+    assert_eq!(users(&other).len(), before);
+    let theirs = clients.iter_mut().filter_map(|client| {
+        client.pull(2);
+        match client.response() {
+            (2, response::Result::Error(error)) => Some(error.code),
+            _ => None,
+        }
+    });
+    assert_eq!(theirs.collect::<Vec<_>>(), vec!["UNAVAILABLE"; before]);
+}
+
+#[test]
 fn a_drain_answers_what_is_in_flight_and_spreads_the_returns() {
     let site = Site::start();
     let idle: Vec<_> = (0..40).map(|i| site.login(ALL[i % 3], "alice", &format!("d-{i}"))).collect();
@@ -161,6 +208,22 @@ fn a_drain_answers_what_is_in_flight_and_spreads_the_returns() {
     let mut late = site.connect(Transport::Json);
     late.hello(&site.scheduler.sign(&Site::ticket("carol", "d")), "d");
     assert_eq!(late.disconnected().code, 4001);
+}
+
+#[test]
+fn who_leaves_with_a_request_in_flight_is_not_closed_for_silence() {
+    let site = Site::with(|config| {
+        config.heartbeat.interval_ms = 100;
+        config.heartbeat.timeout_ms = 200;
+        config.timeouts.request = Duration::from_millis(2_500);
+    });
+    site.logic.state().requests = Manner::Silent;
+    let mut client = site.login(Transport::Proto, "alice", "d");
+    client.pull(1);
+    eventually("the request", || site.logic.state().waiting.len() == 1);
+    site.gateway.drain(Duration::ZERO);
+    assert!(matches!(client.response(), (1, response::Result::Error(e)) if e.code == "DEADLINE_EXCEEDED"));
+    assert_eq!(client.disconnected().code, 4001);
 }
 
 #[test]

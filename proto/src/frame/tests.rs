@@ -1,3 +1,5 @@
+//! Both encodings: golden texts, every kind of bad frame, there and back, perturbed bytes.
+
 use bytes::Bytes;
 use proptest::prelude::*;
 
@@ -63,6 +65,16 @@ fn numbers_are_taken_as_numbers_and_as_strings_and_unknown_fields_are_ignored() 
         pull(u64::MAX)
     );
     assert_eq!(json(r#"{"heartbeat":{},"later":1}"#), Ok(Up::Heartbeat(client::Heartbeat {})));
+}
+
+#[test]
+fn null_is_every_fields_default() {
+    let pull = client::PullRequest { after_seq: 0, limit: 3 };
+    let expected = Ok(Up::Request(client::Request { id: 1, method: Some(Method::Pull(pull)) }));
+    assert_eq!(json(r#"{"request":{"id":1,"pull":{"afterSeq":null,"limit":3}}}"#), expected);
+    let others = r#"{"hello":null,"request":{"id":1,"send":null,"pull":{"afterSeq":null,"limit":3}}}"#;
+    assert_eq!(json(others), expected);
+    assert_eq!(json(r#"{"request":null}"#), Err(FrameError::NoKind));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::{Observer, Request, Tier, TierKind, TierVerdict};
 use crate::{fleet::Fleet, policy::Policy, transport::Transports};
 
 /// Gateways of `failed` that count: a client walks a list of 5 and asks again after 3 failures, so 32 are ten rounds.
-pub(super) const MAX_FAILED: usize = 32;
+pub const MAX_FAILED: usize = 32;
 
 /// Pairs drawn before the whole tier is looked through: with half of a tier refusing, one in 256 decisions does.
 const DRAWS: usize = 4;

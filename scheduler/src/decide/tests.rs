@@ -89,24 +89,39 @@ proptest! {
     }
 
     #[test]
+    fn a_pool_s_tiers_are_a_partition(world in arb_world(), asked in arb_asked(), home in "(eu|us|ap|)") {
+        let fleet = world.fleet();
+        for pool in &fleet.pools {
+            let tiers = tiers(&fleet, pool, &home, &asked.request());
+            let mut seen = Vec::new();
+            let mut capacity = 0;
+            for tier in tiers.as_slice().iter().flatten() {
+                seen.extend((0..tier.len()).map(|position| tier.candidate(&fleet, position)));
+                capacity += tier.sums().capacity;
+            }
+            seen.sort_unstable();
+            let all = &fleet.candidates[pool.candidates.start as usize..pool.candidates.end as usize];
+            prop_assert_eq!(&seen, all, "every candidate in one tier");
+            prop_assert_eq!(capacity, pool.sums().capacity);
+        }
+    }
+
+    #[test]
     fn home_pool_and_tier_are_the_same_on_every_replica(
-        mut world in arb_world(), asked in arb_asked(), seeds in any::<[u64; 2]>(), assigned in prop::collection::vec(0..30u32, 0..60)
+        mut world in arb_world(), asked in arb_asked(), seeds in any::<[u64; 2]>(), shares in prop::collection::vec(0.0..1.0f64, 30)
     ) {
-        // Room for everything that is pending, so that pending cannot fill a gateway.
         for spec in &mut world.gateways {
-            spec.capacity *= 1_000;
-            spec.connections *= 1_000;
+            spec.pending = 0;
         }
         let (fleet, policy) = (world.fleet(), world.policy());
         let request = asked.request();
         let one = decide(&fleet, &policy, &request, NOW, &mut rng(seeds[0]));
-        let elsewhere = world.fleet();
-        let mut pending = Pending::default();
-        for (id, gateway) in (0..).zip(assigned) {
-            if !elsewhere.gateways.is_empty() {
-                pending.assign(&elsewhere, gateway % elsewhere.gateways.len() as u32, id, NOW);
-            }
+        // Another replica has assigned much, though it has filled nobody: that is what it would be sent off for.
+        for (spec, share) in world.gateways.iter_mut().zip(shares) {
+            let room = spec.capacity.saturating_sub(spec.connections + 1);
+            spec.pending = (room as f64 * share) as u64;
         }
+        let elsewhere = world.fleet();
         let other = decide(&elsewhere, &policy, &request, NOW, &mut rng(seeds[1]));
         let what = |decided: &Result<Decision<'_>, NoGateway>| {
             decided.as_ref().ok().map(|d| {

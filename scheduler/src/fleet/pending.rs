@@ -40,7 +40,6 @@ pub struct Pending {
 impl Pending {
     /// Counts an assignment to a gateway of `fleet`, under its schedule id.
     pub fn assign(&mut self, fleet: &Fleet, gateway: u32, schedule_id: u64, now_ms: i64) {
-        self.expire(now_ms);
         while self.order.len() >= MAX_PENDING {
             self.drop_oldest(|counts| &mut counts.evicted);
         }

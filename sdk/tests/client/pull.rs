@@ -1,6 +1,12 @@
 //! Rows: gaps, epochs, expiry, backpressure, and the cursor across restarts.
 
-use std::sync::Arc;
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
 
 use berth_client::{
     Event, Gap, Resync,
@@ -14,6 +20,7 @@ use berth_proto::{
     code::ErrorCode,
     schedule::HeartbeatParameters,
 };
+use tokio::sync::Notify;
 
 use crate::fake::{Fake, Kind, check_rows, next, rows, soon, welcome};
 
@@ -113,6 +120,44 @@ async fn only_rows_that_were_taken_stay_away_after_a_restart() {
     peer.notify(6).await;
     assert_eq!(peer.pull().await.1.after_seq, 5, "there was nothing to pull before the notify");
     soon("closing", client.close()).await;
+}
+
+/// A disk that is full the first time.
+#[derive(Default)]
+struct Full {
+    attempts: AtomicU32,
+    saved: Notify,
+}
+
+impl CursorStore for Full {
+    fn load(&self) -> io::Result<Option<Cursor>> {
+        Ok(None)
+    }
+
+    fn save(&self, saved: &Cursor) -> io::Result<()> {
+        assert_eq!(*saved, cursor(1));
+        if self.attempts.fetch_add(1, Ordering::Relaxed) == 0 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.saved.notify_one();
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_cursor_that_could_not_be_stored_is_stored_later() {
+    let fake = Fake::start().await;
+    let store = Arc::new(Full::default());
+    let mut options = fake.options(Kind::Tcp);
+    options.cursor = store.clone();
+    let (client, mut events, mut peer) = fake.connect_with(options, welcome(1)).await;
+    let (id, _) = peer.pull().await;
+    peer.answer_rows(id, [1], 1).await;
+    check_rows(&mut events, [1]).await;
+    events.confirm();
+    soon("saving again", store.saved.notified()).await;
+    soon("closing", client.close()).await;
+    assert_eq!(store.attempts.load(Ordering::Relaxed), 2);
 }
 
 #[tokio::test]

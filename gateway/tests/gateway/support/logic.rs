@@ -36,6 +36,9 @@ pub struct FakeLogic {
 pub struct State {
     pub opens: Manner,
     pub requests: Manner,
+    pub closes: Manner,
+    /// The link is down.
+    pub away: bool,
     /// What a silent logic was asked.
     pub waiting: Vec<ClientRequest>,
     pub opened: Vec<OpenSession>,
@@ -113,12 +116,18 @@ impl Link<ToLogic> for Up {
         down.send(answers).expect("the gateway takes everything");
         if rest.is_empty() { Ok(()) } else { Err(Refused { rest, reason: RefusedReason::Full }) }
     }
+
+    fn connected(&self) -> bool {
+        !self.state.lock().expect("no panic").away
+    }
 }
 
 impl State {
     /// False: not taken.
     fn take(&mut self, message: &to_logic::Message, answers: &mut Vec<to_gateway::Message>) -> bool {
         match message {
+            _ if self.away => return false,
+            to_logic::Message::Close(_) if self.closes == Manner::Full => return false,
             to_logic::Message::Open(_) if self.opens == Manner::Full => return false,
             to_logic::Message::Request(_) if self.requests == Manner::Full => return false,
             to_logic::Message::Open(open) => {

@@ -73,6 +73,11 @@ fn a_tier_at_spill_at_spills_into_the_next() {
     assert_eq!(tier(&gateways), TierKind::Region, "85% is spill_at");
     load(&mut gateways, "eu-b", 90);
     assert_eq!(tier(&gateways), TierKind::Rest);
+    let world = World { gateways: gateways.clone(), ..World::default() };
+    for seed in 0..50 {
+        let (_, _, _, ids) = decided(&world, &asked, seed);
+        assert!(!ids[0].starts_with("eu"), "the rest is without the tiers before it: {ids:?}");
+    }
     load(&mut gateways, "ap", 99);
     load(&mut gateways, "us", 99);
     assert_eq!(tier(&gateways), TierKind::Zone, "all spill: the nearest with room");
@@ -196,7 +201,8 @@ fn an_explanation_tells_every_stage() {
     let expected = [("c1", Some("pool")), ("g1", Some("failed")), ("g2", Some("draining")), ("g3", None)];
     assert_eq!(dropped, expected);
     assert_eq!(seen.gateways[3].score, 0.5);
-    assert_eq!(seen.ranked.len(), 1);
+    let listed: Vec<_> = seen.ranked.iter().map(|r| (r.gateway_id.as_str(), r.domain)).collect();
+    assert_eq!(listed, [("g3", "first")]);
 }
 
 /// Assigns `clients` one after another without any report in between, and says how many each gateway got.

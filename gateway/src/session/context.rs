@@ -1,0 +1,63 @@
+//! What a session is given and what it gives: its surroundings as values.
+
+use std::sync::Arc;
+
+use berth_proto::{schedule::HeartbeatParameters, ticket::TicketVerifier, wire as link};
+use link::to_logic;
+use rand::rngs::SmallRng;
+
+use super::Identity;
+use crate::{clock::Now, config::Timeouts, metrics::Metrics};
+
+/// What every session of a worker sees, as of this wake-up.
+pub(crate) struct Env {
+    pub(crate) gateway_id: String,
+    /// Names this start of the process.
+    pub(crate) boot: u64,
+    pub(crate) heartbeat: HeartbeatParameters,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) verifier: Arc<TicketVerifier>,
+    pub(crate) draining: bool,
+    /// Which logic links are up.
+    pub(crate) logics: Vec<bool>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl Env {
+    pub(super) fn request_timeout_ms(&self) -> i64 {
+        i64::try_from(self.timeouts.request.as_millis()).unwrap_or(i64::MAX)
+    }
+}
+
+/// What sessions want sent to the other roles, collected over one wake-up.
+#[derive(Default)]
+pub(crate) struct Ups {
+    /// To the logic of that index.
+    pub(crate) logic: Vec<(u8, to_logic::Message)>,
+    /// The heartbeat batch, to the logic of that index.
+    pub(crate) refresh: Vec<(u8, link::InboxQuery)>,
+    pub(crate) redirects: Vec<link::RedirectAsk>,
+    /// Schedule ids of tickets that passed.
+    pub(crate) used_tickets: Vec<u64>,
+    /// Connections that ended while logic was opening their session: it must be closed once its epoch is known.
+    pub(crate) orphans: Vec<Orphan>,
+}
+
+/// A session that logic may hold though its connection is gone.
+pub(crate) struct Orphan {
+    pub(crate) handle: u64,
+    pub(crate) logic: u8,
+    pub(crate) identity: Identity,
+}
+
+/// What a session is given with each event.
+pub(crate) struct Cx<'a> {
+    pub(crate) now: Now,
+    /// The connection's packed handle.
+    pub(crate) handle: u64,
+    pub(crate) env: &'a Env,
+    pub(crate) rng: &'a mut SmallRng,
+    /// Bytes for the peer are appended here.
+    pub(crate) out: &'a mut Vec<u8>,
+    pub(crate) ups: &'a mut Ups,
+}
