@@ -105,8 +105,7 @@ impl Load {
             let reader = Reader { user: shared.user(index), device: "reader".to_owned() };
             let transport = Transport::ALL[index % 3];
             let shared = Arc::clone(&shared);
-            let puller =
-                Puller { reader, transport, shared, at: watched.clone(), epoch: 0, cursor: 0, seen: 0 };
+            let puller = Puller { reader, transport, shared, at: watched.clone(), epoch: 0, cursor: 0 };
             readers.spawn(puller.run(readers_stop.clone()));
         }
         Self { shared, addresses, stop_senders, stop_readers, senders, readers }
@@ -297,7 +296,6 @@ struct Puller {
     at: watch::Receiver<Addresses>,
     epoch: u64,
     cursor: u64,
-    seen: u64,
 }
 
 impl Puller {
@@ -348,7 +346,6 @@ impl Puller {
             );
             for item in page.items {
                 self.cursor = item.seq;
-                self.seen += 1;
                 let (epoch, seq, message) = (self.epoch, item.seq, message_of(item));
                 if let Some(message) = &message {
                     let intact = message.body == message.client_msg_id.as_bytes();

@@ -288,12 +288,8 @@ async fn next_payload(
             Some(Ok(Message::Close(close))) => code = close.map(|close| u16::from(close.code)),
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
             Some(Ok(message)) => bail!("on {encoding:?} came {message:?}"),
-            Some(Err(tungstenite::Error::Protocol(error))) if code.is_none() => {
-                // Cut without a close frame: the end, told from a clean one by the missing code.
-                let _ = error;
-                return Ok(Payload::End(None));
-            }
             Some(Err(tungstenite::Error::Capacity(error))) => bail!("the server's frame: {error}"),
+            // Cut without a close frame: told from a clean end by the missing code.
             Some(Err(_)) | None => return Ok(Payload::End(code)),
         }
     }
