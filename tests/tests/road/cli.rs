@@ -1,0 +1,157 @@
+//! The command line: demo, chat, token, config, exit codes.
+
+use std::{
+    io::Write,
+    process::{Command, Output, Stdio},
+};
+
+use anyhow::{Context, ensure};
+use berth_tests::{
+    TestResult,
+    device::Device,
+    fresh, http,
+    raw::Transport,
+    server::{Server, berth},
+    tokens::JWT_SECRET,
+};
+use serde_json::{Value, json};
+
+async fn run(mut command: Command) -> anyhow::Result<Output> {
+    command.stdin(Stdio::null());
+    let done = tokio::task::spawn_blocking(move || command.output());
+    Ok(berth_tests::wait::within("the command ends", done).await???)
+}
+
+async fn run_with(arguments: &[&str]) -> anyhow::Result<(Option<i32>, String, String)> {
+    let mut command = berth()?;
+    command.args(arguments);
+    let output = run(command).await?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok((output.status.code(), text(&output.stdout), text(&output.stderr)))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_demo_passes_every_check() -> TestResult {
+    let server = Server::shared().await?;
+    let (code, said, complained) = run_with(&["demo", "--json", "--scheduler", &server.at.scheduler]).await?;
+    ensure!(code == Some(0), "{code:?} {said} {complained}");
+    let result: Value = serde_json::from_str(&said).context(said.clone())?;
+    ensure!(result.is_object(), "{said}");
+    let (code, said, complained) = run_with(&["demo", "--scheduler", &server.at.scheduler]).await?;
+    ensure!(code == Some(0) && !said.is_empty(), "{code:?} {said} {complained}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_demo_without_a_server_fails_its_checks() -> TestResult {
+    let (code, said, complained) = run_with(&["demo", "--json", "--scheduler", "http://127.0.0.1:1"]).await?;
+    ensure!(code == Some(3), "{code:?} {said} {complained}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chat_sends_what_is_piped_in_and_prints_what_comes() -> TestResult {
+    let server = Server::shared().await?;
+    let (alice, bob) = (fresh("alice"), fresh("bob"));
+    let mut bobs = Device::connect(&server.at, Transport::WsJson, &bob, "d").await?;
+    let mut chat = berth()?
+        .args(["chat", &alice, &bob, "--scheduler", &server.at.scheduler])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut stdin = chat.stdin.take().context("piped")?;
+    stdin.write_all(b"hello from a pipe\n")?;
+    let got = bobs.receive(1).await?;
+    ensure!(got[0].from == alice && got[0].body == "hello from a pipe".as_bytes(), "{got:?}");
+    bobs.send(&alice, "c-1", "hello from bob").await?;
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(chat.stdout.take().context("piped")?));
+    let printed = tokio::task::spawn_blocking(move || {
+        lines.by_ref().map_while(Result::ok).any(|line| line.contains("hello from bob"))
+    });
+    ensure!(berth_tests::wait::within("chat prints bob's line", printed).await??);
+    drop(stdin); // the end of its input ends it
+    let ended = tokio::task::spawn_blocking(move || chat.wait());
+    let status = berth_tests::wait::within("chat ends with its input", ended).await???;
+    ensure!(status.success(), "{status}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_of_the_command_line_is_accepted() -> TestResult {
+    let server = Server::shared().await?;
+    let mut command = berth()?;
+    command.args(["token", "alice", "--ttl", "1h"]).env("BERTH_AUTH__JWT_SECRET", JWT_SECRET);
+    let output = run(command).await?;
+    ensure!(output.status.success(), "{output:?}");
+    let token = String::from_utf8(output.stdout)?;
+    let url = format!("{}/v1/schedule", server.at.scheduler);
+    let answer = http::post(&url, Some(token.trim()), &json!({"deviceId":"d"})).await?;
+    ensure!(answer.status == 200, "{answer:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_configuration_is_exit_code_1_and_names_the_key() -> TestResult {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("berth.toml");
+    std::fs::write(&file, "[gateway]\nheartbeat_intervall_ms = 5\n")?;
+    let path = file.to_str().context("a path of ours")?;
+    let (code, _, complained) = run_with(&["config", "check", "--config", path]).await?;
+    let named = complained.contains("heartbeat_intervall_ms") && complained.contains("heartbeat_interval_ms");
+    ensure!(code == Some(1) && named, "the key and the nearest valid one: {code:?} {complained}");
+    std::fs::write(&file, "[gateway]\nheartbeat_interval_ms = 5000\n")?;
+    let (code, said, complained) = run_with(&["config", "check", "--config", path]).await?;
+    ensure!(code == Some(0), "{code:?} {said} {complained}");
+    let (code, said, _) = run_with(&["config", "print", "--config", path]).await?;
+    ensure!(code == Some(0) && said.contains("heartbeat_interval_ms = 5000"), "{said}");
+
+    let mut command = berth()?;
+    command.args(["dev", "--data-dir"]).arg(folder.path()).env("BERTH_GATEWAY__NO_SUCH_KEY", "1");
+    let output = run(command).await?;
+    ensure!(output.status.code() == Some(1), "{output:?}");
+    let mut command = berth()?;
+    command.args(["token", "alice"]).env("BERTH_AUTH__JWT_SECRET", "too short");
+    ensure!(run(command).await?.status.code() == Some(1), "a key has 32 bytes");
+    ensure!(run_with(&["no-such-command"]).await?.0 == Some(1));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_that_is_taken_is_exit_code_2() -> TestResult {
+    let server = Server::shared().await?;
+    let folder = tempfile::tempdir()?;
+    let taken = server.at.scheduler.trim_start_matches("http://").to_owned();
+    let mut command = berth()?;
+    command.args(["dev", "--data-dir"]).arg(folder.path()).args(["--scheduler-listen", &taken]);
+    for port in ["--gateway-listen", "--logic-listen", "--admin-listen"] {
+        command.args([port, "127.0.0.1:0"]);
+    }
+    let output = run(command).await?;
+    let complained = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(2) && complained.contains(&taken), "{output:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_data_dir_serves_one_process() -> TestResult {
+    let server = Server::shared().await?;
+    let mut command = berth()?;
+    command.args(["dev", "--data-dir"]).arg(server.data());
+    for port in ["--scheduler-listen", "--gateway-listen", "--logic-listen", "--admin-listen"] {
+        command.args([port, "127.0.0.1:0"]);
+    }
+    let output = run(command).await?;
+    ensure!(output.status.code() == Some(2), "{output:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_has_help() -> TestResult {
+    for command in ["", "dev", "token", "chat", "demo", "config"] {
+        let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
+        let (code, said, _) = run_with(&arguments).await?;
+        ensure!(code == Some(0) && said.contains("Usage:"), "{command}: {code:?} {said}");
+    }
+    Ok(())
+}

@@ -1,0 +1,162 @@
+//! README.md's commands work as they stand there.
+//!
+//! The convention: every ```sh block must consist of these forms, one command a line (`\` continues a line), or this fails:
+//!
+//! | form | what happens here |
+//! |---|---|
+//! | `cargo run --release -- dev …` | not run again: it is what the harness starts, on free ports |
+//! | `./tests/run …` | must exist and be executable: it is what runs this test |
+//! | `git clone …`, `cd …` | passed over |
+//! | `cargo run --release -- SUB …`, `berth SUB …`, `./target/release/berth SUB …` | run, with `--scheduler` where SUB takes it; exit code 0 |
+//! | `curl …`, `NAME=$(curl …)` | run, the default ports replaced by the harness' own; an HTTP error fails |
+//! | `# …` | a comment |
+//!
+//! Commands of one block share a shell. `$TOKEN`, `$SERVICE_KEY` and `$ADMIN_KEY` are set.
+
+use std::{
+    os::unix::fs::PermissionsExt,
+    process::{Command, Output, Stdio},
+};
+
+use anyhow::{Context, bail, ensure};
+use berth_tests::{
+    TestResult, root,
+    server::{Options, Server, berth, binary},
+    tokens,
+};
+
+/// The `sh` blocks of a Markdown text.
+fn blocks(text: &str) -> Vec<String> {
+    let mut blocks = Vec::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if matches!(line.trim(), "```sh" | "```bash" | "```console" | "```shell") {
+            blocks
+                .push(lines.by_ref().take_while(|line| line.trim() != "```").collect::<Vec<_>>().join("\n"));
+        }
+    }
+    blocks
+}
+
+/// The commands of a block: continued lines joined, comments and empty lines left out.
+fn commands(block: &str) -> Vec<String> {
+    let joined = block.replace("\\\n", " ");
+    let lines = joined.lines().map(str::trim);
+    lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect()
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Form {
+    /// Nothing to run.
+    Known,
+    /// The test script itself.
+    Script(String),
+    /// A line for the shell.
+    Run(String),
+}
+
+/// Subcommands that speak to a running scheduler.
+const SPEAKS: [&str; 3] = ["chat", "demo", "bench"];
+
+fn form(command: &str) -> anyhow::Result<Form> {
+    for prefix in ["cargo run --release -- ", "./target/release/berth ", "target/release/berth ", "berth "] {
+        if let Some(rest) = command.strip_prefix(prefix) {
+            let subcommand = rest.split_whitespace().next().unwrap_or_default();
+            return Ok(match subcommand {
+                "dev" => Form::Known,
+                _ if SPEAKS.contains(&subcommand) && !rest.contains("--scheduler") => {
+                    Form::Run(format!("\"$BERTH\" {rest} --scheduler \"$SCHEDULER\""))
+                }
+                _ => Form::Run(format!("\"$BERTH\" {rest}")),
+            });
+        }
+    }
+    let assigned = command.split_once("=$(").is_some_and(|(name, value)| {
+        value.starts_with("curl ") && name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')
+    });
+    match command.split_whitespace().next() {
+        Some("./tests/run") => Ok(Form::Script("tests/run".to_owned())),
+        Some("cd") => Ok(Form::Known),
+        Some("git") if command.starts_with("git clone ") => Ok(Form::Known),
+        Some("curl") => Ok(Form::Run(command.to_owned())),
+        _ if assigned => Ok(Form::Run(command.to_owned())),
+        _ => bail!("README.md has a command of no runnable form (see tests/tests/road/readme.rs): {command}"),
+    }
+}
+
+fn run(server: &Server, script: &str) -> anyhow::Result<Output> {
+    let at = &server.at;
+    let ports = [("7700", &at.scheduler), ("7702", &at.admin), ("7720", &at.logic)];
+    let mut script = script.to_owned();
+    for (port, ours) in ports {
+        script = script.replace(&format!("http://127.0.0.1:{port}"), ours);
+        script = script.replace(&format!("http://localhost:{port}"), ours);
+    }
+    ensure!(!script.contains("127.0.0.1:77"), "an address that is no default: {script}");
+    // -f: an HTTP error is an error.
+    let whole = format!("set -euo pipefail\ncurl() {{ command curl -f \"$@\"; }}\n{script}\n");
+    // No BERTH_* variable of the caller's, as for the server.
+    let program = berth()?.get_program().to_owned();
+    Ok(Command::new("timeout")
+        .args(["60", "bash", "-c", &whole])
+        .current_dir(root())
+        .env("BERTH", program)
+        .env("SCHEDULER", &at.scheduler)
+        .env("TOKEN", tokens::user("alice"))
+        .env("SERVICE_KEY", &at.service_key)
+        .env("ADMIN_KEY", &at.admin_key)
+        .env("BERTH_AUTH__JWT_SECRET", tokens::JWT_SECRET)
+        .stdin(Stdio::null())
+        .output()?)
+}
+
+#[tokio::test]
+async fn every_command_of_the_readme_works() -> TestResult {
+    let text = std::fs::read_to_string(root().join("README.md")).context("README.md")?;
+    let blocks = blocks(&text);
+    ensure!(!blocks.is_empty(), "README.md shows no command");
+    let server = Server::start(Options::default()).await?;
+    let (mut dev, mut tests) = (false, false);
+    for block in blocks {
+        let mut script = String::new();
+        for command in commands(&block) {
+            dev |= command == "cargo run --release -- dev";
+            match form(&command)? {
+                Form::Known => {}
+                Form::Script(path) => {
+                    tests = true;
+                    let mode =
+                        root().join(&path).metadata().with_context(|| path.clone())?.permissions().mode();
+                    ensure!(mode & 0o111 != 0, "{path} is not executable");
+                }
+                Form::Run(line) => script.push_str(&format!("{line}\n")),
+            }
+        }
+        let output = run(&server, &script)?;
+        let (said, complained) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "{block}\n{} {said}\n{complained}", output.status);
+    }
+    ensure!(dev && tests, "the two commands stand in README.md: dev {dev}, tests {tests}");
+    ensure!(binary()?.exists());
+    Ok(())
+}
+
+#[test]
+fn forms_are_told_apart() {
+    assert_eq!(form("cargo run --release -- dev --data-dir x").expect("known"), Form::Known);
+    assert_eq!(form("./tests/run --long").expect("known"), Form::Script("tests/run".to_owned()));
+    let demo = Form::Run("\"$BERTH\" demo --json --scheduler \"$SCHEDULER\"".to_owned());
+    assert_eq!(form("berth demo --json").expect("known"), demo);
+    assert!(matches!(form("TOKEN=$(curl -s x)").expect("known"), Form::Run(_)));
+    for bad in ["sudo rm -rf /", "TOKEN=$(rm x)", "make", "x=$(curl y)"] {
+        assert!(form(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn blocks_and_continued_lines_are_read() {
+    let text = "a\n```sh\ncurl x \\\n  -d y\n\n# so\ncd z\n```\n```toml\nno = 1\n```\n";
+    assert_eq!(blocks(text).len(), 1);
+    assert_eq!(commands(&blocks(text)[0]), ["curl x    -d y", "cd z"]);
+}
