@@ -268,7 +268,8 @@ impl<'a> Live<'a> {
                 return self.core.puller.refused(now_ms, error.retry_after_ms, &mut self.core.rng);
             }
         };
-        let Pulled { rows, resync, gap } = self.core.puller.answered(pull);
+        let now_ms = self.core.clock.now_ms();
+        let Pulled { rows, resync, gap } = self.core.puller.answered(pull, now_ms, &mut self.core.rng);
         let mailbox = &self.core.mailbox;
         if let Some(position) = self.core.puller.position() {
             for row in rows {
@@ -280,7 +281,7 @@ impl<'a> Live<'a> {
             self.core.resync(resync);
         }
         if let Some(gap) = gap {
-            tracing::warn!(%gap, "the server left a row out; pulling stops until the next connection");
+            tracing::warn!(%gap, "the server left a row out; it is pulled again, later and later");
             mailbox.push(Event::Gap(gap), None);
         }
     }

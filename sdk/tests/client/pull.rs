@@ -59,6 +59,22 @@ async fn a_gap_is_reported_and_asked_for_again_after_a_reconnect() {
 }
 
 #[tokio::test]
+async fn a_row_that_was_missing_comes_over_the_same_connection() {
+    let fake = Fake::start().await;
+    let (_client, mut events, mut peer) = fake.connect_with(fake.options(Kind::Tcp), welcome(3)).await;
+    let (id, _) = peer.pull().await;
+    peer.answer_rows(id, [1, 3], 3).await;
+    let (id, pull) = peer.pull().await;
+    assert_eq!(pull.after_seq, 1);
+    peer.answer_rows(id, [3], 3).await;
+    let (id, _) = peer.pull().await;
+    peer.answer_rows(id, 2..=3, 3).await;
+    check_rows(&mut events, [1]).await;
+    assert_eq!(next(&mut events).await, Event::Gap(Gap { expected: 2, found: 3 }), "told once");
+    check_rows(&mut events, 2..=3).await;
+}
+
+#[tokio::test]
 async fn a_changed_epoch_means_resync_from_0() {
     let fake = Fake::start().await;
     let mut options = fake.options(Kind::Tcp);
