@@ -167,7 +167,6 @@ impl Driver {
         let since = self.core.clock.now_ms();
         let Welcome { session_id, user_id, inbox_seq, inbox_epoch, server_time_ms, .. } = welcome;
         tracing::debug!(session_id, gateway_id = attempt.endpoint.gateway_id, "connected");
-        self.endpoints.welcomed();
         let resync = self.core.puller.welcomed(&user_id, inbox_epoch, inbox_seq);
         let connected = Connected {
             user_id,

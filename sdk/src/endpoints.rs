@@ -129,14 +129,11 @@ impl Endpoints {
         }
     }
 
-    /// The current endpoint welcomed us: redirects count anew, as after a schedule.
-    pub fn welcomed(&mut self) {
-        self.redirects = 0;
-    }
-
-    /// A session on the current endpoint was stable: nothing is held against anybody.
+    /// A session on the current endpoint was stable: nothing is held against anybody. Only this (a welcome is not enough:
+    /// gateways may welcome and send on in a circle) and a schedule end a row of redirects.
     pub fn stable(&mut self) {
         self.failures = 0;
+        self.redirects = 0;
         self.asked = 0;
         self.failed.clear();
     }
@@ -246,8 +243,9 @@ mod tests {
         for _ in 0..3 {
             assert!(endpoints.redirected(&redirect("t2")), "a schedule ends the row");
         }
-        endpoints.welcomed();
-        assert!(endpoints.redirected(&redirect("t2")), "a welcome ends the row");
+        assert!(!endpoints.redirected(&redirect("t2")));
+        endpoints.stable();
+        assert!(endpoints.redirected(&redirect("t2")), "a stable session ends the row");
         assert!(!endpoints.redirected(&redirect("")), "no ticket, no redirect");
     }
 
@@ -281,7 +279,6 @@ mod tests {
         Failed,
         Suspect,
         Redirect,
-        Welcomed,
         Stable,
         Forget,
     }
@@ -293,7 +290,6 @@ mod tests {
             Just(Step::Failed),
             Just(Step::Suspect),
             Just(Step::Redirect),
-            Just(Step::Welcomed),
             Just(Step::Stable),
             Just(Step::Forget),
         ]
@@ -315,7 +311,6 @@ mod tests {
                     Step::Failed => endpoints.failed(),
                     Step::Suspect => endpoints.suspect(),
                     Step::Redirect => drop(endpoints.redirected(&redirect("t2"))),
-                    Step::Welcomed => endpoints.welcomed(),
                     Step::Stable => endpoints.stable(),
                     Step::Forget => endpoints.forget(),
                 }

@@ -73,6 +73,24 @@ async fn the_fourth_redirect_in_a_row_is_not_followed() {
 }
 
 #[tokio::test]
+async fn welcomes_in_between_do_not_make_a_circle_of_redirects_endless() {
+    let fake = Fake::start().await;
+    // A session is stable after four times the base: none here is.
+    fake.change(|answer| answer.reconnect.base_ms = 1_000);
+    let (_client, mut events, mut peer) = fake.connect(fake.options(Kind::Tcp)).await;
+    for ticket in ["r1", "r2", "r3"] {
+        peer.disconnect(moved(&fake, ticket)).await;
+        peer = welcomed(&fake, ticket).await;
+    }
+    fake.change(|answer| answer.ticket = "scheduled".into());
+    peer.disconnect(moved(&fake, "r4")).await;
+    let _peer = welcomed(&fake, "scheduled").await;
+    assert_eq!(fake.answered(), 2);
+    // Whichever welcomes were read late, one is told of, and the pause after the fourth.
+    while let Event::Connected(_) = next(&mut events).await {}
+}
+
+#[tokio::test]
 async fn an_expired_ticket_means_a_new_schedule() {
     let fake = Fake::start().await;
     let (_client, mut events, peer) = fake.connect(fake.options(Kind::Json)).await;
