@@ -37,8 +37,10 @@ const SAVE_AGAIN_MS: i64 = 1_000;
 /// How a connection, or an attempt at one, ended.
 #[derive(Debug)]
 pub(crate) enum Ending {
-    /// It never came to a welcome.
+    /// It never came to a welcome, though somebody answered.
     Failed(String),
+    /// Nobody answered.
+    Unreachable(String),
     /// The gateway closed it.
     Closed(Disconnect),
     /// It broke.
@@ -141,8 +143,11 @@ impl Driver {
         };
         let opening = async {
             let failed = |error: TransportError| Ending::Failed(error.to_string());
-            let mut connection =
-                Connection::open(&attempt.endpoint, options.encoding).await.map_err(failed)?;
+            let opened = Connection::open(&attempt.endpoint, options.encoding).await;
+            let mut connection = opened.map_err(|error| match error {
+                TransportError::Unreachable { .. } => Ending::Unreachable(error.to_string()),
+                other => failed(other),
+            })?;
             connection.queue(client_frame::Frame::Hello(hello)).map_err(failed)?;
             match connection.next().await.map_err(failed)? {
                 Incoming::Frame(server_frame::Frame::Welcome(welcome)) => Ok((connection, welcome)),
@@ -158,7 +163,7 @@ impl Driver {
         };
         timeout(options.attempt_timeout, opening).await.unwrap_or_else(|_| {
             let (url, within) = (&attempt.endpoint.url, options.attempt_timeout);
-            Err(Ending::Failed(format!("{url} did not welcome us within {within:?}")))
+            Err(Ending::Unreachable(format!("{url} did not welcome us within {within:?}")))
         })
     }
 
@@ -202,6 +207,10 @@ impl Driver {
                 self.endpoints.failed();
                 (None, reason, 0)
             }
+            Ending::Unreachable(reason) => {
+                self.endpoints.failed_altogether();
+                (None, reason, 0)
+            }
             Ending::Silent => {
                 self.endpoints.failed();
                 (None, "the gateway does not answer heartbeats".to_owned(), 0)
@@ -237,7 +246,7 @@ impl Driver {
         }
         match next {
             Next::Redirect | Next::Schedule => self.endpoints.forget(),
-            Next::Another => self.endpoints.failed(),
+            Next::Another => self.endpoints.failed_altogether(),
             Next::Same | Next::Stop => self.endpoints.suspect(),
         }
         Ok(false)

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use berth_client::{Client, Event, StopReason};
+use berth_client::{Client, Event, StopReason, transport::Transport};
 use berth_proto::{
     client::{Disconnect, Endpoint, server_frame::Frame as Down},
     schedule::HeartbeatParameters,
@@ -156,6 +156,37 @@ async fn the_list_is_walked_past_a_dead_gateway() {
     drop(events);
     assert_eq!(fake.answered(), 1);
     assert_eq!(fake.asked().await.request.failed, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_dead_or_leaving_host_costs_one_attempt_for_all_its_transports() {
+    let dead = {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        listener.local_addr().expect("is bound")
+    };
+    // The system accepts, the program never does.
+    let stuck = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let leaving = Fake::start().await;
+    for gone in [dead, stuck.local_addr().expect("is bound"), leaving.address()] {
+        let fake = Fake::start().await;
+        let alive = fake.address();
+        fake.change(|answer| {
+            answer.endpoints = endpoints("gone", gone);
+            answer.endpoints.extend(endpoints("alive", alive));
+            answer.reconnect.reschedule_after_failures = 2;
+        });
+        let mut options = fake.options(Kind::Proto);
+        options.transports = vec![Transport::WebSocket, Transport::Tcp];
+        options.attempt_timeout = Duration::from_secs(1);
+        let (_client, _events) = Client::start(options).await.expect("starts");
+        if gone == leaving.address() {
+            let mut peer = leaving.accept().await;
+            peer.hello().await;
+            peer.disconnect(close_code(4001)).await;
+        }
+        let _peer = welcomed(&fake, "ticket").await;
+        assert_eq!(fake.answered(), 1, "{gone}");
+    }
 }
 
 #[tokio::test]
