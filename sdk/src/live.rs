@@ -405,7 +405,10 @@ mod tests {
             answer_one(&mut peer).await;
             assert!(matches!(small.await, Ok(Ok(Answer::MarkRead(_)))));
             let answer = too_large.await.expect("is answered");
-            assert!(matches!(&answer, Err(RequestError::Invalid(field)) if field.field == "request"), "{answer:?}");
+            assert!(
+                matches!(&answer, Err(RequestError::Invalid(field)) if field.field == "request"),
+                "{answer:?}"
+            );
             cancel.cancel();
         };
         let live = Live::new(&mut core, connection, HeartbeatParameters::default());
