@@ -34,6 +34,10 @@ const SDK: &str = concat!("rust/", env!("CARGO_PKG_VERSION"));
 /// Between attempts to store a cursor that could not be stored.
 const SAVE_AGAIN_MS: i64 = 1_000;
 
+/// How long closing may take, goodbye included, until a store that has not stored the last cursor is left. Room for two
+/// more attempts after a failed one.
+const LAST_SAVE_MS: i64 = 3_000;
+
 /// How a connection, or an attempt at one, ended.
 #[derive(Debug)]
 pub(crate) enum Ending {
@@ -93,7 +97,19 @@ impl Driver {
             cancel.cancelled().await;
             mailbox.finish(true);
         };
-        tokio::join!(live, keep_cursor(&mailbox, &store));
+        let too_late = async {
+            cancel.cancelled().await;
+            sleep(from_ms(LAST_SAVE_MS)).await;
+        };
+        let save = async {
+            tokio::select! {
+                () = keep_cursor(&mailbox, &store) => {}
+                () = too_late => {
+                    tracing::warn!("the last cursor was not stored in time; rows since then come again");
+                }
+            }
+        };
+        tokio::join!(live, save);
     }
 
     fn finish(mut self, reason: StopReason) {
@@ -280,7 +296,7 @@ impl Driver {
         let mut refused: Option<(String, Box<Problem>)> = None;
         loop {
             let rejected = refused.as_ref().map(|(token, _)| token.as_str());
-            let token = match self.core.options.token.token(rejected).await {
+            let token = match self.token(rejected).await {
                 Ok(token) => token,
                 Err(TokenError::Permanent(problem)) => return Err(StopReason::Token(problem)),
                 Err(TokenError::Temporary(problem)) => {
@@ -308,6 +324,12 @@ impl Driver {
                 Err(error) => return Ok(Err(error)),
             }
         }
+    }
+
+    async fn token(&self, rejected: Option<&str>) -> Result<String, TokenError> {
+        let within = self.core.options.token_timeout;
+        let token = timeout(within, self.core.options.token.token(rejected)).await;
+        token.unwrap_or_else(|_| Err(TokenError::Temporary(format!("the provider gave none within {within:?}"))))
     }
 
     fn request(&self) -> ScheduleRequest {

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use berth_client::{
@@ -174,6 +175,37 @@ async fn a_cursor_that_could_not_be_stored_is_stored_later() {
     soon("saving again", store.saved.notified()).await;
     soon("closing", client.close()).await;
     assert_eq!(store.attempts.load(Ordering::Relaxed), 2);
+}
+
+/// A disk that takes until the test lets go of the other end.
+struct Stuck(std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
+
+impl CursorStore for Stuck {
+    fn load(&self) -> io::Result<Option<Cursor>> {
+        Ok(None)
+    }
+
+    fn save(&self, _: &Cursor) -> io::Result<()> {
+        let _ = self.0.lock().expect("not poisoned").recv();
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn closing_does_not_wait_for_a_store_that_hangs() {
+    let fake = Fake::start().await;
+    let (let_go, stuck) = std::sync::mpsc::sync_channel(1);
+    let mut options = fake.options(Kind::Tcp);
+    options.cursor = Arc::new(Stuck(std::sync::Mutex::new(stuck)));
+    let (client, mut events, mut peer) = fake.connect_with(options, welcome(1)).await;
+    let (id, _) = peer.pull().await;
+    peer.answer_rows(id, [1], 1).await;
+    check_rows(&mut events, [1]).await;
+    events.confirm();
+    let closed = tokio::time::timeout(Duration::from_secs(20), client.close()).await;
+    // Before the assertion: the runtime waits for the store's thread.
+    drop(let_go);
+    closed.expect("closing is bounded");
 }
 
 #[tokio::test]
