@@ -329,7 +329,9 @@ impl Driver {
     async fn token(&self, rejected: Option<&str>) -> Result<String, TokenError> {
         let within = self.core.options.token_timeout;
         let token = timeout(within, self.core.options.token.token(rejected)).await;
-        token.unwrap_or_else(|_| Err(TokenError::Temporary(format!("the provider gave none within {within:?}"))))
+        token.unwrap_or_else(|_| {
+            Err(TokenError::Temporary(format!("the provider gave none within {within:?}")))
+        })
     }
 
     fn request(&self) -> ScheduleRequest {
