@@ -14,7 +14,7 @@ use berth_proto::{
 use rand::rngs::SmallRng;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::sleep_until,
+    time::{sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -39,6 +39,10 @@ const SEND_BACKOFF_MS: (u32, u32) = (200, 5_000);
 
 /// Closing politely takes one write; a peer that does not take it is left.
 const GOODBYE_MS: i64 = 1_000;
+
+/// When the gateway seems silent: how long to look whether it was this process that stood still. Longer than one turn of the
+/// runtime, and short beside any heartbeat's patience.
+const LAST_LOOK_MS: i64 = 50;
 
 /// A request of the application.
 pub(crate) struct Command {
@@ -102,8 +106,13 @@ impl<'a> Live<'a> {
 
     async fn serve(&mut self) -> Ending {
         loop {
-            if let Err(ending) = self.pump() {
-                return ending;
+            match self.pump() {
+                Ok(()) => {}
+                Err(Ending::Silent) => match self.last_look().await {
+                    Ok(()) => continue,
+                    Err(ending) => return ending,
+                },
+                Err(ending) => return ending,
             }
             let wake = self.core.clock.instant(self.wake_at());
             let core = &mut *self.core;
@@ -122,6 +131,14 @@ impl<'a> Live<'a> {
                 () = core.mailbox.room(), if core.puller.wants() => {}
                 () = sleep_until(wake) => {}
             }
+        }
+    }
+
+    /// The gateway seems silent. After a stall of this process its answer may lie unread in the socket.
+    async fn last_look(&mut self) -> Result<(), Ending> {
+        match timeout(from_ms(LAST_LOOK_MS), self.connection.next()).await {
+            Ok(incoming) => self.incoming(incoming),
+            Err(_) => Err(Ending::Silent),
         }
     }
 

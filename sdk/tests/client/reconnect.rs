@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use berth_client::{Client, Event, StopReason, transport::Transport};
 use berth_proto::{
-    client::{Disconnect, Endpoint, server_frame::Frame as Down},
+    client::{self, Disconnect, Endpoint, client_frame::Frame as Up, server_frame::Frame as Down},
     schedule::HeartbeatParameters,
 };
 
@@ -134,6 +134,22 @@ async fn a_silent_gateway_is_left() {
     check_disconnected(&mut events, None).await;
     let _peer = welcomed(&fake, "ticket").await;
     drop(peer);
+}
+
+#[tokio::test]
+async fn a_process_that_stood_still_does_not_take_its_gateway_for_silent() {
+    let fake = Fake::start().await;
+    fake.change(|answer| answer.heartbeat = HeartbeatParameters { interval_ms: 50, timeout_ms: 150 });
+    let (_client, _events, mut peer) = fake.connect(fake.options(Kind::Tcp)).await;
+    // Whether the client sees its timer or its socket first is chance: often enough, both happen.
+    for _ in 0..12 {
+        assert_eq!(peer.receive().await, Some(Up::Heartbeat(client::Heartbeat {})));
+        peer.send(Down::HeartbeatAck(client::HeartbeatAck::default())).await;
+        // This stalls the runtime, the client's task included, for longer than its patience of 100 ms.
+        std::thread::sleep(Duration::from_millis(150));
+    }
+    peer.notify(1).await;
+    peer.pull().await;
 }
 
 #[tokio::test]
