@@ -366,7 +366,8 @@ fn refusal(problem: &Problem) -> StopReason {
     StopReason::Scheduler { status, reason, detail }
 }
 
-/// Stores the cursor whenever the application has moved it, one save at a time, the newest each time.
+/// Stores the cursor whenever the application has moved it, one save at a time, the newest each time. Does not give up: the
+/// caller bounds it.
 async fn keep_cursor(mailbox: &Mailbox, store: &Arc<dyn CursorStore>) {
     let mut failures = 0;
     loop {
@@ -394,9 +395,6 @@ async fn keep_cursor(mailbox: &Mailbox, store: &Arc<dyn CursorStore>) {
             failures,
             "the cursor could not be stored; rows since then come again after a restart"
         );
-        if mailbox.is_finished() {
-            return;
-        }
         mailbox.unsaved(cursor);
         sleep(from_ms(SAVE_AGAIN_MS)).await;
     }

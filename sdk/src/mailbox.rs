@@ -110,11 +110,6 @@ impl Mailbox {
         self.moved.notify_one();
     }
 
-    /// Whether nothing will come any more.
-    pub fn is_finished(&self) -> bool {
-        self.lock().finished
-    }
-
     /// The next thing the saver must do.
     pub fn save(&self) -> Save {
         let mut inner = self.lock();

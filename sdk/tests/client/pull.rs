@@ -10,7 +10,7 @@ use std::{
 };
 
 use berth_client::{
-    Event, Gap, Resync,
+    Event, Gap, Resync, State,
     cursor::{Cursor, CursorStore, FileCursor, MemoryCursor},
 };
 use berth_proto::{
@@ -23,7 +23,7 @@ use berth_proto::{
 };
 use tokio::sync::Notify;
 
-use crate::fake::{Fake, Kind, check_rows, next, rows, soon, welcome};
+use crate::fake::{Fake, Kind, check_rows, close_code, next, rows, soon, welcome};
 
 fn cursor(seq: u64) -> Cursor {
     Cursor { user_id: "alice".into(), inbox_epoch: 1, seq }
@@ -175,6 +175,30 @@ async fn a_cursor_that_could_not_be_stored_is_stored_later() {
     soon("saving again", store.saved.notified()).await;
     soon("closing", client.close()).await;
     assert_eq!(store.attempts.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn a_cursor_taken_at_the_end_is_stored_after_a_failed_save_too() {
+    for stopped_before in [true, false] {
+        let fake = Fake::start().await;
+        let store = Arc::new(Full::default());
+        let mut options = fake.options(Kind::Tcp);
+        options.cursor = store.clone();
+        let (client, mut events, mut peer) = fake.connect_with(options, welcome(1)).await;
+        let (id, _) = peer.pull().await;
+        peer.answer_rows(id, [1], 1).await;
+        check_rows(&mut events, [1]).await;
+        if stopped_before {
+            peer.disconnect(close_code(4504)).await;
+            let stopped = |state: &State| matches!(state, State::Stopped(_));
+            soon("stopping", client.state().wait_for(stopped)).await.expect("the client lives");
+            events.confirm();
+            soon("saving again", store.saved.notified()).await;
+        }
+        events.confirm();
+        soon("closing", client.close()).await;
+        assert_eq!(store.attempts.load(Ordering::Relaxed), 2, "stopped before: {stopped_before}");
+    }
 }
 
 /// A disk that takes until the test lets go of the other end.
