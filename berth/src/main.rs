@@ -7,6 +7,7 @@ mod compose;
 mod config;
 mod exit;
 mod lifecycle;
+mod output;
 mod process;
 mod telemetry;
 

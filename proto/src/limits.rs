@@ -34,6 +34,9 @@ pub const PAGE_DEFAULT: u32 = 100;
 /// Most rows a pull, history or conversations request may ask for.
 pub const PAGE_MAX: u32 = 200;
 
+/// Longest cursor of a conversations request, in bytes: two numbers in hexadecimal, and room for more.
+pub const CONVERSATIONS_CURSOR: usize = 256;
+
 /// Most users of one presence request.
 pub const PRESENCE_USERS: usize = 200;
 

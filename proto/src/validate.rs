@@ -38,7 +38,10 @@ pub fn method(method: &Method) -> Result<(), InvalidField> {
         Method::Pull(request) => page("pull.limit", request.limit),
         Method::Ack(_) => Ok(()),
         Method::History(request) => history(request),
-        Method::Conversations(request) => page("conversations.limit", request.limit),
+        Method::Conversations(request) => {
+            length("conversations.cursor", request.cursor.len(), 0, limits::CONVERSATIONS_CURSOR)?;
+            page("conversations.limit", request.limit)
+        }
         Method::MarkRead(request) => conversation("markRead.conversationId", request.conversation_id),
         Method::Presence(request) => presence(request),
     }

@@ -305,7 +305,8 @@ impl Client {
     }
 
     /// Ends the client: says goodbye to the gateway, stores the cursor of what was taken, and waits for its task. Events
-    /// that were not read are dropped; their rows come again. Calls still waiting end with [`RequestError::Stopped`].
+    /// that were not read are dropped; their rows come again. A cursor store that does not store is left after 3 s, however
+    /// long its call goes on in the background. Calls still waiting end with [`RequestError::Stopped`].
     pub async fn close(&self) {
         self.cancel.cancel();
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -34,11 +34,17 @@ const SDK: &str = concat!("rust/", env!("CARGO_PKG_VERSION"));
 /// Between attempts to store a cursor that could not be stored.
 const SAVE_AGAIN_MS: i64 = 1_000;
 
+/// How long closing may take, goodbye included, until a store that has not stored the last cursor is left. Room for two
+/// more attempts after a failed one.
+const LAST_SAVE_MS: i64 = 3_000;
+
 /// How a connection, or an attempt at one, ended.
 #[derive(Debug)]
 pub(crate) enum Ending {
-    /// It never came to a welcome.
+    /// It never came to a welcome, though somebody answered.
     Failed(String),
+    /// Nobody answered.
+    Unreachable(String),
     /// The gateway closed it.
     Closed(Disconnect),
     /// It broke.
@@ -91,7 +97,19 @@ impl Driver {
             cancel.cancelled().await;
             mailbox.finish(true);
         };
-        tokio::join!(live, keep_cursor(&mailbox, &store));
+        let too_late = async {
+            cancel.cancelled().await;
+            sleep(from_ms(LAST_SAVE_MS)).await;
+        };
+        let save = async {
+            tokio::select! {
+                () = keep_cursor(&mailbox, &store) => {}
+                () = too_late => {
+                    tracing::warn!("the last cursor was not stored in time; rows since then come again");
+                }
+            }
+        };
+        tokio::join!(live, save);
     }
 
     fn finish(mut self, reason: StopReason) {
@@ -141,8 +159,11 @@ impl Driver {
         };
         let opening = async {
             let failed = |error: TransportError| Ending::Failed(error.to_string());
-            let mut connection =
-                Connection::open(&attempt.endpoint, options.encoding).await.map_err(failed)?;
+            let opened = Connection::open(&attempt.endpoint, options.encoding).await;
+            let mut connection = opened.map_err(|error| match error {
+                TransportError::Unreachable { .. } => Ending::Unreachable(error.to_string()),
+                other => failed(other),
+            })?;
             connection.queue(client_frame::Frame::Hello(hello)).map_err(failed)?;
             match connection.next().await.map_err(failed)? {
                 Incoming::Frame(server_frame::Frame::Welcome(welcome)) => Ok((connection, welcome)),
@@ -158,7 +179,7 @@ impl Driver {
         };
         timeout(options.attempt_timeout, opening).await.unwrap_or_else(|_| {
             let (url, within) = (&attempt.endpoint.url, options.attempt_timeout);
-            Err(Ending::Failed(format!("{url} did not welcome us within {within:?}")))
+            Err(Ending::Unreachable(format!("{url} did not welcome us within {within:?}")))
         })
     }
 
@@ -167,7 +188,6 @@ impl Driver {
         let since = self.core.clock.now_ms();
         let Welcome { session_id, user_id, inbox_seq, inbox_epoch, server_time_ms, .. } = welcome;
         tracing::debug!(session_id, gateway_id = attempt.endpoint.gateway_id, "connected");
-        self.endpoints.welcomed();
         let resync = self.core.puller.welcomed(&user_id, inbox_epoch, inbox_seq);
         let connected = Connected {
             user_id,
@@ -201,6 +221,10 @@ impl Driver {
             Ending::Stop(reason) => return Err(reason),
             Ending::Failed(reason) => {
                 self.endpoints.failed();
+                (None, reason, 0)
+            }
+            Ending::Unreachable(reason) => {
+                self.endpoints.failed_altogether();
                 (None, reason, 0)
             }
             Ending::Silent => {
@@ -238,7 +262,7 @@ impl Driver {
         }
         match next {
             Next::Redirect | Next::Schedule => self.endpoints.forget(),
-            Next::Another => self.endpoints.failed(),
+            Next::Another => self.endpoints.failed_altogether(),
             Next::Same | Next::Stop => self.endpoints.suspect(),
         }
         Ok(false)
@@ -272,7 +296,7 @@ impl Driver {
         let mut refused: Option<(String, Box<Problem>)> = None;
         loop {
             let rejected = refused.as_ref().map(|(token, _)| token.as_str());
-            let token = match self.core.options.token.token(rejected).await {
+            let token = match self.token(rejected).await {
                 Ok(token) => token,
                 Err(TokenError::Permanent(problem)) => return Err(StopReason::Token(problem)),
                 Err(TokenError::Temporary(problem)) => {
@@ -300,6 +324,14 @@ impl Driver {
                 Err(error) => return Ok(Err(error)),
             }
         }
+    }
+
+    async fn token(&self, rejected: Option<&str>) -> Result<String, TokenError> {
+        let within = self.core.options.token_timeout;
+        let token = timeout(within, self.core.options.token.token(rejected)).await;
+        token.unwrap_or_else(|_| {
+            Err(TokenError::Temporary(format!("the provider gave none within {within:?}")))
+        })
     }
 
     fn request(&self) -> ScheduleRequest {
@@ -334,7 +366,8 @@ fn refusal(problem: &Problem) -> StopReason {
     StopReason::Scheduler { status, reason, detail }
 }
 
-/// Stores the cursor whenever the application has moved it, one save at a time, the newest each time.
+/// Stores the cursor whenever the application has moved it, one save at a time, the newest each time. Does not give up: the
+/// caller bounds it.
 async fn keep_cursor(mailbox: &Mailbox, store: &Arc<dyn CursorStore>) {
     let mut failures = 0;
     loop {
@@ -362,9 +395,6 @@ async fn keep_cursor(mailbox: &Mailbox, store: &Arc<dyn CursorStore>) {
             failures,
             "the cursor could not be stored; rows since then come again after a restart"
         );
-        if mailbox.is_finished() {
-            return;
-        }
         mailbox.unsaved(cursor);
         sleep(from_ms(SAVE_AGAIN_MS)).await;
     }

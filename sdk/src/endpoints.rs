@@ -8,7 +8,7 @@ use berth_proto::{
     schedule::{ScheduleAnswer, ScheduleEndpoint},
 };
 
-use crate::transport::Transport;
+use crate::transport::{self, Transport};
 
 /// Gateways reported to schedulers as failed, at the most: three lists' worth.
 const FAILED: usize = 3 * limits::ENDPOINT_GATEWAYS;
@@ -117,6 +117,23 @@ impl Endpoints {
         }
     }
 
+    /// Nobody answered at the current endpoint's `host:port`, or all of its gateway is leaving: on to the next endpoint that
+    /// is not there. A gateway's transports share one port, so another transport would only cost one more attempt.
+    pub fn failed_altogether(&mut self) {
+        let place = |endpoint: &ScheduleEndpoint| transport::address(endpoint).ok().map(|(_, place)| place);
+        let failed = self.list.get(self.at).and_then(place);
+        let elsewhere = (1..self.list.len())
+            .map(|step| (self.at + step) % self.list.len())
+            .find(|at| failed.is_none() || self.list.get(*at).and_then(place) != failed);
+        match elsewhere {
+            Some(at) => {
+                self.suspect();
+                self.at = at;
+            }
+            None => self.failed(),
+        }
+    }
+
     /// The current endpoint dropped a session too early; it is tried again, but it counts.
     pub fn suspect(&mut self) {
         self.failures = self.failures.saturating_add(1);
@@ -129,14 +146,11 @@ impl Endpoints {
         }
     }
 
-    /// The current endpoint welcomed us: redirects count anew, as after a schedule.
-    pub fn welcomed(&mut self) {
-        self.redirects = 0;
-    }
-
-    /// A session on the current endpoint was stable: nothing is held against anybody.
+    /// A session on the current endpoint was stable: nothing is held against anybody. Only this (a welcome is not enough:
+    /// gateways may welcome and send on in a circle) and a schedule end a row of redirects.
     pub fn stable(&mut self) {
         self.failures = 0;
+        self.redirects = 0;
         self.asked = 0;
         self.failed.clear();
     }
@@ -219,6 +233,31 @@ mod tests {
     }
 
     #[test]
+    fn a_dead_host_is_passed_with_all_its_transports() {
+        let both = || {
+            let mut endpoints = Endpoints::new(vec![Transport::WebSocket, Transport::Tcp]);
+            assert!(endpoints.scheduled(&answer(2, 300_000), 0));
+            endpoints
+        };
+        let url = |endpoints: &mut Endpoints| endpoints.next(1).map(|attempt| attempt.endpoint.url);
+        let mut endpoints = both();
+        for expected in ["ws://gw-0:1", "ws://gw-1:1", "ws://gw-0:1"] {
+            assert_eq!(url(&mut endpoints).as_deref(), Some(expected));
+            endpoints.failed_altogether();
+        }
+        assert_eq!(url(&mut endpoints), None, "each counted once");
+
+        let mut endpoints = both();
+        endpoints.failed();
+        assert_eq!(url(&mut endpoints).as_deref(), Some("tcp://gw-0:1"), "only the WebSocket was refused");
+
+        let mut endpoints = Endpoints::new(vec![Transport::WebSocket, Transport::Tcp]);
+        assert!(endpoints.scheduled(&answer(1, 300_000), 0));
+        endpoints.failed_altogether();
+        assert_eq!(url(&mut endpoints).as_deref(), Some("tcp://gw-0:1"), "there is no other host");
+    }
+
+    #[test]
     fn the_ticket_is_used_until_its_end_in_the_clients_time() {
         let mut endpoints = only(Transport::WebSocket);
         endpoints.scheduled(&answer(1, 300_000), 10);
@@ -246,8 +285,9 @@ mod tests {
         for _ in 0..3 {
             assert!(endpoints.redirected(&redirect("t2")), "a schedule ends the row");
         }
-        endpoints.welcomed();
-        assert!(endpoints.redirected(&redirect("t2")), "a welcome ends the row");
+        assert!(!endpoints.redirected(&redirect("t2")));
+        endpoints.stable();
+        assert!(endpoints.redirected(&redirect("t2")), "a stable session ends the row");
         assert!(!endpoints.redirected(&redirect("")), "no ticket, no redirect");
     }
 
@@ -279,9 +319,9 @@ mod tests {
         Schedule(usize, i64),
         Next(i64),
         Failed,
+        FailedAltogether,
         Suspect,
         Redirect,
-        Welcomed,
         Stable,
         Forget,
     }
@@ -291,9 +331,9 @@ mod tests {
             (0usize..6, -10i64..400_000).prop_map(|(g, t)| Step::Schedule(g, t)),
             (0i64..400_000).prop_map(Step::Next),
             Just(Step::Failed),
+            Just(Step::FailedAltogether),
             Just(Step::Suspect),
             Just(Step::Redirect),
-            Just(Step::Welcomed),
             Just(Step::Stable),
             Just(Step::Forget),
         ]
@@ -313,9 +353,9 @@ mod tests {
                         }
                     }
                     Step::Failed => endpoints.failed(),
+                    Step::FailedAltogether => endpoints.failed_altogether(),
                     Step::Suspect => endpoints.suspect(),
                     Step::Redirect => drop(endpoints.redirected(&redirect("t2"))),
-                    Step::Welcomed => endpoints.welcomed(),
                     Step::Stable => endpoints.stable(),
                     Step::Forget => endpoints.forget(),
                 }

@@ -53,7 +53,7 @@ pub enum Event {
     /// Rows are not to be had any more: read `conversations` and `history` again. Rows go on by themselves.
     Resync(Resync),
     /// The server left a row out, which is a fault of the server. The cursor stays before it, and the client asks for it
-    /// again with its next connection.
+    /// again, later and later. Said once for a row.
     Gap(Gap),
     /// The client has ended. No event follows.
     Stopped(StopReason),

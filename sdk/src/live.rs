@@ -9,11 +9,12 @@ use berth_proto::{
     },
     code::ErrorCode,
     schedule::HeartbeatParameters,
+    validate::InvalidField,
 };
 use rand::rngs::SmallRng;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::sleep_until,
+    time::{sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +39,10 @@ const SEND_BACKOFF_MS: (u32, u32) = (200, 5_000);
 
 /// Closing politely takes one write; a peer that does not take it is left.
 const GOODBYE_MS: i64 = 1_000;
+
+/// When the gateway seems silent: how long to look whether it was this process that stood still. Longer than one turn of the
+/// runtime, and short beside any heartbeat's patience.
+const LAST_LOOK_MS: i64 = 50;
 
 /// A request of the application.
 pub(crate) struct Command {
@@ -101,8 +106,13 @@ impl<'a> Live<'a> {
 
     async fn serve(&mut self) -> Ending {
         loop {
-            if let Err(ending) = self.pump() {
-                return ending;
+            match self.pump() {
+                Ok(()) => {}
+                Err(Ending::Silent) => match self.last_look().await {
+                    Ok(()) => continue,
+                    Err(ending) => return ending,
+                },
+                Err(ending) => return ending,
             }
             let wake = self.core.clock.instant(self.wake_at());
             let core = &mut *self.core;
@@ -121,6 +131,14 @@ impl<'a> Live<'a> {
                 () = core.mailbox.room(), if core.puller.wants() => {}
                 () = sleep_until(wake) => {}
             }
+        }
+    }
+
+    /// The gateway seems silent. After a stall of this process its answer may lie unread in the socket.
+    async fn last_look(&mut self) -> Result<(), Ending> {
+        match timeout(from_ms(LAST_LOOK_MS), self.connection.next()).await {
+            Ok(incoming) => self.incoming(incoming),
+            Err(_) => Err(Ending::Silent),
         }
     }
 
@@ -179,18 +197,39 @@ impl<'a> Live<'a> {
     fn request(&mut self, purpose: Purpose, method: Method, now_ms: i64) -> Result<(), Ending> {
         let deadline_ms = now_ms.saturating_add(to_ms(self.core.options.request_timeout));
         let id = self.flight.start(purpose, deadline_ms);
-        self.queue(Up::Request(client::Request { id, method: Some(method) }))
+        match self.connection.queue(Up::Request(client::Request { id, method: Some(method) })) {
+            Err(error @ TransportError::TooLarge(_)) => {
+                self.never_sent(id, &error, now_ms);
+                Ok(())
+            }
+            queued => queued.map_err(lost),
+        }
+    }
+
+    /// A request cannot be sent on any connection: it ends, and the connection goes on.
+    fn never_sent(&mut self, id: u32, error: &TransportError, now_ms: i64) {
+        let command = match self.flight.finish(id) {
+            Some(Purpose::Send(key)) => self.core.sends.remove(key),
+            Some(Purpose::Request(key)) => self.core.requests.remove(key),
+            // Two numbers: they always fit.
+            Some(Purpose::Pull) => return self.core.puller.refused(now_ms, 0, &mut self.core.rng),
+            None => None,
+        };
+        if let Some(command) = command {
+            let invalid = InvalidField { field: "request", problem: format!("is {error}") };
+            let _ = command.reply.send(Err(RequestError::Invalid(invalid)));
+        }
     }
 
     fn queue(&mut self, frame: Up) -> Result<(), Ending> {
-        self.connection.queue(frame).map_err(|error| Ending::Lost(error.to_string()))
+        self.connection.queue(frame).map_err(lost)
     }
 
     fn incoming(&mut self, incoming: Result<Incoming, TransportError>) -> Result<(), Ending> {
         let frame = match incoming {
             Ok(Incoming::Frame(frame)) => frame,
             Ok(Incoming::Closed(close)) => return Err(Ending::closed(close)),
-            Err(error) => return Err(Ending::Lost(error.to_string())),
+            Err(error) => return Err(lost(error)),
         };
         self.heartbeat.heard();
         match frame {
@@ -268,7 +307,8 @@ impl<'a> Live<'a> {
                 return self.core.puller.refused(now_ms, error.retry_after_ms, &mut self.core.rng);
             }
         };
-        let Pulled { rows, resync, gap } = self.core.puller.answered(pull);
+        let now_ms = self.core.clock.now_ms();
+        let Pulled { rows, resync, gap } = self.core.puller.answered(pull, now_ms, &mut self.core.rng);
         let mailbox = &self.core.mailbox;
         if let Some(position) = self.core.puller.position() {
             for row in rows {
@@ -280,10 +320,14 @@ impl<'a> Live<'a> {
             self.core.resync(resync);
         }
         if let Some(gap) = gap {
-            tracing::warn!(%gap, "the server left a row out; pulling stops until the next connection");
+            tracing::warn!(%gap, "the server left a row out; it is pulled again, later and later");
             mailbox.push(Event::Gap(gap), None);
         }
     }
+}
+
+fn lost(error: TransportError) -> Ending {
+    Ending::Lost(error.to_string())
 }
 
 fn or_refusal(answer: Answer) -> Result<Answer, RequestError> {
@@ -299,4 +343,93 @@ fn or_refusal(answer: Answer) -> Result<Answer, RequestError> {
 
 fn retryable(error: &client::Error) -> bool {
     error.retryable || ErrorCode::ALL.into_iter().any(|code| code.retryable() && code.as_str() == error.code)
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_proto::{
+        client::{ConversationsRequest, MarkReadRequest, server_frame},
+        frame::{self, Encoding},
+        limits,
+    };
+    use rand::SeedableRng;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+    use crate::{token::StaticToken, transport::Transport};
+
+    /// A client's core, and where its requests come from.
+    fn core() -> (Core, mpsc::Sender<Command>) {
+        let (_, new_sends) = mpsc::channel(1);
+        let (requests, new_requests) = mpsc::channel(4);
+        let core = Core {
+            options: Options::new("http://127.0.0.1:1", "d", StaticToken::new("")),
+            clock: Clock::start(),
+            rng: SmallRng::seed_from_u64(1),
+            mailbox: Arc::default(),
+            puller: Puller::new(None, 10),
+            sends: Outbox::new(1, 1),
+            requests: Outbox::new(2, 2),
+            new_sends,
+            new_requests,
+            cancel: CancellationToken::new(),
+        };
+        (core, requests)
+    }
+
+    /// Both ends of a TCP connection.
+    async fn connection() -> (Connection, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let address = listener.local_addr().expect("is bound");
+        let stream = TcpStream::connect(address).await.expect("connects");
+        let ours = Connection::over(stream, Transport::Tcp, "tcp://test", Encoding::Proto);
+        let (peer, _) = listener.accept().await.expect("accepts");
+        (ours.await.expect("is TCP"), peer)
+    }
+
+    /// A gateway that answers one request.
+    async fn answer_one(peer: &mut TcpStream) {
+        let length = peer.read_u32().await.expect("a frame comes");
+        let mut bytes = vec![0; length as usize];
+        peer.read_exact(&mut bytes).await.expect("it is whole");
+        let Up::Request(request) = frame::decode_client(Encoding::Proto, &bytes).expect("is a frame") else {
+            panic!("expected a request");
+        };
+        let result = Some(Answer::MarkRead(client::MarkReadResponse::default()));
+        let mut answer = Vec::new();
+        let response = server_frame::Frame::Response(Response { id: request.id, result });
+        frame::encode_server(Encoding::Proto, response, &mut answer);
+        peer.write_all(&berth_proto::tcp::prefix(answer.len())).await.expect("writes");
+        peer.write_all(&answer).await.expect("writes");
+    }
+
+    #[tokio::test]
+    async fn a_request_too_large_to_send_ends_alone() {
+        let (mut core, requests) = core();
+        let (connection, mut peer) = connection().await;
+        let cancel = core.cancel.clone();
+        let ask = async {
+            let (reply, too_large) = oneshot::channel();
+            let cursor = "x".repeat(limits::CLIENT_FRAME);
+            let method = Method::Conversations(ConversationsRequest { limit: 0, cursor });
+            assert!(requests.send(Command { method, reply }).await.is_ok());
+            let (reply, small) = oneshot::channel();
+            let method = Method::MarkRead(MarkReadRequest { conversation_id: 1, seq: 1 });
+            assert!(requests.send(Command { method, reply }).await.is_ok());
+            answer_one(&mut peer).await;
+            assert!(matches!(small.await, Ok(Ok(Answer::MarkRead(_)))));
+            let answer = too_large.await.expect("is answered");
+            assert!(
+                matches!(&answer, Err(RequestError::Invalid(field)) if field.field == "request"),
+                "{answer:?}"
+            );
+            cancel.cancel();
+        };
+        let live = Live::new(&mut core, connection, HeartbeatParameters::default());
+        let (ending, ()) = tokio::join!(live.run(), ask);
+        assert!(matches!(ending, Ending::Stop(StopReason::Closed)), "{ending:?}");
+    }
 }

@@ -71,15 +71,13 @@ impl Mailbox {
             return;
         }
         match event {
-            Event::Disconnected(_) => {
-                // A connection nobody has heard of need not be taken back, and one failure is enough.
-                while matches!(inner.last(), Some(Event::Connected(_) | Event::Disconnected(_))) {
-                    inner.queue.pop_back();
-                }
-            }
+            Event::Connected(_) | Event::Disconnected(_) => inner.supersede(&event),
             // Rows of an epoch that is over would only come again.
-            Event::Resync(Resync::EpochChanged { .. } | Resync::OtherUser) => inner.drop_rows(),
-            Event::Connected(_) | Event::Stopped(_) => {}
+            Event::Resync(Resync::EpochChanged { .. } | Resync::OtherUser) => {
+                inner.drop_rows();
+                inner.rows = 1;
+            }
+            Event::Stopped(_) => {}
             _ => inner.rows += 1,
         }
         inner.queue.push_back(Item { event, cursor });
@@ -110,11 +108,6 @@ impl Mailbox {
         drop(inner);
         self.arrived.notify_one();
         self.moved.notify_one();
-    }
-
-    /// Whether nothing will come any more.
-    pub fn is_finished(&self) -> bool {
-        self.lock().finished
     }
 
     /// The next thing the saver must do.
@@ -156,9 +149,29 @@ impl Inner {
         self.queue.back().map(|item| &item.event)
     }
 
+    /// Drops from the end what `event` makes old news.
+    fn supersede(&mut self, event: &Event) {
+        let failed = matches!(event, Event::Disconnected(_));
+        while match self.last() {
+            // A connection nobody has heard of need not be taken back, and the latest (after redirects) is enough.
+            Some(Event::Connected(_)) => true,
+            // One failure is enough.
+            Some(Event::Disconnected(_)) => failed,
+            _ => false,
+        } {
+            self.queue.pop_back();
+        }
+    }
+
+    /// Drops rows and what stands for rows.
     fn drop_rows(&mut self) {
-        self.queue.retain(|item| matches!(item.event, Event::Connected(_) | Event::Disconnected(_)));
-        self.rows = 1;
+        for item in std::mem::take(&mut self.queue) {
+            if matches!(item.event, Event::Connected(_) | Event::Disconnected(_)) {
+                self.supersede(&item.event);
+                self.queue.push_back(item);
+            }
+        }
+        self.rows = 0;
     }
 }
 
@@ -326,6 +339,24 @@ mod tests {
         assert_eq!(events.next().await, Some(disconnected("loss 99")));
         assert_eq!(events.next().await, Some(connected()));
         assert!(mailbox.lock().queue.is_empty());
+    }
+
+    #[tokio::test]
+    async fn gateways_that_send_on_in_a_circle_do_not_pile_up() {
+        let (mailbox, mut events) = new();
+        mailbox.push(disconnected("lost"), None);
+        for _ in 0..100 {
+            mailbox.push(connected(), None);
+        }
+        assert_eq!(events.next().await, Some(disconnected("lost")));
+        assert_eq!(events.next().await, Some(connected()));
+        assert!(mailbox.lock().queue.is_empty());
+
+        for _ in 0..100 {
+            mailbox.push(connected(), None);
+            mailbox.push(Event::Resync(Resync::OtherUser), Some(cursor(0)));
+        }
+        assert_eq!(mailbox.lock().queue.len(), 2);
     }
 
     #[tokio::test]

@@ -45,6 +45,8 @@ pub struct Options {
     pub request_timeout: Duration,
     /// How long [`crate::Client::send`] tries.
     pub send_timeout: Duration,
+    /// How long the token provider may take; past it the token counts as not to be had for now, and the client tries again.
+    pub token_timeout: Duration,
 }
 
 /// How much a client holds and has in flight.
@@ -109,6 +111,7 @@ impl Options {
             attempt_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(15),
             send_timeout: Duration::from_secs(60),
+            token_timeout: Duration::from_secs(15),
         }
     }
 
@@ -129,6 +132,17 @@ impl Options {
         id::check(&self.device_id).or_else(|problem| bad("device_id", &problem))?;
         if self.transports.is_empty() {
             return bad("transports", &"is empty; give at least one");
+        }
+        for (field, value) in [
+            ("connect_timeout", self.connect_timeout),
+            ("attempt_timeout", self.attempt_timeout),
+            ("request_timeout", self.request_timeout),
+            ("send_timeout", self.send_timeout),
+            ("token_timeout", self.token_timeout),
+        ] {
+            if value.is_zero() {
+                return bad(field, &"is 0: nothing would ever be in time; give some seconds");
+            }
         }
         self.limits.check()
     }

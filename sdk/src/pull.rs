@@ -19,7 +19,7 @@ pub struct Pulled {
     pub rows: Vec<InboxItem>,
     /// Rows are not to be had any more.
     pub resync: Option<Resync>,
-    /// A row is missing.
+    /// A row is missing, and was not said to be missing before.
     pub gap: Option<Gap>,
 }
 
@@ -29,12 +29,10 @@ enum Phase {
     Offline,
     Idle,
     InFlight,
-    /// Refused for now.
+    /// Refused for now, or a row was missing.
     Waiting {
         until_ms: i64,
     },
-    /// A gap: nothing more on this connection.
-    Halted,
 }
 
 /// The inbox as far as it was pulled.
@@ -50,6 +48,8 @@ pub struct Puller {
     /// Pull although nothing newer is known of.
     look: bool,
     refusals: u32,
+    /// The missing row told of last.
+    gap_told: Option<u64>,
 }
 
 impl Puller {
@@ -64,6 +64,7 @@ impl Puller {
             told_meanwhile: 0,
             look: false,
             refusals: 0,
+            gap_told: None,
         }
     }
 
@@ -88,6 +89,7 @@ impl Puller {
         };
         if self.position.is_none() || resync.is_some() {
             self.position = Some(Cursor { user_id: user_id.to_owned(), inbox_epoch, seq: 0 });
+            self.gap_told = None;
         }
         self.phase = Phase::Idle;
         self.known = inbox_seq;
@@ -132,13 +134,14 @@ impl Puller {
         }
     }
 
-    /// The answer to the pull in flight.
-    pub fn answered(&mut self, answer: PullResponse) -> Pulled {
+    /// The answer to the pull in flight. A missing row is pulled again, later and later, as after a refusal: the server may
+    /// repair itself, and the connection is good for everything else.
+    pub fn answered(&mut self, answer: PullResponse, now_ms: i64, rng: &mut impl Rng) -> Pulled {
         let Some(position) = self.position.as_mut().filter(|_| self.phase == Phase::InFlight) else {
             return Pulled::default();
         };
         self.phase = Phase::Idle;
-        self.refusals = 0;
+        let refusals = std::mem::take(&mut self.refusals);
         // What was told before the pull was asked is in its answer, or was not true.
         self.known = answer.latest_seq.max(self.told_meanwhile);
         let mut pulled = Pulled::default();
@@ -146,14 +149,20 @@ impl Puller {
             let resync = Resync::EpochChanged { before: position.inbox_epoch, now: answer.inbox_epoch };
             position.inbox_epoch = answer.inbox_epoch;
             position.seq = 0;
+            self.gap_told = None;
             pulled.resync = Some(resync);
         } else if position.seq.saturating_add(1) < answer.floor_seq {
             pulled.resync = Some(Resync::Expired { after_seq: position.seq, floor_seq: answer.floor_seq });
             position.seq = answer.floor_seq - 1;
         } else {
             take_rows(position, answer, &mut pulled);
-            if pulled.gap.is_some() {
-                self.phase = Phase::Halted;
+        }
+        if let Some(Gap { expected, .. }) = pulled.gap {
+            // Rows before the gap are progress: the waits begin anew.
+            self.refusals = if pulled.rows.is_empty() { refusals } else { 0 };
+            self.refused(now_ms, 0, rng);
+            if self.gap_told.replace(expected) == Some(expected) {
+                pulled.gap = None;
             }
         }
         pulled

@@ -1,11 +1,11 @@
 //! Where user tokens come from. They expire, so the client asks each time it needs one.
 
-use berth_proto::id;
+use berth_proto::{id, schedule::Problem};
 use futures_util::future::BoxFuture;
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::http;
+use crate::http::{self, Answer};
 
 /// Why there is no token.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -70,19 +70,29 @@ impl DevToken {
     /// Asks for one token.
     ///
     /// # Errors
-    /// [`TokenError::Permanent`] when the id is none, or when the scheduler does not serve the endpoint.
+    /// [`TokenError::Permanent`] when the id is none or not to be had, or when the scheduler does not serve the endpoint.
     pub async fn fetch(&self) -> Result<String, TokenError> {
-        #[derive(Deserialize)]
-        struct Answer {
-            token: String,
-        }
         id::check(&self.user_id).map_err(|e| TokenError::Permanent(format!("the user id {e}")))?;
         let body = serde_json::json!({ "userId": self.user_id }).to_string().into_bytes();
         let answer = http::post_json(&self.scheduler, "/v1/dev/token", None, body)
             .await
             .map_err(|e| TokenError::Temporary(e.to_string()))?;
+        self.read(&answer)
+    }
+
+    fn read(&self, answer: &Answer) -> Result<String, TokenError> {
+        #[derive(Deserialize)]
+        struct Given {
+            token: String,
+        }
         match answer.status {
             200 => {}
+            // The same request will be refused again: the user id is the server's own, say.
+            400 => {
+                let problem: Problem = serde_json::from_slice(&answer.body).unwrap_or_default();
+                let (scheduler, detail) = (&self.scheduler, problem.detail);
+                return Err(TokenError::Permanent(format!("{scheduler} refused: {detail}")));
+            }
             404 | 405 => {
                 let scheduler = &self.scheduler;
                 return Err(TokenError::Permanent(format!(
@@ -91,8 +101,8 @@ impl DevToken {
             }
             status => return Err(TokenError::Temporary(format!("{} answered {status}", self.scheduler))),
         }
-        serde_json::from_slice::<Answer>(&answer.body)
-            .map(|answer| answer.token)
+        serde_json::from_slice::<Given>(&answer.body)
+            .map(|given| given.token)
             .map_err(|e| TokenError::Temporary(format!("{} gave no token: {e}", self.scheduler)))
     }
 }
@@ -100,5 +110,25 @@ impl DevToken {
 impl TokenProvider for DevToken {
     fn token<'a>(&'a self, _rejected: Option<&'a str>) -> BoxFuture<'a, Result<String, TokenError>> {
         Box::pin(self.fetch())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(status: u16, body: &'static str) -> Result<String, TokenError> {
+        DevToken::new("http://h:1", "system").read(&Answer { status, retry_after: None, body: body.into() })
+    }
+
+    #[test]
+    fn a_refused_request_is_refused_for_good_and_a_failure_is_not() {
+        assert_eq!(read(200, r#"{"token":"t"}"#), Ok("t".to_owned()));
+        let refused = read(400, r#"{"detail":"userId \"system\" belongs to the server"}"#);
+        let expected = "http://h:1 refused: userId \"system\" belongs to the server";
+        assert_eq!(refused, Err(TokenError::Permanent(expected.to_owned())));
+        assert!(matches!(read(404, ""), Err(TokenError::Permanent(_))));
+        assert!(matches!(read(503, ""), Err(TokenError::Temporary(_))));
+        assert!(matches!(read(200, "{}"), Err(TokenError::Temporary(_))));
     }
 }

@@ -1,11 +1,6 @@
 //! `berth chat alice bob`: a terminal chat, through the scheduler like every client.
 
-use std::{
-    io::{BufRead, Write},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io::BufRead, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
 use berth_client::{
@@ -17,8 +12,13 @@ use berth_client::{
 };
 use berth_proto::id;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
-use crate::{compose, exit::Failure};
+use crate::{
+    compose,
+    exit::Failure,
+    output::{Reader, note, print},
+};
 
 /// Lines read ahead of the sending: a pipe is not slurped into memory.
 const LINES: usize = 16;
@@ -121,33 +121,50 @@ async fn chat(args: &ChatArgs) -> Result<(), Failure> {
     })?;
     // Our own lines are on the terminal already; this tells them from those of our other devices.
     let mark = format!("chat-{:016x}-", rand::random::<u64>());
-    let talk = async {
-        let input = send_lines(&client, &args.peer, &mark);
-        let output = show_events(&mut events, &mark, args.count);
-        tokio::pin!(input, output);
-        tokio::select! {
-            sent = &mut input => {
-                sent?;
-                if args.follow || args.count.is_some() { output.await } else { Ok(()) }
-            }
-            shown = &mut output => shown,
-        }
-    };
+    let enough = CancellationToken::new();
+    let input = send_lines(&client, &args.peer, &mark, stdin_lines(), &enough);
+    let output = show_events(&mut events, &mark, args.count);
     let ended = tokio::select! {
-        ended = talk => ended,
+        ended = talk(input, output, &enough, args.follow || args.count.is_some()) => ended,
         signal = tokio::signal::ctrl_c() => signal.context("listening to signals"),
     };
-    events.confirm();
     client.close().await;
     ended.map_err(Failure::Start)
 }
 
-/// Sends each line of stdin; the next one when the server has accepted it.
-async fn send_lines(client: &Client, peer: &str, mark: &str) -> anyhow::Result<()> {
-    let mut lines = stdin_lines();
+/// Runs both directions until the end of the input (with `stay`: of the output), or of what comes. A line that was read is
+/// sent or counted as failed before the end, whichever direction ends first, and a failed one makes the end a failure.
+async fn talk(
+    input: impl Future<Output = anyhow::Result<()>>,
+    output: impl Future<Output = anyhow::Result<()>>,
+    enough: &CancellationToken,
+    stay: bool,
+) -> anyhow::Result<()> {
+    tokio::pin!(input, output);
+    tokio::select! {
+        biased;
+        sent = &mut input => {
+            sent?;
+            if stay { output.await } else { Ok(()) }
+        }
+        shown = &mut output => {
+            enough.cancel();
+            input.await.and(shown)
+        }
+    }
+}
+
+/// Sends each line; the next one when the server has accepted it. Reads no further after `enough`.
+async fn send_lines(
+    client: &Client,
+    peer: &str,
+    mark: &str,
+    mut lines: mpsc::Receiver<String>,
+    enough: &CancellationToken,
+) -> anyhow::Result<()> {
     let mut number = 0_u64;
     let mut failed = 0_u64;
-    while let Some(line) = lines.recv().await {
+    while let Some(line) = enough.run_until_cancelled(lines.recv()).await.flatten() {
         if line.is_empty() {
             continue;
         }
@@ -160,10 +177,12 @@ async fn send_lines(client: &Client, peer: &str, mark: &str) -> anyhow::Result<(
         };
         match client.send_request(request, Duration::from_secs(60)).await {
             Ok(_) => {}
-            Err(RequestError::Stopped(_)) => break,
             Err(error) => {
-                eprintln!("! not sent: {error}");
+                note(format_args!("! not sent: {error}"));
                 failed += 1;
+                if matches!(error, RequestError::Stopped(_)) {
+                    break;
+                }
             }
         }
     }
@@ -184,31 +203,34 @@ fn stdin_lines() -> mpsc::Receiver<String> {
     lines
 }
 
-/// Prints what comes, until `count` messages were shown or the client has stopped.
+/// Prints what comes, until `count` messages were shown, nobody reads them any more, or the client has stopped. What could
+/// not be printed comes again.
 async fn show_events(events: &mut Events, mark: &str, count: Option<u64>) -> anyhow::Result<()> {
     let mut shown = 0;
     while count.is_none_or(|count| shown < count) {
         let Some(event) = events.next().await else { return Ok(()) };
         match event {
             Event::Message { message, .. } if !message.client_msg_id.starts_with(mark) => {
-                let mut out = std::io::stdout().lock();
-                writeln!(out, "{}", line_of(&message))
-                    .and_then(|()| out.flush())
-                    .context("writing to stdout")?;
+                let reader = print(format_args!("{}", line_of(&message))).context("writing to stdout")?;
+                if reader == Reader::Gone {
+                    return Ok(());
+                }
                 shown += 1;
             }
             Event::Connected(connected) => {
-                eprintln!("* connected to {} as {}", connected.gateway_id, connected.user_id);
+                note(format_args!("* connected to {} as {}", connected.gateway_id, connected.user_id));
             }
             Event::Disconnected(lost) => {
-                eprintln!("* not connected: {}; again in {} ms", lost.reason, lost.retry_in.as_millis());
+                let wait_ms = lost.retry_in.as_millis();
+                note(format_args!("* not connected: {}; again in {wait_ms} ms", lost.reason));
             }
-            Event::Failure { failure, .. } => eprintln!("! not delivered: {}", failure.message),
-            Event::Resync(why) => eprintln!("* {why}; what was before may come again"),
-            Event::Gap(gap) => eprintln!("! a fault of the server: {gap}"),
+            Event::Failure { failure, .. } => note(format_args!("! not delivered: {}", failure.message)),
+            Event::Resync(why) => note(format_args!("* {why}; what was before may come again")),
+            Event::Gap(gap) => note(format_args!("! a fault of the server: {gap}")),
             Event::Stopped(reason) => return Err(reason.into()),
             _ => {}
         }
+        events.confirm();
     }
     Ok(())
 }
@@ -227,6 +249,36 @@ fn line_of(message: &Message) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_outcome_does_not_depend_on_which_side_ends_first() {
+        let ok = || async { Ok(()) };
+        let stopped = || async { Err(anyhow!("stopped")) };
+        for _ in 0..50 {
+            let enough = CancellationToken::new();
+            assert!(talk(ok(), stopped(), &enough, false).await.is_ok(), "all was sent");
+            assert!(talk(ok(), stopped(), &enough, true).await.is_err());
+            assert!(talk(stopped(), ok(), &enough, false).await.is_err(), "a line was not sent");
+            assert!(talk(stopped(), ok(), &enough, true).await.is_err());
+            let in_flight = async {
+                enough.cancelled().await;
+                Err(anyhow!("1 of 1 messages were not sent"))
+            };
+            assert!(talk(in_flight, ok(), &enough, true).await.is_err(), "a line in flight is waited for");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_line_that_a_stop_left_unsent_is_counted() {
+        let options = Options::new("http://127.0.0.1:1", "d", StaticToken::new("t"));
+        let (client, _events) = Client::start(options).await.expect("starts");
+        client.close().await;
+        let (sender, lines) = mpsc::channel(1);
+        sender.send("hi".to_owned()).await.expect("has room");
+        drop(sender);
+        let sent = send_lines(&client, "bob", "m-", lines, &CancellationToken::new()).await;
+        assert_eq!(sent.expect_err("was not sent").to_string(), "1 of 1 messages were not sent");
+    }
 
     #[test]
     fn a_message_cannot_command_the_terminal() {

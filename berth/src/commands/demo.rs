@@ -1,6 +1,7 @@
 //! `berth demo`: the whole road once, with checks.
 
 use std::{
+    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,7 +20,10 @@ use berth_client::{
 use serde_json::json;
 
 use super::chat::Access;
-use crate::exit::Failure;
+use crate::{
+    exit::Failure,
+    output::{note, print},
+};
 
 /// What takes longer than this has failed: every step is milliseconds on a healthy server.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -100,7 +104,7 @@ impl Demo {
         let check = Check { name, ok, detail, took };
         if !self.args.json {
             let mark = if ok { "ok  " } else { "FAIL" };
-            println!("{mark} {name:<24} {:>8.1} ms  {}", milliseconds(took), check.detail);
+            say(format_args!("{mark} {name:<24} {:>8.1} ms  {}", milliseconds(took), check.detail));
         }
         self.checks.push(check);
         result
@@ -109,7 +113,8 @@ impl Demo {
     fn summarize(&self, ok: bool, took: Duration) {
         if !self.args.json {
             let passed = self.checks.iter().filter(|check| check.ok).count();
-            println!("{passed} of {} checks passed in {:.0} ms", self.checks.len(), milliseconds(took));
+            let (all, took) = (self.checks.len(), milliseconds(took));
+            say(format_args!("{passed} of {all} checks passed in {took:.0} ms"));
             return;
         }
         let checks: Vec<_> = self
@@ -120,10 +125,8 @@ impl Demo {
             })
             .collect();
         let scheduler = &self.args.access.scheduler;
-        println!(
-            "{}",
-            json!({ "ok": ok, "scheduler": scheduler, "ms": milliseconds(took), "checks": checks })
-        );
+        let summary = json!({ "ok": ok, "scheduler": scheduler, "ms": milliseconds(took), "checks": checks });
+        say(format_args!("{summary}"));
     }
 
     fn tokens(&self, user: &str) -> Arc<dyn TokenProvider> {
@@ -444,6 +447,13 @@ fn message(to: &str, id: &str, body: &str) -> SendRequest {
 
 fn text(message: &Message) -> String {
     String::from_utf8_lossy(&message.body).into_owned()
+}
+
+/// Prints a line. The checks go on without a reader: the exit code tells.
+fn say(line: fmt::Arguments<'_>) {
+    if let Err(error) = print(line) {
+        note(format_args!("! not printed: {error}"));
+    }
 }
 
 /// Milliseconds with one decimal: below that it is noise.

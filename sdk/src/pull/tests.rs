@@ -23,6 +23,10 @@ fn pulling(seq: u64, latest: u64) -> Puller {
     puller
 }
 
+fn answered(puller: &mut Puller, answer: PullResponse) -> Pulled {
+    puller.answered(answer, 0, &mut SmallRng::seed_from_u64(1))
+}
+
 #[test]
 fn a_new_device_begins_at_0_without_resync() {
     let mut puller = Puller::new(None, 50);
@@ -47,7 +51,7 @@ fn a_notify_never_moves_the_position() {
     let mut puller = pulling(3, 5);
     puller.told(9, false);
     assert_eq!(puller.position(), Some(&cursor(3)));
-    let pulled = puller.answered(answer(4..=5, 5));
+    let pulled = answered(&mut puller, answer(4..=5, 5));
     assert_eq!(pulled, Pulled { rows: rows(4..=5), ..Default::default() });
     assert_eq!(puller.next(0), Some(PullRequest { after_seq: 5, limit: 100 }), "told of 9 meanwhile");
 }
@@ -58,31 +62,52 @@ fn what_was_told_before_the_pull_does_not_make_it_spin() {
     puller.welcomed("alice", 1, 5);
     puller.told(6, false);
     assert!(puller.next(0).is_some());
-    assert_eq!(puller.answered(answer([], 5)), Pulled::default());
+    assert_eq!(answered(&mut puller, answer([], 5)), Pulled::default());
     assert_eq!(puller.next(0), None);
 }
 
 #[test]
-fn a_gap_stops_until_the_next_connection() {
+fn a_gap_is_told_once_and_pulled_again_later_and_later() {
     for (found, gap) in [
         (answer([4, 6, 7], 7), Gap { expected: 5, found: 6 }),
         (answer([4, 4], 7), Gap { expected: 5, found: 4 }),
     ] {
+        let mut rng = SmallRng::seed_from_u64(1);
         let mut puller = pulling(3, 7);
-        assert_eq!(puller.answered(found), Pulled { rows: rows([4]), gap: Some(gap), resync: None });
-        puller.told(100, true);
-        assert_eq!((puller.next(0), puller.wants()), (None, false));
+        assert_eq!(
+            puller.answered(found, 0, &mut rng),
+            Pulled { rows: rows([4]), gap: Some(gap), resync: None }
+        );
+        let (mut now_ms, mut longest_ms) = (0, 0);
+        for _ in 0..10 {
+            puller.told(100, true);
+            let due_ms = puller.wake_at();
+            longest_ms = longest_ms.max(due_ms - now_ms);
+            now_ms = due_ms;
+            assert_eq!(puller.next(now_ms), Some(PullRequest { after_seq: 4, limit: 100 }));
+            assert_eq!(puller.answered(answer([6, 7], 7), now_ms, &mut rng), Pulled::default());
+        }
+        assert!(longest_ms > 500, "the waits do not grow: {longest_ms} ms");
         puller.connection_lost();
         puller.welcomed("alice", 1, 7);
-        assert_eq!(puller.next(0), Some(PullRequest { after_seq: 4, limit: 100 }));
+        assert!(puller.next(now_ms).is_some());
+        assert_eq!(puller.answered(answer([6], 7), now_ms, &mut rng).gap, None, "told before");
+        assert!(puller.next(puller.wake_at()).is_some());
+        assert_eq!(
+            puller.answered(answer([5, 7], 7), now_ms, &mut rng).gap,
+            Some(Gap { expected: 6, found: 7 })
+        );
+        assert!(puller.next(puller.wake_at()).is_some());
+        let pulled = puller.answered(answer(6..=7, 7), now_ms, &mut rng);
+        assert_eq!(pulled, Pulled { rows: rows(6..=7), ..Default::default() });
     }
 }
 
 #[test]
 fn no_rows_though_some_exist_and_fewer_than_were_taken_are_gaps() {
-    let pulled = pulling(3, 7).answered(answer([], 7));
+    let pulled = answered(&mut pulling(3, 7), answer([], 7));
     assert_eq!(pulled.gap, Some(Gap { expected: 4, found: 7 }));
-    let pulled = pulling(3, 2).answered(answer([], 2));
+    let pulled = answered(&mut pulling(3, 2), answer([], 2));
     assert_eq!(pulled.gap, Some(Gap { expected: 4, found: 2 }));
 }
 
@@ -94,7 +119,7 @@ fn a_changed_epoch_begins_at_0() {
 
     let mut puller = pulling(3, 5);
     let changed = PullResponse { inbox_epoch: 4, ..answer(4..=5, 5) };
-    let pulled = puller.answered(changed);
+    let pulled = answered(&mut puller, changed);
     assert_eq!(pulled.resync, Some(Resync::EpochChanged { before: 1, now: 4 }));
     assert_eq!(pulled.rows, []);
     assert_eq!(puller.next(0).map(|pull| pull.after_seq), Some(0));
@@ -110,12 +135,12 @@ fn another_users_cursor_is_not_used() {
 #[test]
 fn expired_rows_are_passed_to_the_floor() {
     let mut puller = pulling(3, 20);
-    let pulled = puller.answered(PullResponse { floor_seq: 10, ..answer(10..=20, 20) });
+    let pulled = answered(&mut puller, PullResponse { floor_seq: 10, ..answer(10..=20, 20) });
     assert_eq!(pulled.resync, Some(Resync::Expired { after_seq: 3, floor_seq: 10 }));
     assert_eq!(pulled.rows, []);
     assert_eq!(puller.next(0).map(|pull| pull.after_seq), Some(9));
     // At the floor exactly, nothing has expired.
-    let pulled = puller.answered(PullResponse { floor_seq: 10, ..answer(10..=20, 20) });
+    let pulled = answered(&mut puller, PullResponse { floor_seq: 10, ..answer(10..=20, 20) });
     assert_eq!(pulled, Pulled { rows: rows(10..=20), ..Default::default() });
     assert_eq!(puller.next(0), None);
 }
@@ -123,7 +148,7 @@ fn expired_rows_are_passed_to_the_floor() {
 #[test]
 fn all_rows_may_have_expired() {
     let mut puller = pulling(3, 20);
-    let pulled = puller.answered(PullResponse { floor_seq: 21, ..answer([], 20) });
+    let pulled = answered(&mut puller, PullResponse { floor_seq: 21, ..answer([], 20) });
     assert_eq!(pulled.resync, Some(Resync::Expired { after_seq: 3, floor_seq: 21 }));
     assert_eq!((puller.next(0), puller.position()), (None, Some(&cursor(20))));
 }
@@ -142,7 +167,7 @@ fn a_refused_pull_comes_again_when_the_server_said() {
 fn an_answer_nobody_asked_for_is_nothing() {
     let mut puller = pulling(3, 5);
     puller.connection_lost();
-    assert_eq!(puller.answered(answer([4], 5)), Pulled::default());
+    assert_eq!(answered(&mut puller, answer([4], 5)), Pulled::default());
     assert_eq!(puller.position(), Some(&cursor(3)));
 }
 
@@ -230,7 +255,7 @@ impl Device {
 
     fn pull(&mut self, now_ms: i64, inbox: &Inbox) -> Result<bool, TestCaseError> {
         let Some(request) = self.puller.next(now_ms) else { return Ok(false) };
-        let pulled = self.puller.answered(inbox.pull(&request));
+        let pulled = answered(&mut self.puller, inbox.pull(&request));
         self.take(pulled)?;
         Ok(true)
     }
@@ -293,12 +318,12 @@ proptest! {
         puller.welcomed("alice", 1, 5);
         for (seqs, latest_seq, floor_seq, inbox_epoch, told) in answers {
             puller.told(told, true);
-            if puller.next(0).is_none() {
+            if puller.next(i64::MAX).is_none() {
                 puller.welcomed("alice", 1, 5);
                 continue;
             }
             let before = puller.seq();
-            let pulled = puller.answered(PullResponse {
+            let pulled = answered(&mut puller, PullResponse {
                 items: rows(seqs), latest_seq, floor_seq, inbox_epoch, ..Default::default()
             });
             for (row, expected) in pulled.rows.iter().zip(before + 1..) {

@@ -260,7 +260,7 @@ impl Connection {
 }
 
 /// The transport and `host:port` of an endpoint.
-fn address(endpoint: &ScheduleEndpoint) -> Result<(Transport, String), TransportError> {
+pub(crate) fn address(endpoint: &ScheduleEndpoint) -> Result<(Transport, String), TransportError> {
     let bad = |problem: String| TransportError::BadEndpoint { url: endpoint.url.clone(), problem };
     let transport = Transport::from_name(&endpoint.transport)
         .ok_or_else(|| bad(format!("the transport {:?} is not known", endpoint.transport)))?;

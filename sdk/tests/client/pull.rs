@@ -6,10 +6,11 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use berth_client::{
-    Event, Gap, Resync,
+    Event, Gap, Resync, State,
     cursor::{Cursor, CursorStore, FileCursor, MemoryCursor},
 };
 use berth_proto::{
@@ -22,7 +23,7 @@ use berth_proto::{
 };
 use tokio::sync::Notify;
 
-use crate::fake::{Fake, Kind, check_rows, next, rows, soon, welcome};
+use crate::fake::{Fake, Kind, check_rows, close_code, next, rows, soon, welcome};
 
 fn cursor(seq: u64) -> Cursor {
     Cursor { user_id: "alice".into(), inbox_epoch: 1, seq }
@@ -56,6 +57,22 @@ async fn a_gap_is_reported_and_asked_for_again_after_a_reconnect() {
     assert!(matches!(next(&mut events).await, Event::Disconnected(_)));
     assert!(matches!(next(&mut events).await, Event::Connected(_)));
     check_rows(&mut events, 5..=7).await;
+}
+
+#[tokio::test]
+async fn a_row_that_was_missing_comes_over_the_same_connection() {
+    let fake = Fake::start().await;
+    let (_client, mut events, mut peer) = fake.connect_with(fake.options(Kind::Tcp), welcome(3)).await;
+    let (id, _) = peer.pull().await;
+    peer.answer_rows(id, [1, 3], 3).await;
+    let (id, pull) = peer.pull().await;
+    assert_eq!(pull.after_seq, 1);
+    peer.answer_rows(id, [3], 3).await;
+    let (id, _) = peer.pull().await;
+    peer.answer_rows(id, 2..=3, 3).await;
+    check_rows(&mut events, [1]).await;
+    assert_eq!(next(&mut events).await, Event::Gap(Gap { expected: 2, found: 3 }), "told once");
+    check_rows(&mut events, 2..=3).await;
 }
 
 #[tokio::test]
@@ -158,6 +175,61 @@ async fn a_cursor_that_could_not_be_stored_is_stored_later() {
     soon("saving again", store.saved.notified()).await;
     soon("closing", client.close()).await;
     assert_eq!(store.attempts.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn a_cursor_taken_at_the_end_is_stored_after_a_failed_save_too() {
+    for stopped_before in [true, false] {
+        let fake = Fake::start().await;
+        let store = Arc::new(Full::default());
+        let mut options = fake.options(Kind::Tcp);
+        options.cursor = store.clone();
+        let (client, mut events, mut peer) = fake.connect_with(options, welcome(1)).await;
+        let (id, _) = peer.pull().await;
+        peer.answer_rows(id, [1], 1).await;
+        check_rows(&mut events, [1]).await;
+        if stopped_before {
+            peer.disconnect(close_code(4504)).await;
+            let stopped = |state: &State| matches!(state, State::Stopped(_));
+            soon("stopping", client.state().wait_for(stopped)).await.expect("the client lives");
+            events.confirm();
+            soon("saving again", store.saved.notified()).await;
+        }
+        events.confirm();
+        soon("closing", client.close()).await;
+        assert_eq!(store.attempts.load(Ordering::Relaxed), 2, "stopped before: {stopped_before}");
+    }
+}
+
+/// A disk that takes until the test lets go of the other end.
+struct Stuck(std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
+
+impl CursorStore for Stuck {
+    fn load(&self) -> io::Result<Option<Cursor>> {
+        Ok(None)
+    }
+
+    fn save(&self, _: &Cursor) -> io::Result<()> {
+        let _ = self.0.lock().expect("not poisoned").recv();
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn closing_does_not_wait_for_a_store_that_hangs() {
+    let fake = Fake::start().await;
+    let (let_go, stuck) = std::sync::mpsc::sync_channel(1);
+    let mut options = fake.options(Kind::Tcp);
+    options.cursor = Arc::new(Stuck(std::sync::Mutex::new(stuck)));
+    let (client, mut events, mut peer) = fake.connect_with(options, welcome(1)).await;
+    let (id, _) = peer.pull().await;
+    peer.answer_rows(id, [1], 1).await;
+    check_rows(&mut events, [1]).await;
+    events.confirm();
+    let closed = tokio::time::timeout(Duration::from_secs(20), client.close()).await;
+    // Before the assertion: the runtime waits for the store's thread.
+    drop(let_go);
+    closed.expect("closing is bounded");
 }
 
 #[tokio::test]

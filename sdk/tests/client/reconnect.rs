@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use berth_client::{Client, Event, StopReason};
+use berth_client::{Client, Event, StopReason, transport::Transport};
 use berth_proto::{
-    client::{Disconnect, Endpoint, server_frame::Frame as Down},
+    client::{self, Disconnect, Endpoint, client_frame::Frame as Up, server_frame::Frame as Down},
     schedule::HeartbeatParameters,
 };
 
@@ -73,6 +73,24 @@ async fn the_fourth_redirect_in_a_row_is_not_followed() {
 }
 
 #[tokio::test]
+async fn welcomes_in_between_do_not_make_a_circle_of_redirects_endless() {
+    let fake = Fake::start().await;
+    // A session is stable after four times the base: none here is.
+    fake.change(|answer| answer.reconnect.base_ms = 1_000);
+    let (_client, mut events, mut peer) = fake.connect(fake.options(Kind::Tcp)).await;
+    for ticket in ["r1", "r2", "r3"] {
+        peer.disconnect(moved(&fake, ticket)).await;
+        peer = welcomed(&fake, ticket).await;
+    }
+    fake.change(|answer| answer.ticket = "scheduled".into());
+    peer.disconnect(moved(&fake, "r4")).await;
+    let _peer = welcomed(&fake, "scheduled").await;
+    assert_eq!(fake.answered(), 2);
+    // Whichever welcomes were read late, one is told of, and the pause after the fourth.
+    while let Event::Connected(_) = next(&mut events).await {}
+}
+
+#[tokio::test]
 async fn an_expired_ticket_means_a_new_schedule() {
     let fake = Fake::start().await;
     let (_client, mut events, peer) = fake.connect(fake.options(Kind::Json)).await;
@@ -119,6 +137,22 @@ async fn a_silent_gateway_is_left() {
 }
 
 #[tokio::test]
+async fn a_process_that_stood_still_does_not_take_its_gateway_for_silent() {
+    let fake = Fake::start().await;
+    fake.change(|answer| answer.heartbeat = HeartbeatParameters { interval_ms: 50, timeout_ms: 150 });
+    let (_client, _events, mut peer) = fake.connect(fake.options(Kind::Tcp)).await;
+    // Whether the client sees its timer or its socket first is chance: often enough, both happen.
+    for _ in 0..12 {
+        assert_eq!(peer.receive().await, Some(Up::Heartbeat(client::Heartbeat {})));
+        peer.send(Down::HeartbeatAck(client::HeartbeatAck::default())).await;
+        // This stalls the runtime, the client's task included, for longer than its patience of 100 ms.
+        std::thread::sleep(Duration::from_millis(150));
+    }
+    peer.notify(1).await;
+    peer.pull().await;
+}
+
+#[tokio::test]
 async fn the_list_is_walked_past_a_dead_gateway() {
     let mut fake = Fake::start().await;
     let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
@@ -138,6 +172,37 @@ async fn the_list_is_walked_past_a_dead_gateway() {
     drop(events);
     assert_eq!(fake.answered(), 1);
     assert_eq!(fake.asked().await.request.failed, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_dead_or_leaving_host_costs_one_attempt_for_all_its_transports() {
+    let dead = {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        listener.local_addr().expect("is bound")
+    };
+    // The system accepts, the program never does.
+    let stuck = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let leaving = Fake::start().await;
+    for gone in [dead, stuck.local_addr().expect("is bound"), leaving.address()] {
+        let fake = Fake::start().await;
+        let alive = fake.address();
+        fake.change(|answer| {
+            answer.endpoints = endpoints("gone", gone);
+            answer.endpoints.extend(endpoints("alive", alive));
+            answer.reconnect.reschedule_after_failures = 2;
+        });
+        let mut options = fake.options(Kind::Proto);
+        options.transports = vec![Transport::WebSocket, Transport::Tcp];
+        options.attempt_timeout = Duration::from_secs(1);
+        let (_client, _events) = Client::start(options).await.expect("starts");
+        if gone == leaving.address() {
+            let mut peer = leaving.accept().await;
+            peer.hello().await;
+            peer.disconnect(close_code(4001)).await;
+        }
+        let _peer = welcomed(&fake, "ticket").await;
+        assert_eq!(fake.answered(), 1, "{gone}");
+    }
 }
 
 #[tokio::test]

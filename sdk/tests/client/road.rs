@@ -110,6 +110,11 @@ async fn every_request_has_its_answer() {
         assert_eq!(refused.to_string(), "PERMISSION_DENIED: not a member");
         let invalid = client.mark_read(0, 5).await.expect_err("is no conversation");
         assert!(matches!(invalid, RequestError::Invalid(_)), "{invalid:?}");
+        let invalid = client.conversations(0, "x".repeat(257)).await.expect_err("is no page's cursor");
+        assert!(
+            matches!(&invalid, RequestError::Invalid(field) if field.field == "conversations.cursor"),
+            "{invalid:?}"
+        );
     };
     soon("the requests", async { tokio::join!(gateway, requests) }).await;
 }

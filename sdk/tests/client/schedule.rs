@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use berth_client::{
-    Client, ConnectError, StopReason,
+    Client, ConnectError, Event, StopReason,
     token::{TokenError, TokenProvider},
 };
 use berth_proto::client::server_frame::Frame as Down;
 use futures_util::future::BoxFuture;
 
-use crate::fake::{Fake, Kind, soon, welcome};
+use crate::fake::{Fake, Kind, next, soon, welcome};
 
 /// Gives "old" until it is rejected, then "new".
 struct Renewing;
@@ -77,6 +77,22 @@ async fn no_token_ever_is_final_and_none_yet_is_not() {
 }
 
 #[tokio::test]
+async fn a_token_provider_that_hangs_is_asked_again() {
+    let fake = Fake::start().await;
+    let first = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let mut options = fake.options(Kind::Tcp);
+    options.token_timeout = Duration::from_millis(100);
+    options.token = std::sync::Arc::new(move || {
+        let hangs = first.swap(false, std::sync::atomic::Ordering::Relaxed);
+        async move { if hangs { std::future::pending().await } else { Ok("jwt".into()) } }
+    });
+    let (_client, mut events) = Client::start(options).await.expect("starts");
+    let Event::Disconnected(disconnected) = next(&mut events).await else { panic!("expected Disconnected") };
+    assert!(disconnected.reason.contains("no user token"), "{disconnected:?}");
+    fake.accept().await.hello().await;
+}
+
+#[tokio::test]
 async fn the_next_scheduler_is_asked_when_one_fails() {
     let (mut busy, mut fake) = (Fake::start().await, Fake::start().await);
     busy.refuse_next(503, "NO_GATEWAY", Some(300));
@@ -110,11 +126,16 @@ async fn the_deadline_says_what_the_last_attempt_failed_on() {
 async fn options_that_cannot_be_are_named() {
     let fake = Fake::start().await;
     type Spoil = fn(&mut berth_client::Options);
-    let cases: [(Spoil, &str); 8] = [
+    let cases: [(Spoil, &str); 13] = [
         (|o| o.schedulers.clear(), "schedulers"),
         (|o| o.schedulers = vec!["https://h".into()], "schedulers"),
         (|o| o.device_id.clear(), "device_id"),
         (|o| o.transports.clear(), "transports"),
+        (|o| o.connect_timeout = Duration::ZERO, "connect_timeout"),
+        (|o| o.attempt_timeout = Duration::ZERO, "attempt_timeout"),
+        (|o| o.request_timeout = Duration::ZERO, "request_timeout"),
+        (|o| o.send_timeout = Duration::ZERO, "send_timeout"),
+        (|o| o.token_timeout = Duration::ZERO, "token_timeout"),
         (|o| o.limits.page = 201, "limits.page"),
         (|o| o.limits.buffered_rows = 1, "limits.buffered_rows"),
         (|o| o.limits.sends_in_flight = 0, "limits.sends_in_flight"),
