@@ -22,6 +22,8 @@ mod session;
 mod shared;
 mod supervisor;
 mod table;
+#[cfg(test)]
+mod testing;
 mod upgrade;
 mod wheel;
 mod worker;

@@ -314,6 +314,10 @@ impl Session {
             Stage::Arriving(_) => {
                 self.close(cx, Goodbye::new(CloseCode::Draining).retry_after(retry_after_ms))
             }
+            // Its goodbye is written: at a stop it is not waited for as long as otherwise.
+            Stage::Closing { deadline_ms } if self.blocked_ms == 0 => {
+                *deadline_ms = (*deadline_ms).min(cx.now.steady_ms.saturating_add(cx.env.linger_ms()));
+            }
             Stage::Closing { .. } | Stage::Gone => {}
         }
     }
@@ -407,8 +411,7 @@ impl Session {
     fn finish(&mut self, cx: &mut Cx<'_>, how: Closed) {
         self.end(cx, how);
         self.assembly = None;
-        let linger = i64::try_from(cx.env.timeouts.linger.as_millis()).unwrap_or(i64::MAX);
-        self.stage = Stage::Closing { deadline_ms: cx.now.steady_ms.saturating_add(linger) };
+        self.stage = Stage::Closing { deadline_ms: cx.now.steady_ms.saturating_add(cx.env.linger_ms()) };
     }
 
     /// Books the end and lets go of what logic holds for the session.

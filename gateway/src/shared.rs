@@ -19,6 +19,9 @@ use crate::{clock::Clock, config::Config, inlet::Inlet, metrics::Metrics, superv
 /// assignments after 10 s in any case.
 const USED_TICKETS_KEPT: usize = 4 * limits::USED_TICKETS;
 
+/// A worker's count of wake-ups once it has ended: there is nothing to watch any more.
+pub(crate) const ENDED: u64 = u64::MAX;
+
 /// Locks without caring for a panic elsewhere: every critical section here leaves the value whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -54,7 +57,7 @@ pub(crate) struct Shared {
     pub(crate) connections: AtomicU64,
     /// Accepted since the start.
     pub(crate) handshakes: AtomicU64,
-    /// Each worker counts its wake-ups, for the watchdog.
+    /// Each worker counts its wake-ups, for the watchdog; [`ENDED`] at last.
     pub(crate) rounds: Vec<AtomicU64>,
     version: AtomicU64,
     rare: Mutex<Rare>,

@@ -13,7 +13,7 @@ use berth_proto::wire::{
 use crate::{
     inlet::Delivery,
     metrics::LinkRefused,
-    shared::{Shared, lock},
+    shared::{ENDED, Shared, lock},
 };
 
 /// Between two reports to each scheduler, in milliseconds: PEERS.md's freshness of load.
@@ -185,6 +185,9 @@ impl Supervisor {
     fn watch(&mut self, now: i64) {
         for (worker, (watched, round)) in self.watched.iter_mut().zip(&self.shared.rounds).enumerate() {
             let round = round.load(Relaxed);
+            if round == ENDED {
+                continue;
+            }
             if round != watched.round {
                 *watched = Watched { round, since_ms: now, stalled: false };
             } else if now - watched.since_ms > STALL_MS && !watched.stalled {
@@ -237,3 +240,6 @@ fn build_report(shared: &Shared) -> GatewayReport {
         uptime_ms: shared.clock.uptime_ms().unsigned_abs(),
     }
 }
+
+#[cfg(test)]
+mod tests;

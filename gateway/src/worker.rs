@@ -21,7 +21,7 @@ use crate::{
     connection::{Connection, Readiness, Verdict},
     inlet::{Inlet, Waiting},
     session::{Cx, Env, Orphan, Session, Ups},
-    shared::Shared,
+    shared::{ENDED, Shared},
     table::{Place, Table},
     wheel::Wheel,
     ws,
@@ -102,6 +102,7 @@ impl Worker {
             timeouts: shared.config.timeouts,
             verifier: Arc::default(),
             draining: false,
+            stopping: false,
             logics: Vec::new(),
             metrics: Arc::clone(&shared.metrics),
         };
@@ -146,6 +147,7 @@ impl Worker {
         }
         self.drop_everybody();
         self.flush_ups();
+        self.shared.rounds[usize::from(self.index)].store(ENDED, Relaxed);
     }
 
     /// One wake-up.

@@ -42,6 +42,7 @@ impl Harness {
             timeouts: Timeouts::default(),
             verifier: Arc::new(TicketVerifier::new(&[signer.public_key()])),
             draining: false,
+            stopping: false,
             logics: vec![true],
             metrics: Arc::new(Metrics::new(Registry::new(&NoopRecorder))),
         };

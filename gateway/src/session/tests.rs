@@ -1,3 +1,5 @@
+//! A session alone: what it costs and what it says, with the time made up.
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::*;

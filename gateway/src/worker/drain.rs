@@ -26,9 +26,9 @@ impl Worker {
     /// No new connections; those here are told, and have until the deadline to go.
     pub(super) fn begin_stop(&mut self) {
         self.acceptor.close();
-        if self.eviction.is_none() {
-            self.begin_eviction(STOP_SPREAD_MS);
-        }
+        self.env.stopping = true;
+        // Anew, though a drain may have listed them before: those who linger since are given less time now.
+        self.begin_eviction(STOP_SPREAD_MS);
         let grace = i64::try_from(self.env.timeouts.stop.as_millis()).unwrap_or(i64::MAX);
         self.stopping_ms = Some(self.now.steady_ms.saturating_add(grace));
     }

@@ -1,3 +1,5 @@
+//! The WebSocket reader and writer against tungstenite, and by hand where the two differ on purpose.
+
 use std::io::{Cursor, Read, Write};
 
 use proptest::prelude::*;
