@@ -9,8 +9,8 @@ use mio::net::TcpStream;
 
 use crate::session::{Cx, Session, Stop};
 
-/// Reads of one connection before the others have their turn: with the scratch buffer's 65 KiB each.
-const READS_PER_TURN: usize = 4;
+/// Reads of one connection before the others have their turn: one fills the scratch buffer, which holds the largest frame.
+const READS_PER_TURN: usize = 1;
 
 /// A socket, its session and its unfinished business.
 pub(crate) struct Connection {
@@ -30,6 +30,8 @@ pub(crate) struct Connection {
     shut: bool,
     /// Listed to be settled because of a notify.
     pub(crate) dirty: bool,
+    /// Listed to be settled because it has more to read.
+    pub(crate) again: bool,
 }
 
 struct Held {
@@ -71,6 +73,7 @@ impl Connection {
             read_closed: false,
             shut: false,
             dirty: false,
+            again: false,
         }
     }
 
@@ -84,6 +87,13 @@ impl Connection {
         } else if ready.writable && self.output.is_some() {
             self.write_held(cx);
         }
+    }
+
+    /// What epoll has not said yet may have happened all the same: the socket is asked by the next
+    /// [`Connection::settle`], and now for room.
+    pub(crate) fn ask(&mut self, cx: &mut Cx<'_>) {
+        self.readable = true;
+        self.write_held(cx);
     }
 
     /// Does everything that can be done now: parses, writes, reads, in turns, within a budget.

@@ -362,9 +362,14 @@ impl Session {
         }
     }
 
+    /// Whether [`Session::expire`] has something to do now.
+    pub(crate) fn due(&self, cx: &Cx<'_>) -> bool {
+        cx.now.steady_ms >= self.deadline_ms(cx.env)
+    }
+
     /// Time passed: does what is due.
     pub(crate) fn expire(&mut self, cx: &mut Cx<'_>) {
-        if cx.now.steady_ms < self.deadline_ms(cx.env) {
+        if !self.due(cx) {
             return;
         }
         let blocked = self.blocked_ms;

@@ -156,7 +156,7 @@ impl Worker {
         self.shared.rounds[usize::from(self.index)].fetch_add(1, Relaxed);
         self.refresh_env();
         for place in std::mem::take(&mut self.again) {
-            self.with(place, |_, _| {});
+            self.with_connection(place, |connection, _| connection.again = false);
         }
         for event in events {
             match event.token() {
@@ -250,10 +250,12 @@ impl Worker {
         if self.wheel.second_for(deadline) < connection.armed {
             connection.armed = self.wheel.arm(deadline, place);
         }
-        self.table.put_back(place, connection);
-        if verdict == Verdict::Again {
+        // Once is enough, whatever else happens to it before its turn: what it may read does not grow with its events.
+        if verdict == Verdict::Again && !connection.again {
+            connection.again = true;
             self.again.push(place);
         }
+        self.table.put_back(place, connection);
         true
     }
 
@@ -266,13 +268,22 @@ impl Worker {
         let mut due = Vec::new();
         self.wheel.advance(self.now.steady_ms, &mut due);
         for (second, place) in due {
+            let mut ask = false;
             self.with_connection(place, |connection, cx| {
                 // Another second: the connection was armed again since, and this entry is an old one.
                 if connection.armed == second {
                     connection.armed = i64::MAX;
-                    connection.session.expire(cx);
+                    ask = connection.session.due(cx);
+                    if ask {
+                        // After a pause of this thread or machine, signs of life may still lie in the kernel: one
+                        // wake-up takes only EVENTS of them.
+                        connection.ask(cx);
+                    }
                 }
             });
+            if ask {
+                self.with(place, |session, cx| session.expire(cx));
+            }
         }
     }
 
@@ -299,3 +310,6 @@ impl Worker {
 fn pack(worker: u8, place: Place) -> u64 {
     Handle { worker, slot: place.slot, generation: place.generation }.pack()
 }
+
+#[cfg(test)]
+mod tests;
