@@ -330,6 +330,11 @@ impl Session {
         }
     }
 
+    /// Whether it is a session of the logic with that index.
+    pub(crate) fn is_of(&self, logic: u8) -> bool {
+        matches!(&self.stage, Stage::Identified(session) if session.is_of(logic))
+    }
+
     /// The OpenSession that tells a forgetful logic (the one with that index) of this session again.
     pub(crate) fn reannounce(&self, logic: u8, handle: u64) -> Option<to_logic::Message> {
         match &self.stage {

@@ -44,8 +44,12 @@ impl Mailbox {
     /// A logic renewed the lease, or says that it had run out.
     pub(crate) fn lease(&self, logic: u8, lease: &LeaseRenewed) {
         self.put(|mail| {
-            mail.leases.retain(|(other, _)| *other != logic);
-            mail.leases.push((logic, *lease));
+            let mut lease = *lease;
+            // The newest renewal counts, but that it had run out must not be lost behind one that is good.
+            if let Some(at) = mail.leases.iter().position(|(other, _)| *other == logic) {
+                lease.forgotten |= mail.leases.swap_remove(at).1.forgotten;
+            }
+            mail.leases.push((logic, lease));
         });
     }
 

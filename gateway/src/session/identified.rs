@@ -275,6 +275,10 @@ impl Identified {
         Ok(())
     }
 
+    pub(super) fn is_of(&self, logic: u8) -> bool {
+        self.logic == logic
+    }
+
     pub(super) fn reannounce(&self, logic: u8, handle: u64) -> Option<to_logic::Message> {
         (self.logic == logic).then(|| to_logic::Message::Open(self.identity.open(handle, self.epoch)))
     }

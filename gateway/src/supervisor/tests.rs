@@ -20,3 +20,19 @@ fn a_stuck_worker_is_counted_once_and_an_ended_one_never() {
     }
     assert_eq!(stalls(), 1);
 }
+
+#[test]
+fn a_renewal_does_not_hide_that_an_earlier_one_had_run_out() {
+    let mailbox = Mailbox::default();
+    mailbox.lease(0, &LeaseRenewed { lease_ms: 9_000, forgotten: true });
+    mailbox.lease(0, &LeaseRenewed { lease_ms: 6_000, forgotten: false });
+    mailbox.lease(1, &LeaseRenewed { lease_ms: 6_000, forgotten: false });
+    let mail = mailbox.take(0);
+    assert_eq!(
+        mail.leases,
+        [
+            (0, LeaseRenewed { lease_ms: 6_000, forgotten: true }),
+            (1, LeaseRenewed { lease_ms: 6_000, forgotten: false })
+        ]
+    );
+}

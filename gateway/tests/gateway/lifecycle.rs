@@ -6,7 +6,7 @@ use berth_gateway::Gateway;
 use berth_proto::{
     client::{response, server_frame::Frame},
     code::CloseCode,
-    wire::{CloseConnection, SessionOpened, to_gateway},
+    wire::{CloseConnection, LeaseRenewed, SessionOpened, to_gateway},
 };
 
 use crate::support::{
@@ -131,6 +131,28 @@ fn leases_are_renewed_and_a_forgetful_logic_is_told_again() {
     assert_eq!(client.response().0, 1);
     let epoch = site.logic.state().requested[0].session_epoch;
     assert!(epoch >= again.session_epoch);
+}
+
+#[test]
+fn a_logic_that_forgets_again_while_it_is_told_is_told_everything_again() {
+    let site = Site::with(|config| config.workers = 1);
+    // Several batches of announcements, so that the list is not empty after the first.
+    let clients: Vec<_> = (0..450).map(|i| site.login(Transport::Tcp, "alice", &format!("d-{i}"))).collect();
+    let forgotten = || to_gateway::Message::Lease(LeaseRenewed { lease_ms: 60_000, forgotten: true });
+    site.logic.state().opened.clear();
+    // Until we come between two batches.
+    eventually("a part is announced", || {
+        site.logic.send(vec![forgotten()]);
+        eventually("the first are announced", || site.logic.state().opened.len() >= 100);
+        std::mem::take(&mut site.logic.state().opened).len() < 450
+    });
+    site.logic.send(vec![forgotten()]);
+    let devices = || {
+        let state = site.logic.state();
+        state.opened.iter().map(|open| open.device_id.clone()).collect::<std::collections::HashSet<_>>().len()
+    };
+    eventually("all of them are announced after the second time", || devices() == 450);
+    drop(clients);
 }
 
 #[test]
