@@ -16,7 +16,7 @@ const READS_PER_TURN: usize = 1;
 pub(crate) struct Connection {
     stream: TcpStream,
     pub(crate) session: Session,
-    /// An incomplete frame; or what came while the session waits or the peer does not read.
+    /// The head of a frame, so less than one; or what one read brought while the session waits or the peer does not read.
     input: Option<Box<Held>>,
     /// What the socket did not take.
     output: Option<Box<Held>>,
@@ -152,6 +152,8 @@ impl Connection {
         held.done += taken;
         if held.done == held.bytes.len() {
             self.input = None;
+        } else {
+            held.keep_tail();
         }
         stop
     }
@@ -223,7 +225,7 @@ impl Connection {
                     self.output = None;
                 }
                 if count > 0 {
-                    self.session.unblocked(cx.now, all);
+                    self.session.unblocked(cx, all);
                 }
             }
             Err(_) => {
@@ -234,7 +236,23 @@ impl Connection {
     }
 }
 
+#[cfg(test)]
+impl Connection {
+    /// Bytes of memory held for input.
+    pub(crate) fn input_memory(&self) -> usize {
+        self.input.as_ref().map_or(0, |held| held.bytes.capacity())
+    }
+}
+
 impl Held {
+    /// Lets go of what is done, and of its memory.
+    fn keep_tail(&mut self) {
+        if self.done > 0 {
+            self.bytes = self.bytes[self.done..].to_vec();
+            self.done = 0;
+        }
+    }
+
     fn append(&mut self, more: &[u8]) {
         if more.is_empty() {
             return;

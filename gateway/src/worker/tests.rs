@@ -54,11 +54,12 @@ impl Bench {
 
 const READABLE: Readiness = Readiness { readable: true, writable: true, read_closed: false, hung_up: false };
 
+const HEAD: &str = "GET /v1/ws HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: berth.v1.proto\r\n\r\n";
+
 /// Opens a WebSocket and sends so many pings, as far as the socket takes them.
 fn flood(client: &mut TcpStream, pings: usize) {
-    let head = "GET /v1/ws HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
-                Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: berth.v1.proto\r\n\r\n";
-    client.write_all(head.as_bytes()).expect("sends");
+    client.write_all(HEAD.as_bytes()).expect("sends");
     client.set_nonblocking(true).expect("settable");
     for _ in 0..pings {
         match client.write(&[0x8a, 0x80, 0, 0, 0, 0].repeat(1_000)) {
@@ -109,4 +110,26 @@ fn a_hello_that_lies_in_the_kernel_is_read_before_its_deadline_is_held_against_i
     bench.worker.advance_wheel();
     let closed = |code| bench.site.recorder.value(&format!("berth_gateway_connections_closed_total {code}"));
     assert_eq!((closed("4008"), closed("4009")), (0, 1), "it was read, and refused for want of keys");
+}
+
+#[test]
+fn of_what_was_read_only_the_incomplete_frame_is_kept() {
+    let mut bench = Bench::new();
+    let mut client = bench.connect();
+    flood(&mut client, 0);
+    let place = bench.place();
+    let pong = [0x8a, 0x80, 0, 0, 0, 0];
+    // The head of a frame, then its end with many others behind it, and the head of one more.
+    let rest = [&[0][..], &pong.repeat(5_000), &pong[..5]].concat();
+    // The upgrade was read first.
+    let mut goal = HEAD.len() as u64;
+    for (bytes, kept) in [(&pong[..5], 5), (&rest, 5)] {
+        client.write_all(bytes).expect("sends");
+        goal += bytes.len() as u64;
+        while bench.site.recorder.value("berth_gateway_received_bytes_total") < goal {
+            bench.worker.on_ready(Bench::packed(place), READABLE);
+        }
+        let memory = bench.connection(place).input_memory();
+        assert!((kept..kept + 100).contains(&memory), "{memory} bytes");
+    }
 }
