@@ -44,6 +44,10 @@ const OUTPUT_PAUSE: usize = 64 * 1024;
 /// keep more than this without a ticket.
 const HELLO_FRAME: usize = 16 * 1024;
 
+/// A peer that takes its last bytes slowly has so many lingers for all of them: half a minute at the default, in which
+/// even a bad mobile link takes the few frames that were unsent.
+const LINGERS: i64 = 6;
+
 /// Why [`Session::receive`] stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stop {
@@ -68,9 +72,11 @@ pub(crate) struct Session {
 enum Stage {
     Arriving(Box<Arriving>),
     Identified(Identified),
-    /// Everything is said: the peer has until then to take it and go.
+    /// Everything is said: the peer has until `deadline_ms` to go. That moves as the peer takes what is unsent, up to
+    /// `cap_ms`.
     Closing {
         deadline_ms: i64,
+        cap_ms: i64,
     },
     Gone,
 }
@@ -315,7 +321,7 @@ impl Session {
                 self.close(cx, Goodbye::new(CloseCode::Draining).retry_after(retry_after_ms))
             }
             // Its goodbye is written: at a stop it is not waited for as long as otherwise.
-            Stage::Closing { deadline_ms } if self.blocked_ms == 0 => {
+            Stage::Closing { deadline_ms, .. } if self.blocked_ms == 0 => {
                 *deadline_ms = (*deadline_ms).min(cx.now.steady_ms.saturating_add(cx.env.linger_ms()));
             }
             Stage::Closing { .. } | Stage::Gone => {}
@@ -351,8 +357,12 @@ impl Session {
     }
 
     /// The peer took some of what was unsent; `all`: nothing is unsent any more.
-    pub(crate) fn unblocked(&mut self, now: Now, all: bool) {
+    pub(crate) fn unblocked(&mut self, cx: &Cx<'_>, all: bool) {
+        let now = cx.now;
         self.blocked_ms = if all { 0 } else { now.steady_ms };
+        if let Stage::Closing { deadline_ms, cap_ms } = &mut self.stage {
+            *deadline_ms = now.steady_ms.saturating_add(cx.env.linger_ms()).min(*cap_ms);
+        }
         // We did not read meanwhile: the silence was ours, and taking bytes is a sign of life.
         self.lives(now);
     }
@@ -362,7 +372,7 @@ impl Session {
         match &self.stage {
             Stage::Arriving(arriving) => arriving.deadline_ms(),
             Stage::Identified(session) => session.deadline_ms(env, self.blocked_ms),
-            Stage::Closing { deadline_ms } => *deadline_ms,
+            Stage::Closing { deadline_ms, .. } => *deadline_ms,
             Stage::Gone => i64::MAX,
         }
     }
@@ -421,7 +431,10 @@ impl Session {
     fn finish(&mut self, cx: &mut Cx<'_>, how: Closed) {
         self.end(cx, how);
         self.assembly = None;
-        self.stage = Stage::Closing { deadline_ms: cx.now.steady_ms.saturating_add(cx.env.linger_ms()) };
+        let after = |ms: i64| cx.now.steady_ms.saturating_add(ms);
+        let linger = cx.env.linger_ms();
+        self.stage =
+            Stage::Closing { deadline_ms: after(linger), cap_ms: after(linger.saturating_mul(LINGERS)) };
     }
 
     /// Books the end and lets go of what logic holds for the session.

@@ -251,7 +251,7 @@ impl World {
         if self.blocked {
             self.session.blocked(self.harness.now);
         } else {
-            self.session.unblocked(self.harness.now, true);
+            self.harness.with(&mut self.session, |session, cx| session.unblocked(cx, true));
         }
     }
 
