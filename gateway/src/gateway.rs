@@ -3,7 +3,10 @@
 use std::{
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
+    sync::{
+        Arc, Mutex,
+        atomic::Ordering::{AcqRel, Acquire, Release},
+    },
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -153,13 +156,18 @@ impl Gateway {
     /// Lets the clients go: schedulers are told first, then every connection gets 4001 with a random wait of at most
     /// `spread`, as soon as its requests in flight are answered. Returns at once; [`Gateway::stop`] waits for the end.
     pub fn drain(&self, spread: Duration) {
-        if self.shared.draining.swap(true, Relaxed) {
+        if self.shared.draining.load(Acquire) {
+            return;
+        }
+        let spread_ms = u32::try_from(spread.as_millis()).unwrap_or(u32::MAX);
+        // Before the flag: whoever sees that it drains gives waits of this spread.
+        self.shared.spread_ms.store(spread_ms, Release);
+        if self.shared.draining.swap(true, AcqRel) {
             return;
         }
         supervisor::report(&self.shared);
-        let spread_ms = u32::try_from(spread.as_millis()).unwrap_or(u32::MAX);
         tracing::info!(spread_ms, "gateway drains");
-        self.shared.inlets.iter().for_each(|inlet| inlet.send(Delivery::Drain { spread_ms }));
+        self.shared.inlets.iter().for_each(|inlet| inlet.send(Delivery::Drain));
     }
 
     /// Says goodbye to whoever is left, waits for them within [`crate::Timeouts::stop`], and joins every thread.
@@ -171,7 +179,7 @@ impl Gateway {
         if self.workers.is_empty() && self.supervisor.is_none() {
             return;
         }
-        self.shared.draining.store(true, Relaxed);
+        self.shared.draining.store(true, Release);
         supervisor::report(&self.shared);
         self.shared.inlets.iter().for_each(|inlet| inlet.send(Delivery::Stop));
         self.workers.drain(..).for_each(join);

@@ -29,8 +29,8 @@ pub(crate) enum Delivery {
     Logic(u64, to_gateway::Message),
     /// A scheduler's answer; it carries the handle.
     Redirect(RedirectAnswer),
-    /// Say 4001 to everybody, with waits spread over so many milliseconds.
-    Drain { spread_ms: u32 },
+    /// Say 4001 to everybody.
+    Drain,
     /// Say goodbye and end.
     Stop,
     /// The logic with that index forgot this gateway's sessions.

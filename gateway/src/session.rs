@@ -328,6 +328,14 @@ impl Session {
         }
     }
 
+    /// The gateway is about to end: says so to each request that waits, and 4001.
+    pub(crate) fn dismiss(&mut self, cx: &mut Cx<'_>, retry_after_ms: u32) {
+        if let Stage::Identified(session) = &mut self.stage {
+            session.give_up(cx, self.wire);
+        }
+        self.evict(cx, retry_after_ms);
+    }
+
     fn leave_when_answered(&mut self, cx: &mut Cx<'_>) {
         if let Stage::Identified(session) = &self.stage
             && let Some(retry_after_ms) = session.ready_to_leave()

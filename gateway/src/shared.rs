@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
 };
 
 use berth_proto::{
@@ -18,6 +18,9 @@ use crate::{clock::Clock, config::Config, inlet::Inlet, metrics::Metrics, superv
 /// Ticket ids kept for the next report: several reports' worth. Those above are left out; a scheduler forgets its pending
 /// assignments after 10 s in any case.
 const USED_TICKETS_KEPT: usize = 4 * limits::USED_TICKETS;
+
+/// The spread of a stop that no drain came before, in milliseconds.
+const STOP_SPREAD_MS: u32 = 2_000;
 
 /// A worker's count of wake-ups once it has ended: there is nothing to watch any more.
 pub(crate) const ENDED: u64 = u64::MAX;
@@ -54,6 +57,8 @@ pub(crate) struct Shared {
     /// Connections, at the most.
     pub(crate) capacity: u64,
     pub(crate) draining: AtomicBool,
+    /// The waits of those who are sent away are spread over so many milliseconds.
+    pub(crate) spread_ms: AtomicU32,
     pub(crate) connections: AtomicU64,
     /// Accepted since the start.
     pub(crate) handshakes: AtomicU64,
@@ -92,6 +97,7 @@ impl Shared {
             endpoints,
             capacity,
             draining: AtomicBool::new(false),
+            spread_ms: AtomicU32::new(STOP_SPREAD_MS),
             connections: AtomicU64::new(0),
             handshakes: AtomicU64::new(0),
             version: AtomicU64::new(1),

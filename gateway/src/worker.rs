@@ -8,7 +8,7 @@ mod outlet;
 use std::{
     collections::HashMap,
     io,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{Arc, atomic::Ordering::{Acquire, Relaxed}},
     time::Duration,
 };
 
@@ -77,6 +77,8 @@ pub(crate) struct Worker {
     eviction: Option<Eviction>,
     /// Until when everybody must be gone.
     stopping_ms: Option<i64>,
+    /// When those who wait for an answer are sent away without it.
+    last_call_ms: Option<i64>,
     last_sweep_ms: i64,
 }
 
@@ -103,6 +105,7 @@ impl Worker {
             verifier: Arc::default(),
             draining: false,
             stopping: false,
+            spread_ms: shared.spread_ms.load(Relaxed),
             logics: Vec::new(),
             metrics: Arc::clone(&shared.metrics),
         };
@@ -128,6 +131,7 @@ impl Worker {
             orphans: HashMap::new(),
             eviction: None,
             stopping_ms: None,
+            last_call_ms: None,
             last_sweep_ms: now.steady_ms,
         })
     }
@@ -146,6 +150,8 @@ impl Worker {
             self.turn(&events);
         }
         self.drop_everybody();
+        // Logic's last chance to learn of ends that it had no room for.
+        self.outlet.retry_closes();
         self.flush_ups();
         self.shared.rounds[usize::from(self.index)].store(ENDED, Relaxed);
     }
@@ -177,6 +183,7 @@ impl Worker {
         self.take_deliveries();
         self.advance_wheel();
         self.evict_some();
+        self.last_call();
         self.reannounce_some();
         self.settle_dirty();
         self.flush_ups();
@@ -193,6 +200,7 @@ impl Worker {
             self.acceptor.next_ms(),
             self.outlet.next_reannouncement_ms(),
             self.stopping_ms,
+            self.last_call_ms,
         ];
         let wait = until.into_iter().flatten().min().unwrap_or(now) - now;
         Duration::from_millis(wait.max(0).unsigned_abs())
@@ -210,7 +218,8 @@ impl Worker {
             self.env.verifier = Arc::clone(&rare.verifier);
             self.outlet.set_links(rare);
         }
-        self.env.draining = self.shared.draining.load(Relaxed);
+        self.env.draining = self.shared.draining.load(Acquire);
+        self.env.spread_ms = self.shared.spread_ms.load(Relaxed);
         self.outlet.connected(&mut self.env.logics);
     }
 

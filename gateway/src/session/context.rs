@@ -18,6 +18,8 @@ pub(crate) struct Env {
     pub(crate) timeouts: Timeouts,
     pub(crate) verifier: Arc<TicketVerifier>,
     pub(crate) draining: bool,
+    /// Who is sent away by a drain or a stop comes back within so many milliseconds.
+    pub(crate) spread_ms: u32,
     /// The worker ends soon: nobody lingers.
     pub(crate) stopping: bool,
     /// Which logic links are up.

@@ -300,7 +300,17 @@ impl Identified {
     }
 
     pub(super) fn leave(&mut self, retry_after_ms: u32) {
-        self.leaving = Some(retry_after_ms);
+        // A stop after a drain finds it on its way.
+        self.leaving.get_or_insert(retry_after_ms);
+    }
+
+    /// Answers what is in flight without logic's answer.
+    pub(super) fn give_up(&mut self, cx: &mut Cx<'_>, wire: Wire) {
+        while let Some(waiting) = self.in_flight.remove_older(i64::MAX) {
+            cx.env.metrics.requests.in_flight.decrement(1.0);
+            let message = "the gateway stops before logic answered; the outcome is unknown".to_owned();
+            refuse(cx, wire, waiting.id, RequestRefused::Unavailable, ErrorCode::Unavailable, message);
+        }
     }
 
     pub(super) fn leaving(&self) -> bool {

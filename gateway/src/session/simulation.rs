@@ -43,6 +43,7 @@ impl Harness {
             verifier: Arc::new(TicketVerifier::new(&[signer.public_key()])),
             draining: false,
             stopping: false,
+            spread_ms: 2_000,
             logics: vec![true],
             metrics: Arc::new(Metrics::new(Registry::new(&NoopRecorder))),
         };

@@ -40,7 +40,7 @@ impl Worker {
                     self.with(place, |session, cx| session.redirected(cx, answer));
                 }
             }
-            Delivery::Drain { spread_ms } => self.begin_eviction(spread_ms),
+            Delivery::Drain => self.begin_eviction(),
             Delivery::Stop => self.begin_stop(),
             Delivery::Reannounce(logic) => self.begin_reannouncing(logic),
         }

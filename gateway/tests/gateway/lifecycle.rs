@@ -263,12 +263,53 @@ fn stop_says_goodbye_to_everybody_and_joins() {
     assert!(metrics.gauge("berth_gateway_connections").abs() < f64::EPSILON);
 }
 
+#[test]
+fn a_stop_tells_who_waits_for_an_answer_that_none_comes_and_says_goodbye() {
+    // With and without a drain that listed them before.
+    for drained in [false, true] {
+        let site = Site::with(|config| config.timeouts.stop = Duration::from_millis(2_500));
+        site.logic.state().requests = Manner::Silent;
+        let mut clients = ALL.map(|t| site.login(t, "alice", &format!("{t:?}")));
+        for client in &mut clients {
+            client.pull(7);
+        }
+        eventually("the requests", || site.logic.state().waiting.len() == 3);
+        if drained {
+            site.gateway.drain(Duration::ZERO);
+        }
+        let Site { gateway, logic, .. } = site;
+        let stopper = std::thread::spawn(move || gateway.stop());
+        for client in &mut clients {
+            let (id, error) = client.error();
+            assert_eq!((id, error.code.as_str(), error.retryable), (7, "UNAVAILABLE", true));
+            let goodbye = client.disconnected();
+            assert!(goodbye.code == 4001 && (!drained || goodbye.retry_after_ms == 0), "{goodbye:?}");
+        }
+        stopper.join().expect("no panic");
+        assert_eq!(logic.state().closed.len(), 3);
+    }
+}
+
 /// Stops the gateway and fails if that does not end.
 #[track_caller]
 fn check_stops(gateway: Gateway) {
     let stopper = std::thread::spawn(move || gateway.stop());
     eventually("it stops", || stopper.is_finished());
     stopper.join().expect("no panic");
+}
+
+#[test]
+fn an_end_that_logic_had_no_room_for_is_told_at_the_latest_at_the_stop() {
+    // The last connection's end is refused once, and nothing else would wake the worker before it stops.
+    let site = Site::with(|config| config.workers = 1);
+    site.logic.state().closes = Manner::Full;
+    drop(site.login(Transport::Tcp, "alice", "d"));
+    let refused = || site.metrics.counter("berth_gateway_link_refused_total{message=\"close\"}");
+    eventually("the close is refused", || refused() >= 1);
+    site.logic.state().closes = Manner::Answers;
+    let Site { gateway, logic, .. } = site;
+    check_stops(gateway);
+    assert_eq!(logic.state().closed.len(), 1);
 }
 
 #[test]
