@@ -63,7 +63,7 @@ const MAX_LOGICS: usize = 64;
 pub struct Gateway {
     shared: Arc<Shared>,
     local_addr: SocketAddr,
-    /// One logic attaches at a time, so that each gets its own index.
+    /// One role attaches at a time, so that each gets its own index.
     attaching: Mutex<()>,
     workers: Vec<JoinHandle<()>>,
     supervisor: Option<JoinHandle<()>>,
@@ -122,7 +122,9 @@ impl Gateway {
 
     /// Reports to this scheduler from now on, and takes its ticket keys.
     pub fn attach_scheduler(&self, service: Arc<dyn SchedulerService>) {
-        let down = SchedulerDown { shared: Arc::downgrade(&self.shared) };
+        let _turn = lock(&self.attaching);
+        let index = self.shared.rare().schedulers.len();
+        let down = SchedulerDown { shared: Arc::downgrade(&self.shared), index };
         let link = service.attach(self.introduction(), Arc::new(down));
         let count = self.shared.change(|rare| {
             Arc::make_mut(&mut rare.schedulers).push(link);

@@ -8,7 +8,6 @@ use std::{
 use berth_proto::{
     handle::Handle,
     link::{Link, Refused, RefusedReason},
-    ticket::{PUBLIC_KEY, TicketVerifier},
     wire::{FromScheduler, NotifyConnection, RedirectAnswer, ToGateway, from_scheduler, to_gateway},
 };
 use mio::Waker;
@@ -163,6 +162,8 @@ fn worker(handle: u64) -> usize {
 /// A scheduler's way to this gateway.
 pub(crate) struct SchedulerDown {
     pub(crate) shared: Weak<Shared>,
+    /// Tells this scheduler's keys from the others'.
+    pub(crate) index: usize,
 }
 
 impl Link<FromScheduler> for SchedulerDown {
@@ -172,7 +173,11 @@ impl Link<FromScheduler> for SchedulerDown {
         };
         for message in batch.into_iter().filter_map(|message| message.message) {
             match message {
-                from_scheduler::Message::Keys(keys) => take_keys(&shared, &keys.public_keys),
+                from_scheduler::Message::Keys(keys) => {
+                    if !shared.ticket_keys(self.index, &keys.public_keys) {
+                        tracing::warn!("a scheduler told no usable ticket key; the ones known so far stay");
+                    }
+                }
                 from_scheduler::Message::Redirect(answer) => {
                     if let Some(inlet) = shared.inlets.get(worker(answer.handle)) {
                         inlet.send(Delivery::Redirect(answer));
@@ -187,13 +192,4 @@ impl Link<FromScheduler> for SchedulerDown {
     fn connected(&self) -> bool {
         self.shared.strong_count() > 0
     }
-}
-
-fn take_keys(shared: &Shared, keys: &[Vec<u8>]) {
-    let keys: Vec<[u8; PUBLIC_KEY]> = keys.iter().filter_map(|key| key.as_slice().try_into().ok()).collect();
-    if keys.is_empty() {
-        tracing::warn!("a scheduler told no usable ticket key; the ones known so far stay");
-        return;
-    }
-    shared.change(|rare| rare.verifier = Arc::new(TicketVerifier::new(&keys)));
 }

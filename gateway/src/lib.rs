@@ -14,6 +14,7 @@ mod connection;
 mod descriptor;
 mod gateway;
 mod inlet;
+mod keyring;
 mod listener;
 mod metrics;
 mod notify;

@@ -13,7 +13,7 @@ use berth_proto::{
     wire::{ToLogic, ToScheduler},
 };
 
-use crate::{clock::Clock, config::Config, inlet::Inlet, metrics::Metrics, supervisor::Mailbox};
+use crate::{clock::Clock, config::Config, inlet::Inlet, keyring::Keyring, metrics::Metrics, supervisor::Mailbox};
 
 /// Ticket ids kept for the next report: several reports' worth. Those above are left out; a scheduler forgets its pending
 /// assignments after 10 s in any case.
@@ -67,6 +67,7 @@ pub(crate) struct Shared {
     version: AtomicU64,
     rare: Mutex<Rare>,
     used_tickets: Mutex<Vec<u64>>,
+    keyring: Mutex<Keyring>,
     /// The newest policy seen, by version and hash: replicas that are behind learn of it through reports.
     policy: Mutex<(u64, String)>,
 }
@@ -103,6 +104,7 @@ impl Shared {
             version: AtomicU64::new(1),
             rare: Mutex::new(rare),
             used_tickets: Mutex::default(),
+            keyring: Mutex::default(),
             policy: Mutex::default(),
         }
     }
@@ -122,6 +124,24 @@ impl Shared {
         self.version.fetch_add(1, std::sync::atomic::Ordering::Release);
         self.mailbox.poke();
         result
+    }
+
+    /// The keys a scheduler signs with, beside those of the others; returns whether there was a usable one.
+    pub(crate) fn ticket_keys(&self, scheduler: usize, keys: &[Vec<u8>]) -> bool {
+        let mut keyring = lock(&self.keyring);
+        let usable = keyring.told(scheduler, keys, self.clock.now().steady_ms);
+        if usable {
+            self.change(|rare| rare.verifier = Arc::new(keyring.verifier()));
+        }
+        usable
+    }
+
+    /// Lets go of replaced keys whose time is up.
+    pub(crate) fn forget_keys(&self, now_ms: i64) {
+        let mut keyring = lock(&self.keyring);
+        if keyring.forget(now_ms) {
+            self.change(|rare| rare.verifier = Arc::new(keyring.verifier()));
+        }
     }
 
     pub(crate) fn ticket_used(&self, ids: &mut Vec<u64>) {

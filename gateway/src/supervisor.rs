@@ -139,6 +139,7 @@ impl Supervisor {
         if mail.poked || now >= self.next_report_ms {
             self.next_report_ms = now + REPORT_MS;
             report(&self.shared);
+            self.shared.forget_keys(now);
             self.count_links();
             self.watch(now);
         }
