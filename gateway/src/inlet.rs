@@ -43,6 +43,8 @@ pub(crate) struct Waiting {
     pub(crate) notifies: Vec<NotifyConnection>,
     /// The worker was woken and has not come yet: once is enough.
     woken: bool,
+    /// Nobody comes any more: nothing is kept.
+    closed: bool,
 }
 
 /// A worker's mailbox.
@@ -69,9 +71,17 @@ impl Inlet {
         std::mem::swap(&mut *lock(&self.waiting), into);
     }
 
+    /// The worker has ended: what waits is dropped, and so is what comes.
+    pub(crate) fn close(&self) {
+        *lock(&self.waiting) = Waiting { closed: true, ..Waiting::default() };
+    }
+
     /// Hands over a batch with one wake-up; returns how many notifies were over the bound.
     fn put(&self, mut parcel: Waiting) -> usize {
         let mut waiting = lock(&self.waiting);
+        if waiting.closed {
+            return parcel.notifies.len();
+        }
         waiting.deliveries.append(&mut parcel.deliveries);
         let room = NOTIFIES.saturating_sub(waiting.notifies.len());
         let dropped = parcel.notifies.len().saturating_sub(room);

@@ -1,8 +1,8 @@
 //! What the threads of a gateway share: settings, links, keys and counts.
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::{Relaxed, Release}},
 };
 
 use berth_proto::{
@@ -13,7 +13,7 @@ use berth_proto::{
     wire::{ToLogic, ToScheduler},
 };
 
-use crate::{clock::Clock, config::Config, inlet::Inlet, keyring::Keyring, metrics::Metrics, supervisor::Mailbox};
+use crate::{clock::Clock, config::Config, inlet::{Delivery, Inlet}, keyring::Keyring, metrics::Metrics, supervisor::Mailbox};
 
 /// Ticket ids kept for the next report: several reports' worth. Those above are left out; a scheduler forgets its pending
 /// assignments after 10 s in any case.
@@ -64,6 +64,7 @@ pub(crate) struct Shared {
     pub(crate) handshakes: AtomicU64,
     /// Each worker counts its wake-ups, for the watchdog; [`ENDED`] at last.
     pub(crate) rounds: Vec<AtomicU64>,
+    failure: OnceLock<String>,
     version: AtomicU64,
     rare: Mutex<Rare>,
     used_tickets: Mutex<Vec<u64>>,
@@ -101,6 +102,7 @@ impl Shared {
             spread_ms: AtomicU32::new(STOP_SPREAD_MS),
             connections: AtomicU64::new(0),
             handshakes: AtomicU64::new(0),
+            failure: OnceLock::new(),
             version: AtomicU64::new(1),
             rare: Mutex::new(rare),
             used_tickets: Mutex::default(),
@@ -168,8 +170,28 @@ impl Shared {
         lock(&self.policy).clone()
     }
 
+    /// A worker ended though nobody stopped it: this gateway serves nobody well any more. Its clients are sent elsewhere,
+    /// and whoever asks is told why. The first failure is the one that is told.
+    pub(crate) fn fail(&self, worker: u8, problem: &str) {
+        let reason = format!("worker {worker} ended: {problem}; restart the gateway");
+        tracing::error!(worker, problem, "a worker of the gateway ended; restart the gateway");
+        // Only the first one counts.
+        let _ = self.failure.set(reason);
+        self.draining.store(true, Release);
+        self.inlets.iter().for_each(|inlet| inlet.send(Delivery::Drain));
+        self.mailbox.poke();
+    }
+
+    /// Why a worker ended though nobody stopped it.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
+    }
+
     /// Whether clients can be served, or what is missing.
     pub(crate) fn ready(&self) -> Result<(), String> {
+        if let Some(failure) = self.failure() {
+            return Err(failure.to_owned());
+        }
         let rare = self.rare();
         if self.draining.load(Relaxed) {
             return Err("draining".to_owned());

@@ -161,6 +161,10 @@ impl Supervisor {
 
     /// Says to each logic in time that this boot is alive.
     fn renew(&mut self, now: i64) {
+        if self.shared.failure().is_some() {
+            // Some of its sessions are dead: logic is to forget the routes of this boot.
+            return self.leases.clear();
+        }
         let connections = self.shared.connections.load(Relaxed);
         let links = self.shared.rare().logics;
         for (index, link) in links.iter().enumerate() {

@@ -6,8 +6,10 @@ mod drain;
 mod outlet;
 
 use std::{
+    any::Any,
     collections::HashMap,
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering::{Acquire, Relaxed}},
     time::Duration,
 };
@@ -137,15 +139,28 @@ impl Worker {
     }
 
     /// Runs until [`crate::inlet::Delivery::Stop`] and everybody's goodbye.
-    pub(crate) fn run(mut self) {
+    /// An end that nobody asked for, a panic included, is told: see [`Shared::fail`].
+    pub(crate) fn run(self) {
+        let (shared, index) = (Arc::clone(&self.shared), self.index);
+        // Nothing of the worker is used after a panic; what it shares is whole, whoever panics (see `shared::lock`).
+        let ended = catch_unwind(AssertUnwindSafe(|| self.work()));
+        shared.inlets[usize::from(index)].close();
+        shared.rounds[usize::from(index)].store(ENDED, Relaxed);
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => shared.fail(index, &format!("epoll failed: {error}")),
+            Err(panic) => shared.fail(index, &format!("it panicked: {}", panic_text(&*panic))),
+        }
+    }
+
+    fn work(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS);
         while !self.finished() {
             if let Err(error) = self.poll.poll(&mut events, Some(self.sleep()))
                 && error.kind() != io::ErrorKind::Interrupted
             {
                 // Nothing but a bug of ours makes epoll_wait fail; going on without events would be silent death.
-                tracing::error!(worker = self.index, %error, "epoll failed; the worker ends");
-                break;
+                return Err(error);
             }
             self.turn(&events);
         }
@@ -153,7 +168,7 @@ impl Worker {
         // Logic's last chance to learn of ends that it had no room for.
         self.outlet.retry_closes();
         self.flush_ups();
-        self.shared.rounds[usize::from(self.index)].store(ENDED, Relaxed);
+        Ok(())
     }
 
     /// One wake-up.
@@ -314,6 +329,12 @@ impl Worker {
             self.with_connection(place, |connection, cx| connection.session.peer_gone(cx, true));
         }
     }
+}
+
+/// What `panic!` was given.
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a text")
 }
 
 fn pack(worker: u8, place: Place) -> u64 {

@@ -1,6 +1,20 @@
 //! The supervisor with the time made up and no worker running.
 
+use std::{sync::mpsc, thread};
+
+use berth_proto::link::{Link, Refused};
+
 use super::*;
+
+/// A link that hands on what it is given.
+struct Tell<M>(mpsc::SyncSender<M>);
+
+impl<M: Send> Link<M> for Tell<M> {
+    fn send(&self, batch: Vec<M>) -> Result<(), Refused<M>> {
+        batch.into_iter().for_each(|message| self.0.try_send(message).expect("room"));
+        Ok(())
+    }
+}
 
 #[test]
 fn a_stuck_worker_is_counted_once_and_an_ended_one_never() {
@@ -35,4 +49,21 @@ fn a_renewal_does_not_hide_that_an_earlier_one_had_run_out() {
             (1, LeaseRenewed { lease_ms: 6_000, forgotten: false })
         ]
     );
+}
+
+#[test]
+fn once_a_worker_has_ended_by_itself_no_lease_is_renewed_and_readiness_says_why() {
+    let site = crate::testing::Site::new(1);
+    let (tell, told) = mpsc::sync_channel(100);
+    site.shared.change(|rare| rare.logics = Arc::new(vec![Arc::new(Tell(tell)) as _]));
+    let mut supervisor = Supervisor::new(Arc::clone(&site.shared));
+    supervisor.renew(1_000_000);
+    assert_eq!(told.try_iter().count(), 1);
+    site.shared.fail(0, "it panicked: boom");
+    site.shared.fail(0, "and again");
+    supervisor.renew(2_000_000);
+    assert_eq!(told.try_iter().count(), 0);
+    assert!(supervisor.leases.is_empty(), "nothing is due in the past: the supervisor would spin");
+    let reason = site.shared.ready().expect_err("not ready");
+    assert!(reason.contains("worker 0") && reason.contains("boom"), "{reason}");
 }
