@@ -41,6 +41,9 @@ pub(crate) enum Delivery {
 pub(crate) struct Waiting {
     pub(crate) deliveries: Vec<Delivery>,
     pub(crate) notifies: Vec<NotifyConnection>,
+    /// Answers to heartbeat batches: what repairs a notify that was dropped is itself never dropped. Bounded by the
+    /// connections: each asks at most once a second.
+    pub(crate) refreshed: Vec<NotifyConnection>,
     /// The worker was woken and has not come yet: once is enough.
     woken: bool,
     /// Nobody comes any more: nothing is kept.
@@ -67,6 +70,7 @@ impl Inlet {
     pub(crate) fn take(&self, into: &mut Waiting) {
         into.deliveries.clear();
         into.notifies.clear();
+        into.refreshed.clear();
         into.woken = false;
         std::mem::swap(&mut *lock(&self.waiting), into);
     }
@@ -83,6 +87,7 @@ impl Inlet {
             return parcel.notifies.len();
         }
         waiting.deliveries.append(&mut parcel.deliveries);
+        waiting.refreshed.append(&mut parcel.refreshed);
         let room = NOTIFIES.saturating_sub(waiting.notifies.len());
         let dropped = parcel.notifies.len().saturating_sub(room);
         waiting.notifies.extend(parcel.notifies.drain(..).take(room));
@@ -120,7 +125,7 @@ impl Link<ToGateway> for LogicDown {
             self.sort(&shared, message, &mut parcels);
         }
         for (inlet, parcel) in shared.inlets.iter().zip(parcels) {
-            if parcel.deliveries.is_empty() && parcel.notifies.is_empty() {
+            if parcel.deliveries.is_empty() && parcel.notifies.is_empty() && parcel.refreshed.is_empty() {
                 continue;
             }
             let dropped = inlet.put(parcel);
@@ -145,10 +150,17 @@ impl LogicDown {
             Message::Lease(lease) => return shared.mailbox.lease(self.index, lease),
         };
         match message {
-            Message::Notify(notify) => sort_notify(notify, parcels),
-            // The answer to a heartbeat batch says the same thing as a notify.
+            Message::Notify(notify) => {
+                if let Some(parcel) = parcels.get_mut(worker(notify.handle)) {
+                    parcel.notifies.push(notify);
+                }
+            }
             Message::Refreshed(refreshed) => {
-                refreshed.inboxes.into_iter().for_each(|n| sort_notify(n, parcels))
+                for inbox in refreshed.inboxes {
+                    if let Some(parcel) = parcels.get_mut(worker(inbox.handle)) {
+                        parcel.refreshed.push(inbox);
+                    }
+                }
             }
             message => {
                 if let Some(parcel) = parcels.get_mut(worker(handle)) {
@@ -156,12 +168,6 @@ impl LogicDown {
                 }
             }
         }
-    }
-}
-
-fn sort_notify(notify: NotifyConnection, parcels: &mut [Waiting]) {
-    if let Some(parcel) = parcels.get_mut(worker(notify.handle)) {
-        parcel.notifies.push(notify);
     }
 }
 
@@ -203,3 +209,6 @@ impl Link<FromScheduler> for SchedulerDown {
         self.shared.strong_count() > 0
     }
 }
+
+#[cfg(test)]
+mod tests;
