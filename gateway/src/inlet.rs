@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    sync::{Arc, Mutex, Weak},
+    sync::{Mutex, Weak},
 };
 
 use berth_proto::{

@@ -60,7 +60,8 @@ impl Keyring {
     /// Accepts tickets signed with any key that is good.
     pub(crate) fn verifier(&self) -> TicketVerifier {
         let retired = self.retired.iter().map(|(key, _)| key);
-        let mut keys: Vec<Key> = self.current.iter().flat_map(|(_, keys)| keys).chain(retired).copied().collect();
+        let mut keys: Vec<Key> =
+            self.current.iter().flat_map(|(_, keys)| keys).chain(retired).copied().collect();
         keys.sort_unstable();
         keys.dedup();
         TicketVerifier::new(&keys)

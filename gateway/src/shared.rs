@@ -2,7 +2,10 @@
 
 use std::sync::{
     Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::{Relaxed, Release}},
+    atomic::{
+        AtomicBool, AtomicU32, AtomicU64,
+        Ordering::{Relaxed, Release},
+    },
 };
 
 use berth_proto::{
@@ -13,7 +16,14 @@ use berth_proto::{
     wire::{ToLogic, ToScheduler},
 };
 
-use crate::{clock::Clock, config::Config, inlet::{Delivery, Inlet}, keyring::Keyring, metrics::Metrics, supervisor::Mailbox};
+use crate::{
+    clock::Clock,
+    config::Config,
+    inlet::{Delivery, Inlet},
+    keyring::Keyring,
+    metrics::Metrics,
+    supervisor::Mailbox,
+};
 
 /// Ticket ids kept for the next report: several reports' worth. Those above are left out; a scheduler forgets its pending
 /// assignments after 10 s in any case.

@@ -32,9 +32,8 @@ impl Site {
     pub(crate) fn new(workers: usize) -> Self {
         let recorder = Values::default();
         let polls: Vec<Poll> = (0..workers).map(|_| Poll::new().expect("an epoll instance")).collect();
-        let inlet = |poll: &Poll| {
-            Arc::new(Inlet::new(Waker::new(poll.registry(), WAKER).expect("an eventfd")))
-        };
+        let inlet =
+            |poll: &Poll| Arc::new(Inlet::new(Waker::new(poll.registry(), WAKER).expect("an eventfd")));
         let shared = Arc::new(Shared::new(Parts {
             config: Config::new("gw-1", "127.0.0.1:0".parse().expect("an address")),
             boot: 1,

@@ -10,7 +10,10 @@ use std::{
     collections::HashMap,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, atomic::Ordering::{Acquire, Relaxed}},
+    sync::{
+        Arc,
+        atomic::Ordering::{Acquire, Relaxed},
+    },
     time::Duration,
 };
 
@@ -48,9 +51,13 @@ const OUTPUT_KEPT: usize = 256 * 1024;
 /// A worker wakes at least so often, so that the watchdog sees it alive.
 const LONGEST_SLEEP_MS: i64 = 1_000;
 
-/// A session that logic may hold for a dead connection is waited for no longer than this, in milliseconds; logic answers
-/// in milliseconds or is away, and then the lease sees to it.
-const ORPHAN_MS: i64 = 60_000;
+/// A session that logic may hold for a dead connection is waited for no longer than this, in milliseconds: logic answers
+/// in milliseconds, or once it is back. What is forgotten here stays a route to nobody until its user connects with that
+/// device again or this start of the gateway ends; the lease goes on.
+const ORPHAN_MS: i64 = 600_000;
+
+/// Such sessions remembered at once, at the most: some 10 MB. Those above are forgotten at once.
+const ORPHANS: usize = 65_536;
 
 /// A worker's whole state. It is built on the starting thread and runs on its own.
 pub(crate) struct Worker {
@@ -262,9 +269,7 @@ impl Worker {
         act(&mut connection, &mut cx);
         let verdict = connection.settle(&mut cx, &mut self.scratch);
         self.out.shrink_to(OUTPUT_KEPT);
-        for orphan in self.ups.orphans.drain(..) {
-            self.orphans.insert(orphan.handle, (orphan, self.now.steady_ms + ORPHAN_MS));
-        }
+        self.adopt();
         if verdict == Verdict::Gone {
             self.table.remove(place);
             self.forget_socket();
@@ -281,6 +286,17 @@ impl Worker {
         }
         self.table.put_back(place, connection);
         true
+    }
+
+    /// Remembers those who left while logic was opening their session.
+    fn adopt(&mut self) {
+        for orphan in self.ups.orphans.drain(..) {
+            if self.orphans.len() < ORPHANS {
+                self.orphans.insert(orphan.handle, (orphan, self.now.steady_ms + ORPHAN_MS));
+            } else {
+                tracing::debug!(handle = orphan.handle, "a session that logic may open will not be closed");
+            }
+        }
     }
 
     fn forget_socket(&self) {

@@ -34,7 +34,7 @@ pub(crate) struct Identity {
 
 impl Identity {
     /// Of texts that were checked to have at most 64 bytes each.
-    pub(super) fn new(user: &str, hello: &Hello) -> Self {
+    pub(crate) fn new(user: &str, hello: &Hello) -> Self {
         let text = [user, &hello.device_id, &hello.platform, &hello.app_version].concat();
         let end = |length: usize| u8::try_from(length).expect("three texts of at most 64 bytes");
         let device = user.len() + hello.device_id.len();

@@ -133,3 +133,21 @@ fn of_what_was_read_only_the_incomplete_frame_is_kept() {
         assert!((kept..kept + 100).contains(&memory), "{memory} bytes");
     }
 }
+
+#[test]
+fn who_left_while_logic_opened_the_session_is_remembered_up_to_a_number_and_for_minutes() {
+    let mut bench = Bench::new();
+    let orphan = |handle| {
+        let hello = berth_proto::client::Hello::default();
+        Orphan { handle, logic: 0, identity: crate::session::Identity::new("alice", &hello) }
+    };
+    bench.worker.ups.orphans.extend((0..ORPHANS as u64 + 10).map(orphan));
+    bench.worker.adopt();
+    assert_eq!(bench.worker.orphans.len(), ORPHANS);
+    bench.worker.now.steady_ms += 9 * 60_000;
+    bench.worker.sweep();
+    assert_eq!(bench.worker.orphans.len(), ORPHANS);
+    bench.worker.now.steady_ms += 2 * 60_000;
+    bench.worker.sweep();
+    assert_eq!(bench.worker.orphans.len(), 0);
+}
