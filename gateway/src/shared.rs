@@ -74,6 +74,8 @@ pub(crate) struct Shared {
     pub(crate) handshakes: AtomicU64,
     /// Each worker counts its wake-ups, for the watchdog; [`ENDED`] at last.
     pub(crate) rounds: Vec<AtomicU64>,
+    /// One report is made and sent at a time, so that an older one never comes after a newer one.
+    pub(crate) reporting: Mutex<()>,
     failure: OnceLock<String>,
     version: AtomicU64,
     rare: Mutex<Rare>,
@@ -112,6 +114,7 @@ impl Shared {
             spread_ms: AtomicU32::new(STOP_SPREAD_MS),
             connections: AtomicU64::new(0),
             handshakes: AtomicU64::new(0),
+            reporting: Mutex::default(),
             failure: OnceLock::new(),
             version: AtomicU64::new(1),
             rare: Mutex::new(rare),

@@ -217,6 +217,7 @@ pub(crate) fn report(shared: &Shared) {
     if schedulers.is_empty() {
         return;
     }
+    let _turn = lock(&shared.reporting);
     let report = build_report(shared);
     for link in schedulers.iter() {
         let message = Some(to_scheduler::Message::Report(report.clone()));

@@ -11,6 +11,8 @@ use berth_proto::{
     wire::{self as link, to_logic},
 };
 
+use rand::Rng;
+
 use super::{Cx, Env, Goodbye, Identified, Identity, Orphan, identified, wire::Wire, write};
 use crate::{clock::Now, config::Timeouts, metrics::Handshake, notify::Outlook, rendezvous};
 
@@ -80,7 +82,8 @@ impl Arriving {
     fn on_hello(&mut self, cx: &mut Cx<'_>, wire: Wire, hello: Hello) -> Result<(), Goodbye> {
         check_hello(&hello)?;
         if cx.env.draining {
-            return Err(Goodbye::new(CloseCode::Draining));
+            let retry_after_ms = cx.rng.random_range(0..=cx.env.spread_ms);
+            return Err(Goodbye::new(CloseCode::Draining).retry_after(retry_after_ms));
         }
         if cx.env.verifier.is_empty() {
             return Err(Goodbye::overloaded(cx.rng).because("no scheduler has told its keys yet"));

@@ -67,3 +67,42 @@ fn once_a_worker_has_ended_by_itself_no_lease_is_renewed_and_readiness_says_why(
     let reason = site.shared.ready().expect_err("not ready");
     assert!(reason.contains("worker 0") && reason.contains("boom"), "{reason}");
 }
+
+/// A link on which a report that does not say draining takes long: it lets a later one overtake it, if that can come.
+struct Slow {
+    seen: Mutex<Vec<bool>>,
+    entered: mpsc::SyncSender<()>,
+    came: Condvar,
+}
+
+impl Link<ToScheduler> for Slow {
+    fn send(&self, batch: Vec<ToScheduler>) -> Result<(), Refused<ToScheduler>> {
+        for message in batch {
+            let Some(to_scheduler::Message::Report(report)) = message.message else { continue };
+            let mut seen = lock(&self.seen);
+            if !report.draining {
+                self.entered.send(()).expect("the test waits");
+                let long = Duration::from_millis(300);
+                seen = self.came.wait_timeout_while(seen, long, |seen| seen.is_empty()).expect("no panic").0;
+            }
+            seen.push(report.draining);
+            self.came.notify_all();
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn the_last_report_is_the_newest() {
+    let site = crate::testing::Site::new(1);
+    let (entered, waits) = mpsc::sync_channel(1);
+    let link = Arc::new(Slow { seen: Mutex::default(), entered, came: Condvar::new() });
+    site.shared.change(|rare| rare.schedulers = Arc::new(vec![Arc::clone(&link) as _]));
+    let shared = Arc::clone(&site.shared);
+    let first = thread::spawn(move || report(&shared));
+    waits.recv().expect("the first report is under way");
+    site.shared.draining.store(true, Relaxed);
+    report(&site.shared);
+    first.join().expect("no panic");
+    assert_eq!(*lock(&link.seen), [false, true]);
+}

@@ -224,10 +224,16 @@ fn a_drain_answers_what_is_in_flight_and_spreads_the_returns() {
     site.logic.answer(&waiting[0]);
     assert_eq!(busy.response().0, 3);
     assert_eq!(busy.disconnected().code, 4001);
-    // Whoever comes now is sent away as well.
-    let mut late = site.connect(Transport::Json);
-    late.hello(&site.scheduler.sign(&Site::ticket("carol", "d")), "d");
-    assert_eq!(late.disconnected().code, 4001);
+    // Whoever comes now is sent away as well, not all for the same moment.
+    let late = ALL.into_iter().cycle().take(12).map(|transport| {
+        let mut late = site.connect(transport);
+        late.hello(&site.scheduler.sign(&Site::ticket("carol", "d")), "d");
+        let goodbye = late.disconnected();
+        assert!(goodbye.code == 4001 && goodbye.retry_after_ms <= 10_000, "{goodbye:?}");
+        goodbye.retry_after_ms
+    });
+    let waits: std::collections::HashSet<u32> = late.collect();
+    assert!(waits.len() > 6, "{waits:?}");
 }
 
 #[test]
