@@ -27,7 +27,7 @@ use crate::{
     inlet::{Delivery, Inlet, LogicDown, SchedulerDown},
     listener,
     metrics::Metrics,
-    shared::{Parts, Shared, lock},
+    shared::{Parts, SURPLUS, Shared, lock},
     supervisor::{self, Supervisor},
     worker::{WAKER, Worker},
 };
@@ -235,10 +235,10 @@ fn listen(config: &Config) -> Result<(Vec<TcpListener>, SocketAddr), StartError>
 }
 
 /// What the configuration says, at most what the descriptors allow with some left for everything else in the process:
-/// files of an embedded store, links, logs.
+/// files of an embedded store, links, logs. Those who are let in only to be told that there is no room need descriptors too.
 fn capacity(config: &Config, descriptors: u64) -> u64 {
     let reserve = (descriptors / 4).min(512);
-    let possible = descriptors.saturating_sub(reserve).max(1);
+    let possible = descriptors.saturating_sub(reserve + SURPLUS).max(1);
     config.capacity.map_or(possible, |wanted| wanted.min(possible))
 }
 
@@ -255,4 +255,21 @@ fn endpoints(config: &Config, local_addr: SocketAddr) -> Vec<Endpoint> {
             pool: config.pool.clone(),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_never_take_the_descriptors_of_others() {
+        let mut config = Config::new("gw-1", "127.0.0.1:0".parse().expect("an address"));
+        for (descriptors, kept) in [(256, 64), (1_024, 256), (20_000, 512), (1_048_576, 512)] {
+            assert_eq!(capacity(&config, descriptors) + SURPLUS + kept, descriptors);
+        }
+        assert_eq!(capacity(&config, 10), 1);
+        config.capacity = Some(700);
+        assert_eq!(capacity(&config, 20_000), 700);
+        assert_eq!(capacity(&config, 256), 128);
+    }
 }

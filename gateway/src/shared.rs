@@ -29,6 +29,9 @@ use crate::{
 /// assignments after 10 s in any case.
 const USED_TICKETS_KEPT: usize = 4 * limits::USED_TICKETS;
 
+/// Connections above the capacity that are let in only to be told so; more are dropped at once.
+pub(crate) const SURPLUS: u64 = 64;
+
 /// The spread of a stop that no drain came before, in milliseconds.
 const STOP_SPREAD_MS: u32 = 2_000;
 
