@@ -1,5 +1,7 @@
 //! What waits for a worker that does not come.
 
+use std::sync::Arc;
+
 use berth_proto::wire::InboxesRefreshed;
 
 use super::*;
