@@ -57,7 +57,8 @@ labels!(
 );
 
 labels!(
-    /// How far a connection came before it had a session.
+    /// How far a connection came before it had a session. Refused: it ended before its welcome, whoever ended it;
+    /// redirected: it was told with 4002 where to go.
     Handshake {
         Accepted => "accepted", Upgraded => "upgraded", Welcomed => "welcomed", Refused => "refused",
         Redirected => "redirected",

@@ -40,10 +40,6 @@ use wire::{Negotiated, Wire};
 /// to what the peer takes.
 const OUTPUT_PAUSE: usize = 64 * 1024;
 
-/// Largest first frame, in bytes: a hello has at most a ticket of 2 KiB and four short texts. Nobody can make the gateway
-/// keep more than this without a ticket.
-const HELLO_FRAME: usize = 16 * 1024;
-
 /// A peer that takes its last bytes slowly has so many lingers for all of them: half a minute at the default, in which
 /// even a bad mobile link takes the few frames that were unsent.
 const LINGERS: i64 = 6;
@@ -128,8 +124,9 @@ impl Session {
         if self.wire == Wire::Unknown {
             return self.negotiate(cx, input);
         }
-        let limit = self.frame_limit();
-        match self.wire.next(&mut self.assembly, input, limit) {
+        // Before the welcome too: a hello may have unknown fields. What is kept without a ticket is less than one frame, in
+        // one piece or in fragments (see `Connection::parse` and `ws::next`), for at most the time a hello may take.
+        match self.wire.next(&mut self.assembly, input, limits::CLIENT_FRAME) {
             Ok(None) => None,
             Ok(Some((event, taken))) => {
                 self.on_event(cx, event);
@@ -141,10 +138,6 @@ impl Session {
                 Some(0)
             }
         }
-    }
-
-    fn frame_limit(&self) -> usize {
-        if matches!(self.stage, Stage::Arriving(_)) { HELLO_FRAME } else { limits::CLIENT_FRAME }
     }
 
     fn negotiate(&mut self, cx: &mut Cx<'_>, input: &[u8]) -> Option<usize> {
@@ -277,7 +270,7 @@ impl Session {
 
     /// A scheduler's answer about a ticket of other gateways.
     pub(crate) fn redirected(&mut self, cx: &mut Cx<'_>, answer: link::RedirectAnswer) {
-        if let Stage::Arriving(arriving) = &self.stage
+        if let Stage::Arriving(arriving) = &mut self.stage
             && let Some(goodbye) = arriving.on_redirect(answer)
         {
             self.close(cx, goodbye);
