@@ -44,7 +44,8 @@ pub struct Timeouts {
     pub request: Duration,
     /// For a scheduler's answer about a ticket of other gateways; then 4005.
     pub redirect: Duration,
-    /// From our last byte to the peer's end of stream; then the socket is dropped.
+    /// From our last byte, as the kernel took it, to the peer's end of stream; then the socket is dropped. A peer that
+    /// takes nothing of what is unsent for so long is dropped as well, and one that takes it slowly after six times this.
     pub linger: Duration,
     /// For [`crate::Gateway::stop`] to say goodbye to everybody.
     pub stop: Duration,

@@ -9,14 +9,14 @@ use mio::net::TcpStream;
 
 use crate::session::{Cx, Session, Stop};
 
-/// Reads of one connection before the others have their turn: with the scratch buffer's 65 KiB each.
-const READS_PER_TURN: usize = 4;
+/// Reads of one connection before the others have their turn: one fills the scratch buffer, which holds the largest frame.
+const READS_PER_TURN: usize = 1;
 
 /// A socket, its session and its unfinished business.
 pub(crate) struct Connection {
     stream: TcpStream,
     pub(crate) session: Session,
-    /// An incomplete frame; or what came while the session waits or the peer does not read.
+    /// The head of a frame, so less than one; or what one read brought while the session waits or the peer does not read.
     input: Option<Box<Held>>,
     /// What the socket did not take.
     output: Option<Box<Held>>,
@@ -30,6 +30,8 @@ pub(crate) struct Connection {
     shut: bool,
     /// Listed to be settled because of a notify.
     pub(crate) dirty: bool,
+    /// Listed to be settled because it has more to read.
+    pub(crate) again: bool,
 }
 
 struct Held {
@@ -71,6 +73,7 @@ impl Connection {
             read_closed: false,
             shut: false,
             dirty: false,
+            again: false,
         }
     }
 
@@ -84,6 +87,13 @@ impl Connection {
         } else if ready.writable && self.output.is_some() {
             self.write_held(cx);
         }
+    }
+
+    /// What epoll has not said yet may have happened all the same: the socket is asked by the next
+    /// [`Connection::settle`], and now for room.
+    pub(crate) fn ask(&mut self, cx: &mut Cx<'_>) {
+        self.readable = true;
+        self.write_held(cx);
     }
 
     /// Does everything that can be done now: parses, writes, reads, in turns, within a budget.
@@ -142,6 +152,8 @@ impl Connection {
         held.done += taken;
         if held.done == held.bytes.len() {
             self.input = None;
+        } else {
+            held.keep_tail();
         }
         stop
     }
@@ -213,7 +225,7 @@ impl Connection {
                     self.output = None;
                 }
                 if count > 0 {
-                    self.session.unblocked(cx.now, all);
+                    self.session.unblocked(cx, all);
                 }
             }
             Err(_) => {
@@ -224,7 +236,23 @@ impl Connection {
     }
 }
 
+#[cfg(test)]
+impl Connection {
+    /// Bytes of memory held for input.
+    pub(crate) fn input_memory(&self) -> usize {
+        self.input.as_ref().map_or(0, |held| held.bytes.capacity())
+    }
+}
+
 impl Held {
+    /// Lets go of what is done, and of its memory.
+    fn keep_tail(&mut self) {
+        if self.done > 0 {
+            self.bytes = self.bytes[self.done..].to_vec();
+            self.done = 0;
+        }
+    }
+
     fn append(&mut self, more: &[u8]) {
         if more.is_empty() {
             return;

@@ -3,7 +3,10 @@
 use std::{
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
+    sync::{
+        Arc, Mutex,
+        atomic::Ordering::{AcqRel, Acquire, Release},
+    },
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -24,7 +27,7 @@ use crate::{
     inlet::{Delivery, Inlet, LogicDown, SchedulerDown},
     listener,
     metrics::Metrics,
-    shared::{Parts, Shared, lock},
+    shared::{Parts, SURPLUS, Shared, lock},
     supervisor::{self, Supervisor},
     worker::{WAKER, Worker},
 };
@@ -60,7 +63,7 @@ const MAX_LOGICS: usize = 64;
 pub struct Gateway {
     shared: Arc<Shared>,
     local_addr: SocketAddr,
-    /// One logic attaches at a time, so that each gets its own index.
+    /// One role attaches at a time, so that each gets its own index.
     attaching: Mutex<()>,
     workers: Vec<JoinHandle<()>>,
     supervisor: Option<JoinHandle<()>>,
@@ -119,7 +122,9 @@ impl Gateway {
 
     /// Reports to this scheduler from now on, and takes its ticket keys.
     pub fn attach_scheduler(&self, service: Arc<dyn SchedulerService>) {
-        let down = SchedulerDown { shared: Arc::downgrade(&self.shared) };
+        let _turn = lock(&self.attaching);
+        let index = self.shared.rare().schedulers.len();
+        let down = SchedulerDown { shared: Arc::downgrade(&self.shared), index };
         let link = service.attach(self.introduction(), Arc::new(down));
         let count = self.shared.change(|rare| {
             Arc::make_mut(&mut rare.schedulers).push(link);
@@ -153,13 +158,18 @@ impl Gateway {
     /// Lets the clients go: schedulers are told first, then every connection gets 4001 with a random wait of at most
     /// `spread`, as soon as its requests in flight are answered. Returns at once; [`Gateway::stop`] waits for the end.
     pub fn drain(&self, spread: Duration) {
-        if self.shared.draining.swap(true, Relaxed) {
+        if self.shared.draining.load(Acquire) {
+            return;
+        }
+        let spread_ms = u32::try_from(spread.as_millis()).unwrap_or(u32::MAX);
+        // Before the flag: whoever sees that it drains gives waits of this spread.
+        self.shared.spread_ms.store(spread_ms, Release);
+        if self.shared.draining.swap(true, AcqRel) {
             return;
         }
         supervisor::report(&self.shared);
-        let spread_ms = u32::try_from(spread.as_millis()).unwrap_or(u32::MAX);
         tracing::info!(spread_ms, "gateway drains");
-        self.shared.inlets.iter().for_each(|inlet| inlet.send(Delivery::Drain { spread_ms }));
+        self.shared.inlets.iter().for_each(|inlet| inlet.send(Delivery::Drain));
     }
 
     /// Says goodbye to whoever is left, waits for them within [`crate::Timeouts::stop`], and joins every thread.
@@ -171,7 +181,7 @@ impl Gateway {
         if self.workers.is_empty() && self.supervisor.is_none() {
             return;
         }
-        self.shared.draining.store(true, Relaxed);
+        self.shared.draining.store(true, Release);
         supervisor::report(&self.shared);
         self.shared.inlets.iter().for_each(|inlet| inlet.send(Delivery::Stop));
         self.workers.drain(..).for_each(join);
@@ -225,10 +235,10 @@ fn listen(config: &Config) -> Result<(Vec<TcpListener>, SocketAddr), StartError>
 }
 
 /// What the configuration says, at most what the descriptors allow with some left for everything else in the process:
-/// files of an embedded store, links, logs.
+/// files of an embedded store, links, logs. Those who are let in only to be told that there is no room need descriptors too.
 fn capacity(config: &Config, descriptors: u64) -> u64 {
     let reserve = (descriptors / 4).min(512);
-    let possible = descriptors.saturating_sub(reserve).max(1);
+    let possible = descriptors.saturating_sub(reserve + SURPLUS).max(1);
     config.capacity.map_or(possible, |wanted| wanted.min(possible))
 }
 
@@ -245,4 +255,21 @@ fn endpoints(config: &Config, local_addr: SocketAddr) -> Vec<Endpoint> {
             pool: config.pool.clone(),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_never_take_the_descriptors_of_others() {
+        let mut config = Config::new("gw-1", "127.0.0.1:0".parse().expect("an address"));
+        for (descriptors, kept) in [(256, 64), (1_024, 256), (20_000, 512), (1_048_576, 512)] {
+            assert_eq!(capacity(&config, descriptors) + SURPLUS + kept, descriptors);
+        }
+        assert_eq!(capacity(&config, 10), 1);
+        config.capacity = Some(700);
+        assert_eq!(capacity(&config, 20_000), 700);
+        assert_eq!(capacity(&config, 256), 128);
+    }
 }

@@ -2,13 +2,12 @@
 
 use std::{
     io,
-    sync::{Arc, Mutex, Weak},
+    sync::{Mutex, Weak},
 };
 
 use berth_proto::{
     handle::Handle,
     link::{Link, Refused, RefusedReason},
-    ticket::{PUBLIC_KEY, TicketVerifier},
     wire::{FromScheduler, NotifyConnection, RedirectAnswer, ToGateway, from_scheduler, to_gateway},
 };
 use mio::Waker;
@@ -29,8 +28,8 @@ pub(crate) enum Delivery {
     Logic(u64, to_gateway::Message),
     /// A scheduler's answer; it carries the handle.
     Redirect(RedirectAnswer),
-    /// Say 4001 to everybody, with waits spread over so many milliseconds.
-    Drain { spread_ms: u32 },
+    /// Say 4001 to everybody.
+    Drain,
     /// Say goodbye and end.
     Stop,
     /// The logic with that index forgot this gateway's sessions.
@@ -42,8 +41,13 @@ pub(crate) enum Delivery {
 pub(crate) struct Waiting {
     pub(crate) deliveries: Vec<Delivery>,
     pub(crate) notifies: Vec<NotifyConnection>,
+    /// Answers to heartbeat batches: what repairs a notify that was dropped is itself never dropped. Bounded by the
+    /// connections: each asks at most once a second.
+    pub(crate) refreshed: Vec<NotifyConnection>,
     /// The worker was woken and has not come yet: once is enough.
     woken: bool,
+    /// Nobody comes any more: nothing is kept.
+    closed: bool,
 }
 
 /// A worker's mailbox.
@@ -66,14 +70,24 @@ impl Inlet {
     pub(crate) fn take(&self, into: &mut Waiting) {
         into.deliveries.clear();
         into.notifies.clear();
+        into.refreshed.clear();
         into.woken = false;
         std::mem::swap(&mut *lock(&self.waiting), into);
+    }
+
+    /// The worker has ended: what waits is dropped, and so is what comes.
+    pub(crate) fn close(&self) {
+        *lock(&self.waiting) = Waiting { closed: true, ..Waiting::default() };
     }
 
     /// Hands over a batch with one wake-up; returns how many notifies were over the bound.
     fn put(&self, mut parcel: Waiting) -> usize {
         let mut waiting = lock(&self.waiting);
+        if waiting.closed {
+            return parcel.notifies.len();
+        }
         waiting.deliveries.append(&mut parcel.deliveries);
+        waiting.refreshed.append(&mut parcel.refreshed);
         let room = NOTIFIES.saturating_sub(waiting.notifies.len());
         let dropped = parcel.notifies.len().saturating_sub(room);
         waiting.notifies.extend(parcel.notifies.drain(..).take(room));
@@ -111,7 +125,7 @@ impl Link<ToGateway> for LogicDown {
             self.sort(&shared, message, &mut parcels);
         }
         for (inlet, parcel) in shared.inlets.iter().zip(parcels) {
-            if parcel.deliveries.is_empty() && parcel.notifies.is_empty() {
+            if parcel.deliveries.is_empty() && parcel.notifies.is_empty() && parcel.refreshed.is_empty() {
                 continue;
             }
             let dropped = inlet.put(parcel);
@@ -136,10 +150,17 @@ impl LogicDown {
             Message::Lease(lease) => return shared.mailbox.lease(self.index, lease),
         };
         match message {
-            Message::Notify(notify) => sort_notify(notify, parcels),
-            // The answer to a heartbeat batch says the same thing as a notify.
+            Message::Notify(notify) => {
+                if let Some(parcel) = parcels.get_mut(worker(notify.handle)) {
+                    parcel.notifies.push(notify);
+                }
+            }
             Message::Refreshed(refreshed) => {
-                refreshed.inboxes.into_iter().for_each(|n| sort_notify(n, parcels))
+                for inbox in refreshed.inboxes {
+                    if let Some(parcel) = parcels.get_mut(worker(inbox.handle)) {
+                        parcel.refreshed.push(inbox);
+                    }
+                }
             }
             message => {
                 if let Some(parcel) = parcels.get_mut(worker(handle)) {
@@ -150,12 +171,6 @@ impl LogicDown {
     }
 }
 
-fn sort_notify(notify: NotifyConnection, parcels: &mut [Waiting]) {
-    if let Some(parcel) = parcels.get_mut(worker(notify.handle)) {
-        parcel.notifies.push(notify);
-    }
-}
-
 fn worker(handle: u64) -> usize {
     usize::from(Handle::unpack(handle).worker)
 }
@@ -163,6 +178,8 @@ fn worker(handle: u64) -> usize {
 /// A scheduler's way to this gateway.
 pub(crate) struct SchedulerDown {
     pub(crate) shared: Weak<Shared>,
+    /// Tells this scheduler's keys from the others'.
+    pub(crate) index: usize,
 }
 
 impl Link<FromScheduler> for SchedulerDown {
@@ -172,7 +189,11 @@ impl Link<FromScheduler> for SchedulerDown {
         };
         for message in batch.into_iter().filter_map(|message| message.message) {
             match message {
-                from_scheduler::Message::Keys(keys) => take_keys(&shared, &keys.public_keys),
+                from_scheduler::Message::Keys(keys) => {
+                    if !shared.ticket_keys(self.index, &keys.public_keys) {
+                        tracing::warn!("a scheduler told no usable ticket key; the ones known so far stay");
+                    }
+                }
                 from_scheduler::Message::Redirect(answer) => {
                     if let Some(inlet) = shared.inlets.get(worker(answer.handle)) {
                         inlet.send(Delivery::Redirect(answer));
@@ -189,11 +210,5 @@ impl Link<FromScheduler> for SchedulerDown {
     }
 }
 
-fn take_keys(shared: &Shared, keys: &[Vec<u8>]) {
-    let keys: Vec<[u8; PUBLIC_KEY]> = keys.iter().filter_map(|key| key.as_slice().try_into().ok()).collect();
-    if keys.is_empty() {
-        tracing::warn!("a scheduler told no usable ticket key; the ones known so far stay");
-        return;
-    }
-    shared.change(|rare| rare.verifier = Arc::new(TicketVerifier::new(&keys)));
-}
+#[cfg(test)]
+mod tests;

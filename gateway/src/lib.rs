@@ -14,6 +14,7 @@ mod connection;
 mod descriptor;
 mod gateway;
 mod inlet;
+mod keyring;
 mod listener;
 mod metrics;
 mod notify;
@@ -22,6 +23,8 @@ mod session;
 mod shared;
 mod supervisor;
 mod table;
+#[cfg(test)]
+mod testing;
 mod upgrade;
 mod wheel;
 mod worker;

@@ -40,9 +40,9 @@ use wire::{Negotiated, Wire};
 /// to what the peer takes.
 const OUTPUT_PAUSE: usize = 64 * 1024;
 
-/// Largest first frame, in bytes: a hello has at most a ticket of 2 KiB and four short texts. Nobody can make the gateway
-/// keep more than this without a ticket.
-const HELLO_FRAME: usize = 16 * 1024;
+/// A peer that takes its last bytes slowly has so many lingers for all of them: half a minute at the default, in which
+/// even a bad mobile link takes the few frames that were unsent.
+const LINGERS: i64 = 6;
 
 /// Why [`Session::receive`] stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,9 +68,11 @@ pub(crate) struct Session {
 enum Stage {
     Arriving(Box<Arriving>),
     Identified(Identified),
-    /// Everything is said: the peer has until then to take it and go.
+    /// Everything is said: the peer has until `deadline_ms` to go. That moves as the peer takes what is unsent, up to
+    /// `cap_ms`.
     Closing {
         deadline_ms: i64,
+        cap_ms: i64,
     },
     Gone,
 }
@@ -122,8 +124,9 @@ impl Session {
         if self.wire == Wire::Unknown {
             return self.negotiate(cx, input);
         }
-        let limit = self.frame_limit();
-        match self.wire.next(&mut self.assembly, input, limit) {
+        // Before the welcome too: a hello may have unknown fields. What is kept without a ticket is less than one frame, in
+        // one piece or in fragments (see `Connection::parse` and `ws::next`), for at most the time a hello may take.
+        match self.wire.next(&mut self.assembly, input, limits::CLIENT_FRAME) {
             Ok(None) => None,
             Ok(Some((event, taken))) => {
                 self.on_event(cx, event);
@@ -135,10 +138,6 @@ impl Session {
                 Some(0)
             }
         }
-    }
-
-    fn frame_limit(&self) -> usize {
-        if matches!(self.stage, Stage::Arriving(_)) { HELLO_FRAME } else { limits::CLIENT_FRAME }
     }
 
     fn negotiate(&mut self, cx: &mut Cx<'_>, input: &[u8]) -> Option<usize> {
@@ -271,7 +270,7 @@ impl Session {
 
     /// A scheduler's answer about a ticket of other gateways.
     pub(crate) fn redirected(&mut self, cx: &mut Cx<'_>, answer: link::RedirectAnswer) {
-        if let Stage::Arriving(arriving) = &self.stage
+        if let Stage::Arriving(arriving) = &mut self.stage
             && let Some(goodbye) = arriving.on_redirect(answer)
         {
             self.close(cx, goodbye);
@@ -314,8 +313,20 @@ impl Session {
             Stage::Arriving(_) => {
                 self.close(cx, Goodbye::new(CloseCode::Draining).retry_after(retry_after_ms))
             }
+            // Its goodbye is written: at a stop it is not waited for as long as otherwise.
+            Stage::Closing { deadline_ms, .. } if self.blocked_ms == 0 => {
+                *deadline_ms = (*deadline_ms).min(cx.now.steady_ms.saturating_add(cx.env.linger_ms()));
+            }
             Stage::Closing { .. } | Stage::Gone => {}
         }
+    }
+
+    /// The gateway is about to end: says so to each request that waits, and 4001.
+    pub(crate) fn dismiss(&mut self, cx: &mut Cx<'_>, retry_after_ms: u32) {
+        if let Stage::Identified(session) = &mut self.stage {
+            session.give_up(cx, self.wire);
+        }
+        self.evict(cx, retry_after_ms);
     }
 
     fn leave_when_answered(&mut self, cx: &mut Cx<'_>) {
@@ -324,6 +335,11 @@ impl Session {
         {
             self.close(cx, Goodbye::new(CloseCode::Draining).retry_after(retry_after_ms));
         }
+    }
+
+    /// Whether it is a session of the logic with that index.
+    pub(crate) fn is_of(&self, logic: u8) -> bool {
+        matches!(&self.stage, Stage::Identified(session) if session.is_of(logic))
     }
 
     /// The OpenSession that tells a forgetful logic (the one with that index) of this session again.
@@ -342,8 +358,12 @@ impl Session {
     }
 
     /// The peer took some of what was unsent; `all`: nothing is unsent any more.
-    pub(crate) fn unblocked(&mut self, now: Now, all: bool) {
+    pub(crate) fn unblocked(&mut self, cx: &Cx<'_>, all: bool) {
+        let now = cx.now;
         self.blocked_ms = if all { 0 } else { now.steady_ms };
+        if let Stage::Closing { deadline_ms, cap_ms } = &mut self.stage {
+            *deadline_ms = now.steady_ms.saturating_add(cx.env.linger_ms()).min(*cap_ms);
+        }
         // We did not read meanwhile: the silence was ours, and taking bytes is a sign of life.
         self.lives(now);
     }
@@ -353,14 +373,19 @@ impl Session {
         match &self.stage {
             Stage::Arriving(arriving) => arriving.deadline_ms(),
             Stage::Identified(session) => session.deadline_ms(env, self.blocked_ms),
-            Stage::Closing { deadline_ms } => *deadline_ms,
+            Stage::Closing { deadline_ms, .. } => *deadline_ms,
             Stage::Gone => i64::MAX,
         }
     }
 
+    /// Whether [`Session::expire`] has something to do now.
+    pub(crate) fn due(&self, cx: &Cx<'_>) -> bool {
+        cx.now.steady_ms >= self.deadline_ms(cx.env)
+    }
+
     /// Time passed: does what is due.
     pub(crate) fn expire(&mut self, cx: &mut Cx<'_>) {
-        if cx.now.steady_ms < self.deadline_ms(cx.env) {
+        if !self.due(cx) {
             return;
         }
         let blocked = self.blocked_ms;
@@ -407,8 +432,10 @@ impl Session {
     fn finish(&mut self, cx: &mut Cx<'_>, how: Closed) {
         self.end(cx, how);
         self.assembly = None;
-        let linger = i64::try_from(cx.env.timeouts.linger.as_millis()).unwrap_or(i64::MAX);
-        self.stage = Stage::Closing { deadline_ms: cx.now.steady_ms.saturating_add(linger) };
+        let after = |ms: i64| cx.now.steady_ms.saturating_add(ms);
+        let linger = cx.env.linger_ms();
+        self.stage =
+            Stage::Closing { deadline_ms: after(linger), cap_ms: after(linger.saturating_mul(LINGERS)) };
     }
 
     /// Books the end and lets go of what logic holds for the session.

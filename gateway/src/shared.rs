@@ -1,8 +1,11 @@
 //! What the threads of a gateway share: settings, links, keys and counts.
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+    atomic::{
+        AtomicBool, AtomicU32, AtomicU64,
+        Ordering::{Relaxed, Release},
+    },
 };
 
 use berth_proto::{
@@ -13,11 +16,27 @@ use berth_proto::{
     wire::{ToLogic, ToScheduler},
 };
 
-use crate::{clock::Clock, config::Config, inlet::Inlet, metrics::Metrics, supervisor::Mailbox};
+use crate::{
+    clock::Clock,
+    config::Config,
+    inlet::{Delivery, Inlet},
+    keyring::Keyring,
+    metrics::Metrics,
+    supervisor::Mailbox,
+};
 
 /// Ticket ids kept for the next report: several reports' worth. Those above are left out; a scheduler forgets its pending
 /// assignments after 10 s in any case.
 const USED_TICKETS_KEPT: usize = 4 * limits::USED_TICKETS;
+
+/// Connections above the capacity that are let in only to be told so; more are dropped at once.
+pub(crate) const SURPLUS: u64 = 64;
+
+/// The spread of a stop that no drain came before, in milliseconds.
+const STOP_SPREAD_MS: u32 = 2_000;
+
+/// A worker's count of wake-ups once it has ended: there is nothing to watch any more.
+pub(crate) const ENDED: u64 = u64::MAX;
 
 /// Locks without caring for a panic elsewhere: every critical section here leaves the value whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -51,14 +70,20 @@ pub(crate) struct Shared {
     /// Connections, at the most.
     pub(crate) capacity: u64,
     pub(crate) draining: AtomicBool,
+    /// The waits of those who are sent away are spread over so many milliseconds.
+    pub(crate) spread_ms: AtomicU32,
     pub(crate) connections: AtomicU64,
     /// Accepted since the start.
     pub(crate) handshakes: AtomicU64,
-    /// Each worker counts its wake-ups, for the watchdog.
+    /// Each worker counts its wake-ups, for the watchdog; [`ENDED`] at last.
     pub(crate) rounds: Vec<AtomicU64>,
+    /// One report is made and sent at a time, so that an older one never comes after a newer one.
+    pub(crate) reporting: Mutex<()>,
+    failure: OnceLock<String>,
     version: AtomicU64,
     rare: Mutex<Rare>,
     used_tickets: Mutex<Vec<u64>>,
+    keyring: Mutex<Keyring>,
     /// The newest policy seen, by version and hash: replicas that are behind learn of it through reports.
     policy: Mutex<(u64, String)>,
 }
@@ -89,11 +114,15 @@ impl Shared {
             endpoints,
             capacity,
             draining: AtomicBool::new(false),
+            spread_ms: AtomicU32::new(STOP_SPREAD_MS),
             connections: AtomicU64::new(0),
             handshakes: AtomicU64::new(0),
+            reporting: Mutex::default(),
+            failure: OnceLock::new(),
             version: AtomicU64::new(1),
             rare: Mutex::new(rare),
             used_tickets: Mutex::default(),
+            keyring: Mutex::default(),
             policy: Mutex::default(),
         }
     }
@@ -113,6 +142,24 @@ impl Shared {
         self.version.fetch_add(1, std::sync::atomic::Ordering::Release);
         self.mailbox.poke();
         result
+    }
+
+    /// The keys a scheduler signs with, beside those of the others; returns whether there was a usable one.
+    pub(crate) fn ticket_keys(&self, scheduler: usize, keys: &[Vec<u8>]) -> bool {
+        let mut keyring = lock(&self.keyring);
+        let usable = keyring.told(scheduler, keys, self.clock.now().steady_ms);
+        if usable {
+            self.change(|rare| rare.verifier = Arc::new(keyring.verifier()));
+        }
+        usable
+    }
+
+    /// Lets go of replaced keys whose time is up.
+    pub(crate) fn forget_keys(&self, now_ms: i64) {
+        let mut keyring = lock(&self.keyring);
+        if keyring.forget(now_ms) {
+            self.change(|rare| rare.verifier = Arc::new(keyring.verifier()));
+        }
     }
 
     pub(crate) fn ticket_used(&self, ids: &mut Vec<u64>) {
@@ -139,8 +186,28 @@ impl Shared {
         lock(&self.policy).clone()
     }
 
+    /// A worker ended though nobody stopped it: this gateway serves nobody well any more. Its clients are sent elsewhere,
+    /// and whoever asks is told why. The first failure is the one that is told.
+    pub(crate) fn fail(&self, worker: u8, problem: &str) {
+        let reason = format!("worker {worker} ended: {problem}; restart the gateway");
+        tracing::error!(worker, problem, "a worker of the gateway ended; restart the gateway");
+        // Only the first one counts.
+        let _ = self.failure.set(reason);
+        self.draining.store(true, Release);
+        self.inlets.iter().for_each(|inlet| inlet.send(Delivery::Drain));
+        self.mailbox.poke();
+    }
+
+    /// Why a worker ended though nobody stopped it.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
+    }
+
     /// Whether clients can be served, or what is missing.
     pub(crate) fn ready(&self) -> Result<(), String> {
+        if let Some(failure) = self.failure() {
+            return Err(failure.to_owned());
+        }
         let rare = self.rare();
         if self.draining.load(Relaxed) {
             return Err("draining".to_owned());

@@ -13,7 +13,7 @@ use berth_proto::wire::{
 use crate::{
     inlet::Delivery,
     metrics::LinkRefused,
-    shared::{Shared, lock},
+    shared::{ENDED, Shared, lock},
 };
 
 /// Between two reports to each scheduler, in milliseconds: PEERS.md's freshness of load.
@@ -44,8 +44,12 @@ impl Mailbox {
     /// A logic renewed the lease, or says that it had run out.
     pub(crate) fn lease(&self, logic: u8, lease: &LeaseRenewed) {
         self.put(|mail| {
-            mail.leases.retain(|(other, _)| *other != logic);
-            mail.leases.push((logic, *lease));
+            let mut lease = *lease;
+            // The newest renewal counts, but that it had run out must not be lost behind one that is good.
+            if let Some(at) = mail.leases.iter().position(|(other, _)| *other == logic) {
+                lease.forgotten |= mail.leases.swap_remove(at).1.forgotten;
+            }
+            mail.leases.push((logic, lease));
         });
     }
 
@@ -135,6 +139,7 @@ impl Supervisor {
         if mail.poked || now >= self.next_report_ms {
             self.next_report_ms = now + REPORT_MS;
             report(&self.shared);
+            self.shared.forget_keys(now);
             self.count_links();
             self.watch(now);
         }
@@ -156,6 +161,10 @@ impl Supervisor {
 
     /// Says to each logic in time that this boot is alive.
     fn renew(&mut self, now: i64) {
+        if self.shared.failure().is_some() {
+            // Some of its sessions are dead: logic is to forget the routes of this boot.
+            return self.leases.clear();
+        }
         let connections = self.shared.connections.load(Relaxed);
         let links = self.shared.rare().logics;
         for (index, link) in links.iter().enumerate() {
@@ -185,6 +194,9 @@ impl Supervisor {
     fn watch(&mut self, now: i64) {
         for (worker, (watched, round)) in self.watched.iter_mut().zip(&self.shared.rounds).enumerate() {
             let round = round.load(Relaxed);
+            if round == ENDED {
+                continue;
+            }
             if round != watched.round {
                 *watched = Watched { round, since_ms: now, stalled: false };
             } else if now - watched.since_ms > STALL_MS && !watched.stalled {
@@ -205,6 +217,7 @@ pub(crate) fn report(shared: &Shared) {
     if schedulers.is_empty() {
         return;
     }
+    let _turn = lock(&shared.reporting);
     let report = build_report(shared);
     for link in schedulers.iter() {
         let message = Some(to_scheduler::Message::Report(report.clone()));
@@ -237,3 +250,6 @@ fn build_report(shared: &Shared) -> GatewayReport {
         uptime_ms: shared.clock.uptime_ms().unsigned_abs(),
     }
 }
+
+#[cfg(test)]
+mod tests;

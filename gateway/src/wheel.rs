@@ -1,11 +1,12 @@
 //! A hashed timer wheel with one-second slots, re-armed lazily: it says which connections to look at, not which are due.
 //!
-//! A connection is in the wheel once, at or before its real deadline. Life moves the deadline without touching the
-//! wheel; when the entry comes out, the deadline is compared and the connection goes in again. After Varghese and Lauck,
-//! "Hashed and Hierarchical Timing Wheels" (1987), scheme 6.
+//! A connection always has an entry that comes out at most one slot after its real deadline. A deadline that moves away,
+//! as life moves it, leaves the wheel alone: when the entry comes out, the deadline is compared and the connection goes in
+//! again. One that comes nearer adds an entry; the one it overtakes stays, and its owner knows it by its second as an old
+//! one. After Varghese and Lauck, "Hashed and Hierarchical Timing Wheels" (1987), scheme 6.
 
 /// Slots of the wheel: a deadline further away than so many seconds is looked at early and goes in again. 64 s hold the
-/// default heartbeat timeout (37.5 s), so an idle connection is touched at its beats only.
+/// default heartbeat timeout (37.5 s), so the wheel looks at an idle connection that beats no oftener than that.
 const SLOTS: i64 = 64;
 
 /// Milliseconds of one slot.

@@ -6,9 +6,14 @@ mod drain;
 mod outlet;
 
 use std::{
+    any::Any,
     collections::HashMap,
     io,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::Ordering::{Acquire, Relaxed},
+    },
     time::Duration,
 };
 
@@ -21,7 +26,7 @@ use crate::{
     connection::{Connection, Readiness, Verdict},
     inlet::{Inlet, Waiting},
     session::{Cx, Env, Orphan, Session, Ups},
-    shared::Shared,
+    shared::{ENDED, Shared},
     table::{Place, Table},
     wheel::Wheel,
     ws,
@@ -46,9 +51,13 @@ const OUTPUT_KEPT: usize = 256 * 1024;
 /// A worker wakes at least so often, so that the watchdog sees it alive.
 const LONGEST_SLEEP_MS: i64 = 1_000;
 
-/// A session that logic may hold for a dead connection is waited for no longer than this, in milliseconds; logic answers
-/// in milliseconds or is away, and then the lease sees to it.
-const ORPHAN_MS: i64 = 60_000;
+/// A session that logic may hold for a dead connection is waited for no longer than this, in milliseconds: logic answers
+/// in milliseconds, or once it is back. What is forgotten here stays a route to nobody until its user connects with that
+/// device again or this start of the gateway ends; the lease goes on.
+const ORPHAN_MS: i64 = 600_000;
+
+/// Such sessions remembered at once, at the most: some 10 MB. Those above are forgotten at once.
+const ORPHANS: usize = 65_536;
 
 /// A worker's whole state. It is built on the starting thread and runs on its own.
 pub(crate) struct Worker {
@@ -77,6 +86,8 @@ pub(crate) struct Worker {
     eviction: Option<Eviction>,
     /// Until when everybody must be gone.
     stopping_ms: Option<i64>,
+    /// When those who wait for an answer are sent away without it.
+    last_call_ms: Option<i64>,
     last_sweep_ms: i64,
 }
 
@@ -102,6 +113,8 @@ impl Worker {
             timeouts: shared.config.timeouts,
             verifier: Arc::default(),
             draining: false,
+            stopping: false,
+            spread_ms: shared.spread_ms.load(Relaxed),
             logics: Vec::new(),
             metrics: Arc::clone(&shared.metrics),
         };
@@ -127,25 +140,42 @@ impl Worker {
             orphans: HashMap::new(),
             eviction: None,
             stopping_ms: None,
+            last_call_ms: None,
             last_sweep_ms: now.steady_ms,
         })
     }
 
     /// Runs until [`crate::inlet::Delivery::Stop`] and everybody's goodbye.
-    pub(crate) fn run(mut self) {
+    /// An end that nobody asked for, a panic included, is told: see [`Shared::fail`].
+    pub(crate) fn run(self) {
+        let (shared, index) = (Arc::clone(&self.shared), self.index);
+        // Nothing of the worker is used after a panic; what it shares is whole, whoever panics (see `shared::lock`).
+        let ended = catch_unwind(AssertUnwindSafe(|| self.work()));
+        shared.inlets[usize::from(index)].close();
+        shared.rounds[usize::from(index)].store(ENDED, Relaxed);
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => shared.fail(index, &format!("epoll failed: {error}")),
+            Err(panic) => shared.fail(index, &format!("it panicked: {}", panic_text(&*panic))),
+        }
+    }
+
+    fn work(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS);
         while !self.finished() {
             if let Err(error) = self.poll.poll(&mut events, Some(self.sleep()))
                 && error.kind() != io::ErrorKind::Interrupted
             {
                 // Nothing but a bug of ours makes epoll_wait fail; going on without events would be silent death.
-                tracing::error!(worker = self.index, %error, "epoll failed; the worker ends");
-                break;
+                return Err(error);
             }
             self.turn(&events);
         }
         self.drop_everybody();
+        // Logic's last chance to learn of ends that it had no room for.
+        self.outlet.retry_closes();
         self.flush_ups();
+        Ok(())
     }
 
     /// One wake-up.
@@ -154,7 +184,7 @@ impl Worker {
         self.shared.rounds[usize::from(self.index)].fetch_add(1, Relaxed);
         self.refresh_env();
         for place in std::mem::take(&mut self.again) {
-            self.with(place, |_, _| {});
+            self.with_connection(place, |connection, _| connection.again = false);
         }
         for event in events {
             match event.token() {
@@ -175,6 +205,7 @@ impl Worker {
         self.take_deliveries();
         self.advance_wheel();
         self.evict_some();
+        self.last_call();
         self.reannounce_some();
         self.settle_dirty();
         self.flush_ups();
@@ -191,6 +222,7 @@ impl Worker {
             self.acceptor.next_ms(),
             self.outlet.next_reannouncement_ms(),
             self.stopping_ms,
+            self.last_call_ms,
         ];
         let wait = until.into_iter().flatten().min().unwrap_or(now) - now;
         Duration::from_millis(wait.max(0).unsigned_abs())
@@ -208,7 +240,8 @@ impl Worker {
             self.env.verifier = Arc::clone(&rare.verifier);
             self.outlet.set_links(rare);
         }
-        self.env.draining = self.shared.draining.load(Relaxed);
+        self.env.draining = self.shared.draining.load(Acquire);
+        self.env.spread_ms = self.shared.spread_ms.load(Relaxed);
         self.outlet.connected(&mut self.env.logics);
     }
 
@@ -236,9 +269,7 @@ impl Worker {
         act(&mut connection, &mut cx);
         let verdict = connection.settle(&mut cx, &mut self.scratch);
         self.out.shrink_to(OUTPUT_KEPT);
-        for orphan in self.ups.orphans.drain(..) {
-            self.orphans.insert(orphan.handle, (orphan, self.now.steady_ms + ORPHAN_MS));
-        }
+        self.adopt();
         if verdict == Verdict::Gone {
             self.table.remove(place);
             self.forget_socket();
@@ -248,11 +279,24 @@ impl Worker {
         if self.wheel.second_for(deadline) < connection.armed {
             connection.armed = self.wheel.arm(deadline, place);
         }
-        self.table.put_back(place, connection);
-        if verdict == Verdict::Again {
+        // Once is enough, whatever else happens to it before its turn: what it may read does not grow with its events.
+        if verdict == Verdict::Again && !connection.again {
+            connection.again = true;
             self.again.push(place);
         }
+        self.table.put_back(place, connection);
         true
+    }
+
+    /// Remembers those who left while logic was opening their session.
+    fn adopt(&mut self) {
+        for orphan in self.ups.orphans.drain(..) {
+            if self.orphans.len() < ORPHANS {
+                self.orphans.insert(orphan.handle, (orphan, self.now.steady_ms + ORPHAN_MS));
+            } else {
+                tracing::debug!(handle = orphan.handle, "a session that logic may open will not be closed");
+            }
+        }
     }
 
     fn forget_socket(&self) {
@@ -264,13 +308,22 @@ impl Worker {
         let mut due = Vec::new();
         self.wheel.advance(self.now.steady_ms, &mut due);
         for (second, place) in due {
+            let mut ask = false;
             self.with_connection(place, |connection, cx| {
                 // Another second: the connection was armed again since, and this entry is an old one.
                 if connection.armed == second {
                     connection.armed = i64::MAX;
-                    connection.session.expire(cx);
+                    ask = connection.session.due(cx);
+                    if ask {
+                        // After a pause of this thread or machine, signs of life may still lie in the kernel: one
+                        // wake-up takes only EVENTS of them.
+                        connection.ask(cx);
+                    }
                 }
             });
+            if ask {
+                self.with(place, |session, cx| session.expire(cx));
+            }
         }
     }
 
@@ -294,6 +347,15 @@ impl Worker {
     }
 }
 
+/// What `panic!` was given.
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a text")
+}
+
 fn pack(worker: u8, place: Place) -> u64 {
     Handle { worker, slot: place.slot, generation: place.generation }.pack()
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,8 @@ use berth_proto::{
     wire::{self as link, to_logic},
 };
 
+use rand::Rng;
+
 use super::{Cx, Env, Goodbye, Identified, Identity, Orphan, identified, wire::Wire, write};
 use crate::{clock::Now, config::Timeouts, metrics::Handshake, notify::Outlook, rendezvous};
 
@@ -30,6 +32,8 @@ enum Step {
     Opening(Box<Opening>),
     /// For a scheduler to say where it belongs.
     Redirecting,
+    /// For nothing more: it was told where it belongs.
+    Redirected,
 }
 
 struct Opening {
@@ -80,7 +84,8 @@ impl Arriving {
     fn on_hello(&mut self, cx: &mut Cx<'_>, wire: Wire, hello: Hello) -> Result<(), Goodbye> {
         check_hello(&hello)?;
         if cx.env.draining {
-            return Err(Goodbye::new(CloseCode::Draining));
+            let retry_after_ms = cx.rng.random_range(0..=cx.env.spread_ms);
+            return Err(Goodbye::new(CloseCode::Draining).retry_after(retry_after_ms));
         }
         if cx.env.verifier.is_empty() {
             return Err(Goodbye::overloaded(cx.rng).because("no scheduler has told its keys yet"));
@@ -177,10 +182,11 @@ impl Arriving {
     }
 
     /// How the connection ends after a scheduler's answer, if it waits for one.
-    pub(super) fn on_redirect(&self, answer: link::RedirectAnswer) -> Option<Goodbye> {
+    pub(super) fn on_redirect(&mut self, answer: link::RedirectAnswer) -> Option<Goodbye> {
         if !self.redirecting() {
             return None;
         }
+        self.step = Step::Redirected;
         let link::RedirectAnswer { endpoints, ticket, ticket_expires_at_ms, .. } = answer;
         Some(Goodbye::new(CloseCode::Moved).redirect(endpoints, ticket, ticket_expires_at_ms))
     }
@@ -195,14 +201,15 @@ impl Arriving {
         match self.step {
             Step::Hello => Goodbye::new(CloseCode::HandshakeTimeout),
             Step::Opening(_) => Goodbye::overloaded(cx.rng).because("logic did not answer in time"),
-            Step::Redirecting => Goodbye::new(CloseCode::TicketExpired)
+            Step::Redirecting | Step::Redirected => Goodbye::new(CloseCode::TicketExpired)
                 .because("the ticket is for other gateways; ask a scheduler"),
         }
     }
 
     /// The connection ends before its welcome.
     pub(super) fn end(&mut self, cx: &mut Cx<'_>) {
-        let result = if self.redirecting() { Handshake::Redirected } else { Handshake::Refused };
+        let redirected = matches!(self.step, Step::Redirected);
+        let result = if redirected { Handshake::Redirected } else { Handshake::Refused };
         cx.env.metrics.handshakes.one(result);
         if let Step::Opening(opening) = std::mem::replace(&mut self.step, Step::Hello) {
             let Opening { identity, logic, .. } = *opening;

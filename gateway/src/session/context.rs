@@ -18,12 +18,26 @@ pub(crate) struct Env {
     pub(crate) timeouts: Timeouts,
     pub(crate) verifier: Arc<TicketVerifier>,
     pub(crate) draining: bool,
+    /// Who is sent away by a drain or a stop comes back within so many milliseconds.
+    pub(crate) spread_ms: u32,
+    /// The worker ends soon: nobody lingers.
+    pub(crate) stopping: bool,
     /// Which logic links are up.
     pub(crate) logics: Vec<bool>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
+/// What a peer is given to close its half once the goodbye is written, while the gateway stops, in milliseconds: a round
+/// trip. The wheel may add up to a second.
+const STOP_LINGER_MS: i64 = 300;
+
 impl Env {
+    /// From the last byte written to the peer's end of stream, in milliseconds.
+    pub(super) fn linger_ms(&self) -> i64 {
+        let linger = i64::try_from(self.timeouts.linger.as_millis()).unwrap_or(i64::MAX);
+        if self.stopping { linger.min(STOP_LINGER_MS) } else { linger }
+    }
+
     pub(super) fn request_timeout_ms(&self) -> i64 {
         i64::try_from(self.timeouts.request.as_millis()).unwrap_or(i64::MAX)
     }

@@ -34,7 +34,7 @@ pub(crate) struct Identity {
 
 impl Identity {
     /// Of texts that were checked to have at most 64 bytes each.
-    pub(super) fn new(user: &str, hello: &Hello) -> Self {
+    pub(crate) fn new(user: &str, hello: &Hello) -> Self {
         let text = [user, &hello.device_id, &hello.platform, &hello.app_version].concat();
         let end = |length: usize| u8::try_from(length).expect("three texts of at most 64 bytes");
         let device = user.len() + hello.device_id.len();
@@ -275,6 +275,10 @@ impl Identified {
         Ok(())
     }
 
+    pub(super) fn is_of(&self, logic: u8) -> bool {
+        self.logic == logic
+    }
+
     pub(super) fn reannounce(&self, logic: u8, handle: u64) -> Option<to_logic::Message> {
         (self.logic == logic).then(|| to_logic::Message::Open(self.identity.open(handle, self.epoch)))
     }
@@ -296,7 +300,17 @@ impl Identified {
     }
 
     pub(super) fn leave(&mut self, retry_after_ms: u32) {
-        self.leaving = Some(retry_after_ms);
+        // A stop after a drain finds it on its way.
+        self.leaving.get_or_insert(retry_after_ms);
+    }
+
+    /// Answers what is in flight without logic's answer.
+    pub(super) fn give_up(&mut self, cx: &mut Cx<'_>, wire: Wire) {
+        while let Some(waiting) = self.in_flight.remove_older(i64::MAX) {
+            cx.env.metrics.requests.in_flight.decrement(1.0);
+            let message = "the gateway stops before logic answered; the outcome is unknown".to_owned();
+            refuse(cx, wire, waiting.id, RequestRefused::Unavailable, ErrorCode::Unavailable, message);
+        }
     }
 
     pub(super) fn leaving(&self) -> bool {

@@ -42,6 +42,8 @@ impl Harness {
             timeouts: Timeouts::default(),
             verifier: Arc::new(TicketVerifier::new(&[signer.public_key()])),
             draining: false,
+            stopping: false,
+            spread_ms: 2_000,
             logics: vec![true],
             metrics: Arc::new(Metrics::new(Registry::new(&NoopRecorder))),
         };
@@ -250,7 +252,7 @@ impl World {
         if self.blocked {
             self.session.blocked(self.harness.now);
         } else {
-            self.session.unblocked(self.harness.now, true);
+            self.harness.with(&mut self.session, |session, cx| session.unblocked(cx, true));
         }
     }
 

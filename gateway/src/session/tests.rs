@@ -1,3 +1,5 @@
+//! A session alone: what it costs and what it says, with the time made up.
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::*;
@@ -17,4 +19,27 @@ fn nothing_is_said_before_the_peer_shows_what_it_speaks() {
     let out = harness.with(&mut session, |session, cx| session.expire(cx));
     assert_eq!(out, b"");
     assert!(session.closing());
+}
+
+#[test]
+fn the_linger_counts_from_the_last_byte_taken_up_to_a_cap() {
+    let mut harness = simulation::Harness::new(1);
+    let mut session =
+        Session::new(harness.now, &harness.env.timeouts, (IpAddr::V4(Ipv4Addr::LOCALHOST), 1).into(), false);
+    harness.with(&mut session, |session, cx| session.finish(cx, Closed::Client));
+    session.blocked(harness.now);
+    let decided = harness.now.steady_ms;
+    let linger = harness.env.linger_ms();
+    harness.now.steady_ms += linger - 1;
+    harness.with(&mut session, |session, cx| session.unblocked(cx, false));
+    assert_eq!(session.deadline_ms(&harness.env), decided + linger - 1 + linger);
+    harness.now.steady_ms += linger - 1;
+    harness.with(&mut session, |session, cx| session.unblocked(cx, true));
+    assert_eq!(session.deadline_ms(&harness.env), decided + 3 * linger - 2);
+    harness.now.steady_ms = decided + LINGERS * linger - 1;
+    harness.with(&mut session, |session, cx| session.unblocked(cx, true));
+    assert_eq!(session.deadline_ms(&harness.env), decided + LINGERS * linger);
+    harness.now.steady_ms += 1;
+    harness.with(&mut session, |session, cx| session.expire(cx));
+    assert!(session.gone());
 }

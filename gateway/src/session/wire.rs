@@ -45,11 +45,12 @@ pub(super) enum Negotiated {
     Refused,
 }
 
-/// Tells the protocols apart by the first four bytes. A TCP length that reads "GET " would announce 1.2 GB, so there is no
-/// doubt; TLS (0x16) and PROXY v2 ("\r\n\r\n") begin with lengths above the limit as well and find their place here.
+/// Tells the protocols apart by the first four bytes. A TCP length that reads like the head of an HTTP method would announce
+/// more than 1 GB, so there is no doubt; TLS (0x16) and PROXY v2 ("\r\n\r\n") begin with lengths above the limit as well and
+/// find their place here.
 pub(super) fn negotiate(cx: &mut Cx<'_>, input: &[u8], surplus: bool) -> Negotiated {
     let Some(head) = input.first_chunk::<4>() else { return Negotiated::Incomplete };
-    if head != b"GET " {
+    if !is_method(head) {
         return Negotiated::Agreed(Wire::Tcp, 0);
     }
     let refusal = match upgrade::read(input) {
@@ -64,6 +65,11 @@ pub(super) fn negotiate(cx: &mut Cx<'_>, input: &[u8], surplus: bool) -> Negotia
     };
     refusal.write(cx.out);
     Negotiated::Refused
+}
+
+/// Whether an HTTP method begins so: three capitals, then a fourth or the blank behind them.
+fn is_method([first @ .., last]: &[u8; 4]) -> bool {
+    first.iter().all(u8::is_ascii_uppercase) && (last.is_ascii_uppercase() || *last == b' ')
 }
 
 impl Wire {

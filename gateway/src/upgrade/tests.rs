@@ -1,3 +1,5 @@
+//! The upgrade by the example of RFC 6455, and each way to get it wrong.
+
 use proptest::prelude::*;
 
 use super::*;

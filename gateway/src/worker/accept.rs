@@ -8,7 +8,9 @@ use mio::{
 };
 
 use super::{LISTENER, Worker, pack};
-use crate::{budget::Budget, clock::Now, connection::Connection, metrics::Handshake, session::Session};
+use crate::{
+    budget::Budget, clock::Now, connection::Connection, metrics::Handshake, session::Session, shared::SURPLUS,
+};
 
 /// Accepts of one wake-up before the connections have their turn.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -16,9 +18,6 @@ const ACCEPTS_PER_TURN: usize = 64;
 /// After a failed accept (no descriptors, no memory) the listener rests so long, in milliseconds: the backlog keeps
 /// what comes, and a failing call is not repeated in a circle.
 const REST_MS: i64 = 100;
-
-/// Connections above the capacity that are let in only to be told so; more are dropped at once.
-const SURPLUS: u64 = 64;
 
 /// A worker's listener.
 pub(super) struct Acceptor {

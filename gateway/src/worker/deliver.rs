@@ -23,12 +23,14 @@ impl Worker {
         for delivery in waiting.deliveries.drain(..) {
             self.deliver(delivery);
         }
-        for notify in waiting.notifies.drain(..) {
+        // The answer to a heartbeat batch says the same thing as a notify.
+        for notify in waiting.notifies.drain(..).chain(waiting.refreshed.drain(..)) {
             self.notify(&notify);
         }
         // The memory of a large batch is not kept: it would count for every connection for ever.
         waiting.deliveries.shrink_to(BATCH_KEPT);
         waiting.notifies.shrink_to(BATCH_KEPT);
+        waiting.refreshed.shrink_to(BATCH_KEPT);
         self.waiting = waiting;
     }
 
@@ -40,7 +42,7 @@ impl Worker {
                     self.with(place, |session, cx| session.redirected(cx, answer));
                 }
             }
-            Delivery::Drain { spread_ms } => self.begin_eviction(spread_ms),
+            Delivery::Drain => self.begin_eviction(),
             Delivery::Stop => self.begin_stop(),
             Delivery::Reannounce(logic) => self.begin_reannouncing(logic),
         }

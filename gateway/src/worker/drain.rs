@@ -8,29 +8,44 @@ use crate::table::Place;
 /// Connections told at one wake-up.
 const EVICTIONS_PER_TURN: usize = 256;
 
-/// The wait given at a stop that no drain came before, in milliseconds.
-const STOP_SPREAD_MS: u32 = 2_000;
+/// So long before the grace of a stop ends nobody is waited for any more, in milliseconds: what is said then still has to
+/// be taken.
+const LAST_CALL_MS: i64 = 1_000;
 
 /// Who is still to be told.
 pub(super) struct Eviction {
     left: Vec<Place>,
-    spread_ms: u32,
 }
 
 impl Worker {
-    pub(super) fn begin_eviction(&mut self, spread_ms: u32) {
+    pub(super) fn begin_eviction(&mut self) {
         let left = self.table.iter().map(|(place, _)| place).collect();
-        self.eviction = Some(Eviction { left, spread_ms });
+        self.eviction = Some(Eviction { left });
     }
 
     /// No new connections; those here are told, and have until the deadline to go.
     pub(super) fn begin_stop(&mut self) {
         self.acceptor.close();
-        if self.eviction.is_none() {
-            self.begin_eviction(STOP_SPREAD_MS);
-        }
+        self.env.stopping = true;
+        // Anew, though a drain may have listed them before: those who linger since are given less time now.
+        self.begin_eviction();
         let grace = i64::try_from(self.env.timeouts.stop.as_millis()).unwrap_or(i64::MAX);
-        self.stopping_ms = Some(self.now.steady_ms.saturating_add(grace));
+        let until = self.now.steady_ms.saturating_add(grace);
+        self.stopping_ms = Some(until);
+        self.last_call_ms = Some(until.saturating_sub(LAST_CALL_MS.min(grace / 2)));
+    }
+
+    /// Shortly before the end: whoever still waits for answers is told that none will come, and goes.
+    pub(super) fn last_call(&mut self) {
+        if self.last_call_ms.is_none_or(|at| self.now.steady_ms < at) {
+            return;
+        }
+        self.last_call_ms = None;
+        let places: Vec<Place> = self.table.iter().map(|(place, _)| place).collect();
+        for place in places {
+            let retry_after_ms = self.rng.random_range(0..=self.env.spread_ms);
+            self.with(place, |session, cx| session.dismiss(cx, retry_after_ms));
+        }
     }
 
     pub(super) fn evict_some(&mut self) {
@@ -40,7 +55,7 @@ impl Worker {
                 self.eviction = None;
                 return;
             };
-            let retry_after_ms = self.rng.random_range(0..=eviction.spread_ms);
+            let retry_after_ms = self.rng.random_range(0..=self.env.spread_ms);
             self.with(place, |session, cx| session.evict(cx, retry_after_ms));
         }
     }

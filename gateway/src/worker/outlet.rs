@@ -137,11 +137,10 @@ impl Worker {
 
     /// A logic forgot this gateway: lists its sessions to be announced again.
     pub(super) fn begin_reannouncing(&mut self, logic: u8) {
-        if self.outlet.forgotten.iter().any(|(listed, _)| *listed == logic) {
-            return;
-        }
-        let places = self.table.iter().map(|(place, _)| (logic, place));
-        self.outlet.forgotten.extend(places);
+        // It may have forgotten again what it was told since: everybody is listed anew, nobody twice.
+        self.outlet.forgotten.retain(|(listed, _)| *listed != logic);
+        let theirs = self.table.iter().filter(|(_, connection)| connection.session.is_of(logic));
+        self.outlet.forgotten.extend(theirs.map(|(place, _)| (logic, place)));
         self.outlet.reannounce_ms = self.now.steady_ms;
     }
 

@@ -1,8 +1,15 @@
 //! Many connections that come and go in every way: nothing stays behind.
 
-use std::{io::Write, net::Shutdown, sync::Arc, thread, time::Duration};
+use std::{
+    io::{Read, Write},
+    net::Shutdown,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use berth_proto::{
+    client::server_frame::Frame,
     link::{Link, LogicService, Refused},
     wire::{AttachGateway, ToGateway, ToLogic},
 };
@@ -11,7 +18,7 @@ use socket2::SockRef;
 
 use crate::support::{
     Site,
-    client::{ALL, Transport},
+    client::{ALL, Received, Transport},
     eventually,
 };
 
@@ -94,6 +101,55 @@ impl Link<ToLogic> for Stuck {
         }
         Ok(())
     }
+}
+
+/// A logic whose code panics in the worker that talks to it.
+struct Bomb;
+
+impl LogicService for Bomb {
+    fn attach(&self, _: AttachGateway, _: Arc<dyn Link<ToGateway>>) -> Arc<dyn Link<ToLogic>> {
+        Arc::new(Self)
+    }
+}
+
+impl Link<ToLogic> for Bomb {
+    fn send(&self, batch: Vec<ToLogic>) -> Result<(), Refused<ToLogic>> {
+        let opens = |m: &ToLogic| matches!(m.message, Some(berth_proto::wire::to_logic::Message::Open(_)));
+        assert!(!batch.iter().any(opens), "a fault on purpose");
+        Ok(())
+    }
+}
+
+#[test]
+fn a_worker_that_panics_makes_the_gateway_unready_and_sends_the_others_clients_away() {
+    let site = Site::start();
+    let mut clients: Vec<_> =
+        (0..16).map(|i| site.login(Transport::Tcp, "alice", &format!("d-{i}"))).collect();
+    site.gateway.attach_logic(Arc::new(Bomb));
+    // Half of the users are the new logic's.
+    eventually("a worker panics", || {
+        let mut client = site.connect(Transport::Tcp);
+        let user = format!("user-{}", rand::random::<u32>());
+        client.hello(&site.scheduler.sign(&Site::ticket(&user, "d")), "d");
+        let _ = client.stream().read(&mut [0; 9]);
+        site.gateway.ready().is_err()
+    });
+    let reason = site.gateway.ready().expect_err("not ready");
+    assert!(reason.contains("panicked") && reason.contains("a fault on purpose"), "{reason}");
+    eventually("schedulers hear of it", || site.scheduler.last_report().is_some_and(|report| !report.ready));
+    let mut evicted = 0;
+    for client in &mut clients {
+        // The dead worker's sockets are closed without a word.
+        match client.receive() {
+            Received::Frame(Frame::Disconnect(goodbye)) => {
+                assert_eq!(goodbye.code, 4001);
+                evicted += 1;
+            }
+            Received::End => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(evicted > 0);
 }
 
 #[test]

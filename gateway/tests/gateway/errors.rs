@@ -69,17 +69,8 @@ fn frames_up_to_64_kib_pass_and_larger_ones_close() {
     let site = Site::start();
     for transport in ALL {
         let mut client = site.login(transport, "alice", "d");
-        let room = 64 * 1024;
-        let mut payload = client.encode(client_frame::Frame::Heartbeat(client::Heartbeat {}));
-        if transport == Transport::Json {
-            payload.resize(room, b' ');
-        } else {
-            // An unknown field of the right size: number 100, bytes.
-            payload.extend([0xa2, 0x06]);
-            let body = room - payload.len() - 3;
-            payload.extend([(body & 0x7f | 0x80) as u8, (body >> 7 & 0x7f | 0x80) as u8, (body >> 14) as u8]);
-            payload.resize(room, 0);
-        }
+        let beat = client.encode(client_frame::Frame::Heartbeat(client::Heartbeat {}));
+        let mut payload = padded(transport, beat, 64 * 1024);
         client.send_payload(&payload, transport == Transport::Json);
         assert!(matches!(client.frame(), client::server_frame::Frame::HeartbeatAck(_)), "{transport:?}");
         payload.push(if transport == Transport::Json { b' ' } else { 0 });
@@ -89,14 +80,42 @@ fn frames_up_to_64_kib_pass_and_larger_ones_close() {
 }
 
 #[test]
-fn without_a_ticket_not_even_64_kib_are_kept() {
+fn a_hello_may_have_64_kib_and_not_a_byte_more() {
     let site = Site::start();
+    let room = 64 * 1024;
+    for transport in ALL {
+        let ticket = site.scheduler.sign(&Site::ticket("alice", "d"));
+        let mut client = site.connect(transport);
+        let hello = Hello { ticket, device_id: "d".into(), ..Hello::default() };
+        let payload = padded(transport, client.encode(client_frame::Frame::Hello(hello)), room);
+        client.send_payload(&payload, transport == Transport::Json);
+        client.welcome();
+    }
     let mut tcp = site.connect(Transport::Tcp);
-    tcp.send_bytes(&[0, 0, 0x40, 1]);
+    tcp.send_bytes(&[0, 1, 0, 1]);
     assert_eq!(tcp.disconnected().code, 4501);
     let mut ws = site.connect(Transport::Proto);
-    ws.send_bytes(&[0x82, 0xfe, 0x40, 1]);
+    ws.send_bytes(&[0x82, 0xff, 0, 0, 0, 0, 0, 1, 0, 1]);
     assert_eq!(ws.disconnected().code, 4501);
+    // The same in two fragments.
+    let mut ws = site.connect(Transport::Proto);
+    ws.send_bytes(&[&[0x02, 0xfe, 0xff, 0xff, 0, 0, 0, 0][..], &vec![0; 0xffff]].concat());
+    ws.send_bytes(&[0x80, 0x82, 0, 0, 0, 0]);
+    assert_eq!(ws.disconnected().code, 4501);
+}
+
+/// The frame with blanks, or an unknown field, up to `length`.
+fn padded(transport: Transport, mut payload: Vec<u8>, length: usize) -> Vec<u8> {
+    if transport == Transport::Json {
+        payload.resize(length, b' ');
+    } else {
+        // Number 100, bytes.
+        payload.extend([0xa2, 0x06]);
+        let body = length - payload.len() - 3;
+        payload.extend([(body & 0x7f | 0x80) as u8, (body >> 7 & 0x7f | 0x80) as u8, (body >> 14) as u8]);
+        payload.resize(length, 0);
+    }
+    payload
 }
 
 #[test]
@@ -288,6 +307,9 @@ fn a_ticket_for_other_gateways_is_redirected_by_a_scheduler() {
         );
         assert_eq!(goodbye.redirect, std::slice::from_ref(&to));
     }
+    let counted =
+        |result: &str| site.metrics.counter(&format!("berth_gateway_handshakes_total{{result={result:?}}}"));
+    assert_eq!((counted("redirected"), counted("refused")), (3, 1), "only who was told where to go");
     let asks = site.scheduler.asks();
     assert_eq!(asks.len(), 4);
     assert_eq!((asks[1].user_id.as_str(), asks[1].transport.as_str()), ("alice", "ws"));

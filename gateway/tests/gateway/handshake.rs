@@ -94,6 +94,10 @@ fn http_that_is_no_websocket_is_answered_as_http() {
         ("GET /v1/ws HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "426", "Upgrade: websocket"),
         (format!("GET /v1/ws HTTP/1.1\r\nX: {}\r\n\r\n", "y".repeat(9_000)), "431", "8 KiB"),
         ("GET /v1/ws HTTP/1.1\r\n:\r\n\r\n".to_owned(), "400", "not an HTTP"),
+        ("POST /v1/ws HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "405", "GET"),
+        ("PUT /v1/ws HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "405", "GET"),
+        ("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "405", "GET"),
+        ("ABCDEF\0\0\0\0".to_owned(), "400", "not an HTTP"),
     ];
     for (request, status, text) in cases {
         let mut stream = TcpStream::connect(site.gateway.local_addr()).expect("connects");
@@ -104,7 +108,7 @@ fn http_that_is_no_websocket_is_answered_as_http() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
         assert!(answer.contains(text), "{answer}");
     }
-    assert_eq!(site.metrics.counter("berth_gateway_connections_closed_total{code=\"http\"}"), 6);
+    assert_eq!(site.metrics.counter("berth_gateway_connections_closed_total{code=\"http\"}"), 10);
 }
 
 #[test]

@@ -1,18 +1,16 @@
 //! How sessions and the gateway end, and how they survive a forgetful logic.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
+use berth_gateway::Gateway;
 use berth_proto::{
     client::{response, server_frame::Frame},
     code::CloseCode,
-    wire::{CloseConnection, SessionOpened, to_gateway},
+    wire::{CloseConnection, LeaseRenewed, SessionOpened, to_gateway},
 };
 
 use crate::support::{
-    PATIENCE, Site,
+    Site,
     client::{ALL, Received, Transport},
     eventually,
     logic::{FakeLogic, Manner},
@@ -136,6 +134,28 @@ fn leases_are_renewed_and_a_forgetful_logic_is_told_again() {
 }
 
 #[test]
+fn a_logic_that_forgets_again_while_it_is_told_is_told_everything_again() {
+    let site = Site::with(|config| config.workers = 1);
+    // Several batches of announcements, so that the list is not empty after the first.
+    let clients: Vec<_> = (0..450).map(|i| site.login(Transport::Tcp, "alice", &format!("d-{i}"))).collect();
+    let forgotten = || to_gateway::Message::Lease(LeaseRenewed { lease_ms: 60_000, forgotten: true });
+    site.logic.state().opened.clear();
+    // Until we come between two batches.
+    eventually("a part is announced", || {
+        site.logic.send(vec![forgotten()]);
+        eventually("the first are announced", || site.logic.state().opened.len() >= 100);
+        std::mem::take(&mut site.logic.state().opened).len() < 450
+    });
+    site.logic.send(vec![forgotten()]);
+    let devices = || {
+        let state = site.logic.state();
+        state.opened.iter().map(|open| open.device_id.clone()).collect::<std::collections::HashSet<_>>().len()
+    };
+    eventually("all of them are announced after the second time", || devices() == 450);
+    drop(clients);
+}
+
+#[test]
 fn an_end_that_logic_had_no_room_for_is_told_later() {
     let site = Site::start();
     site.logic.state().closes = Manner::Full;
@@ -204,10 +224,16 @@ fn a_drain_answers_what_is_in_flight_and_spreads_the_returns() {
     site.logic.answer(&waiting[0]);
     assert_eq!(busy.response().0, 3);
     assert_eq!(busy.disconnected().code, 4001);
-    // Whoever comes now is sent away as well.
-    let mut late = site.connect(Transport::Json);
-    late.hello(&site.scheduler.sign(&Site::ticket("carol", "d")), "d");
-    assert_eq!(late.disconnected().code, 4001);
+    // Whoever comes now is sent away as well, not all for the same moment.
+    let late = ALL.into_iter().cycle().take(12).map(|transport| {
+        let mut late = site.connect(transport);
+        late.hello(&site.scheduler.sign(&Site::ticket("carol", "d")), "d");
+        let goodbye = late.disconnected();
+        assert!(goodbye.code == 4001 && goodbye.retry_after_ms <= 10_000, "{goodbye:?}");
+        goodbye.retry_after_ms
+    });
+    let waits: std::collections::HashSet<u32> = late.collect();
+    assert!(waits.len() > 6, "{waits:?}");
 }
 
 #[test]
@@ -236,20 +262,75 @@ fn stop_says_goodbye_to_everybody_and_joins() {
         assert_eq!(client.disconnected().code, 4001);
     }
     drop(clients);
-    let started = Instant::now();
+    eventually("it stops", || stopper.is_finished());
     stopper.join().expect("no panic");
-    assert!(started.elapsed() < PATIENCE);
     assert_eq!(logic.state().closed.len(), 3, "logic knew before the threads ended");
     assert!(scheduler.reports() > 0);
     assert!(metrics.gauge("berth_gateway_connections").abs() < f64::EPSILON);
 }
 
 #[test]
+fn a_stop_tells_who_waits_for_an_answer_that_none_comes_and_says_goodbye() {
+    // With and without a drain that listed them before.
+    for drained in [false, true] {
+        let site = Site::with(|config| config.timeouts.stop = Duration::from_millis(2_500));
+        site.logic.state().requests = Manner::Silent;
+        let mut clients = ALL.map(|t| site.login(t, "alice", &format!("{t:?}")));
+        for client in &mut clients {
+            client.pull(7);
+        }
+        eventually("the requests", || site.logic.state().waiting.len() == 3);
+        if drained {
+            site.gateway.drain(Duration::ZERO);
+        }
+        let Site { gateway, logic, .. } = site;
+        let stopper = std::thread::spawn(move || gateway.stop());
+        for client in &mut clients {
+            let (id, error) = client.error();
+            assert_eq!((id, error.code.as_str(), error.retryable), (7, "UNAVAILABLE", true));
+            let goodbye = client.disconnected();
+            assert!(goodbye.code == 4001 && (!drained || goodbye.retry_after_ms == 0), "{goodbye:?}");
+        }
+        stopper.join().expect("no panic");
+        assert_eq!(logic.state().closed.len(), 3);
+    }
+}
+
+/// Stops the gateway and fails if that does not end.
+#[track_caller]
+fn check_stops(gateway: Gateway) {
+    let stopper = std::thread::spawn(move || gateway.stop());
+    eventually("it stops", || stopper.is_finished());
+    stopper.join().expect("no panic");
+}
+
+#[test]
+fn an_end_that_logic_had_no_room_for_is_told_at_the_latest_at_the_stop() {
+    // The last connection's end is refused once, and nothing else would wake the worker before it stops.
+    let site = Site::with(|config| config.workers = 1);
+    site.logic.state().closes = Manner::Full;
+    drop(site.login(Transport::Tcp, "alice", "d"));
+    let refused = || site.metrics.counter("berth_gateway_link_refused_total{message=\"close\"}");
+    eventually("the close is refused", || refused() >= 1);
+    site.logic.state().closes = Manner::Answers;
+    let Site { gateway, logic, .. } = site;
+    check_stops(gateway);
+    assert_eq!(logic.state().closed.len(), 1);
+}
+
+#[test]
 fn stop_does_not_wait_for_a_peer_that_stays() {
-    let site = Site::with(|config| config.timeouts.stop = Duration::from_millis(300));
+    // Far more than the test's patience: the lingering ends long before this.
+    let site = Site::with(|config| {
+        config.timeouts.stop = Duration::from_secs(600);
+        config.timeouts.linger = Duration::from_secs(600);
+    });
+    let mut said = site.login(Transport::Tcp, "bob", "d");
+    said.send_payload(b"rubbish", false);
+    assert_eq!(said.disconnected().code, 4501);
     let stays = site.login(Transport::Tcp, "alice", "d");
     let Site { gateway, logic, .. } = site;
-    gateway.stop();
-    assert_eq!(logic.state().closed.len(), 1);
-    drop(stays);
+    check_stops(gateway);
+    assert_eq!(logic.state().closed.len(), 2);
+    drop((said, stays));
 }

@@ -119,13 +119,16 @@ fn a_lost_notify_is_made_up_for_within_two_heartbeats() {
 fn fast_heartbeats_are_acked_but_do_not_make_logic_work() {
     let site = Site::start();
     let mut client = site.login(Transport::Proto, "alice", "d");
+    let started = std::time::Instant::now();
     for _ in 0..500 {
         client.heartbeat();
     }
     for _ in 0..500 {
         assert!(matches!(client.frame(), Frame::HeartbeatAck(_)));
     }
-    assert!(site.logic.state().refreshes <= 3, "{} refreshes", site.logic.state().refreshes);
+    // The first one asks, then one a second.
+    let (asked, seconds) = (site.logic.state().refreshes, started.elapsed().as_secs());
+    assert!(asked >= 1 && asked as u64 <= 2 + seconds, "{asked} refreshes in {seconds} s");
 }
 
 #[test]

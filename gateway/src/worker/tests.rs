@@ -1,0 +1,153 @@
+//! A worker without its thread: the test makes the wake-ups and the time.
+
+use std::{
+    io::{ErrorKind, Write},
+    net::{SocketAddr, TcpStream},
+};
+
+use super::*;
+use crate::{listener, testing::Site};
+
+/// A worker and where it listens.
+struct Bench {
+    site: Site,
+    worker: Worker,
+    address: SocketAddr,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let mut site = Site::new(1);
+        let any = "127.0.0.1:0".parse().expect("an address");
+        let listener = listener::bind(any, Duration::from_secs(30)).expect("binds");
+        let address = listener.local_addr().expect("bound");
+        let poll = site.polls.remove(0);
+        let worker = Worker::new(0, Arc::clone(&site.shared), poll, listener, 1).expect("registers");
+        Self { site, worker, address }
+    }
+
+    /// A client whose connection the worker has taken in.
+    fn connect(&mut self) -> TcpStream {
+        let client = TcpStream::connect(self.address).expect("connects");
+        client.set_read_timeout(Some(Duration::from_secs(20))).expect("settable");
+        let before = self.worker.table.len();
+        while self.worker.table.len() == before {
+            self.worker.acceptor.on_ready();
+            self.worker.accept();
+        }
+        client
+    }
+
+    /// The newest connection.
+    fn place(&self) -> Place {
+        self.worker.table.iter().map(|(place, _)| place).last().expect("somebody")
+    }
+
+    fn connection(&self, place: Place) -> &Connection {
+        self.worker.table.iter().find(|(at, _)| *at == place).expect("there").1
+    }
+
+    fn packed(place: Place) -> usize {
+        usize::try_from(pack(0, place)).expect("64 bits")
+    }
+}
+
+const READABLE: Readiness = Readiness { readable: true, writable: true, read_closed: false, hung_up: false };
+
+const HEAD: &str = "GET /v1/ws HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: berth.v1.proto\r\n\r\n";
+
+/// Opens a WebSocket and sends so many pings, as far as the socket takes them.
+fn flood(client: &mut TcpStream, pings: usize) {
+    client.write_all(HEAD.as_bytes()).expect("sends");
+    client.set_nonblocking(true).expect("settable");
+    for _ in 0..pings {
+        match client.write(&[0x8a, 0x80, 0, 0, 0, 0].repeat(1_000)) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    client.set_nonblocking(false).expect("settable");
+}
+
+#[test]
+fn who_has_more_to_read_is_listed_once_however_often_it_is_touched() {
+    let mut bench = Bench::new();
+    let mut client = bench.connect();
+    flood(&mut client, 200);
+    let place = bench.place();
+    for _ in 0..5 {
+        bench.worker.on_ready(Bench::packed(place), READABLE);
+    }
+    assert_eq!(bench.worker.again, [place]);
+    // Its own turn lists it anew, once.
+    let events = Events::with_capacity(1);
+    bench.worker.turn(&events);
+    assert!(bench.worker.again.len() <= 1);
+    assert!(bench.connection(place).again == (bench.worker.again == [place]));
+}
+
+#[test]
+fn a_hello_that_lies_in_the_kernel_is_read_before_its_deadline_is_held_against_it() {
+    let mut bench = Bench::new();
+    let mut client = bench.connect();
+    let place = bench.place();
+    // The socket was empty when it was asked last.
+    bench.worker.on_ready(Bench::packed(place), READABLE);
+    let hello = berth_proto::client::client_frame::Frame::Hello(berth_proto::client::Hello::default());
+    let mut payload = Vec::new();
+    berth_proto::frame::encode_client(berth_proto::frame::Encoding::Proto, hello, &mut payload);
+    let bytes = [&berth_proto::tcp::prefix(payload.len())[..], &payload].concat();
+    client.write_all(&bytes).expect("sends");
+    let mut probe = mio::Events::with_capacity(4);
+    // Until the bytes are at the other end; the worker itself hears nothing of it.
+    while probe.iter().all(|event| event.token() != Token(Bench::packed(place))) {
+        bench.worker.poll.poll(&mut probe, None).expect("polls");
+    }
+    // The machine stood still for a minute.
+    bench.worker.now.steady_ms += 60_000;
+    bench.worker.advance_wheel();
+    let closed = |code| bench.site.recorder.value(&format!("berth_gateway_connections_closed_total {code}"));
+    assert_eq!((closed("4008"), closed("4009")), (0, 1), "it was read, and refused for want of keys");
+}
+
+#[test]
+fn of_what_was_read_only_the_incomplete_frame_is_kept() {
+    let mut bench = Bench::new();
+    let mut client = bench.connect();
+    flood(&mut client, 0);
+    let place = bench.place();
+    let pong = [0x8a, 0x80, 0, 0, 0, 0];
+    // The head of a frame, then its end with many others behind it, and the head of one more.
+    let rest = [&[0][..], &pong.repeat(5_000), &pong[..5]].concat();
+    // The upgrade was read first.
+    let mut goal = HEAD.len() as u64;
+    for (bytes, kept) in [(&pong[..5], 5), (&rest, 5)] {
+        client.write_all(bytes).expect("sends");
+        goal += bytes.len() as u64;
+        while bench.site.recorder.value("berth_gateway_received_bytes_total") < goal {
+            bench.worker.on_ready(Bench::packed(place), READABLE);
+        }
+        let memory = bench.connection(place).input_memory();
+        assert!((kept..kept + 100).contains(&memory), "{memory} bytes");
+    }
+}
+
+#[test]
+fn who_left_while_logic_opened_the_session_is_remembered_up_to_a_number_and_for_minutes() {
+    let mut bench = Bench::new();
+    let orphan = |handle| {
+        let hello = berth_proto::client::Hello::default();
+        Orphan { handle, logic: 0, identity: crate::session::Identity::new("alice", &hello) }
+    };
+    bench.worker.ups.orphans.extend((0..ORPHANS as u64 + 10).map(orphan));
+    bench.worker.adopt();
+    assert_eq!(bench.worker.orphans.len(), ORPHANS);
+    bench.worker.now.steady_ms += 9 * 60_000;
+    bench.worker.sweep();
+    assert_eq!(bench.worker.orphans.len(), ORPHANS);
+    bench.worker.now.steady_ms += 2 * 60_000;
+    bench.worker.sweep();
+    assert_eq!(bench.worker.orphans.len(), 0);
+}
