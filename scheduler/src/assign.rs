@@ -49,7 +49,7 @@ impl Core {
             schedule_id,
             issued_at_ms: terms.now_ms,
         });
-        self.assigned(&fleet, ranked[0], schedule_id);
+        self.assigned(&fleet, ranked[0], request.user_id, schedule_id);
         self.metrics.decision(decision.pool, decision.reason);
         tracing::debug!(
             schedule_id = %format_args!("{schedule_id:016x}"),

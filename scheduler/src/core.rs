@@ -121,8 +121,8 @@ impl Core {
     }
 
     /// Counts an assignment until a gateway sees its ticket.
-    pub fn assigned(&self, fleet: &Fleet, gateway: u32, schedule_id: u64) {
-        lock(&self.pending).assign(fleet, gateway, schedule_id, self.clock.monotonic_ms());
+    pub fn assigned(&self, fleet: &Fleet, gateway: u32, user_id: &str, schedule_id: u64) {
+        lock(&self.pending).assign(fleet, gateway, user_id, schedule_id, self.clock.monotonic_ms());
     }
 
     /// How many assignments are pending.

@@ -94,11 +94,17 @@ pub enum PendingEnd {
     Expired,
     /// Too many were pending.
     Evicted,
+    /// The same user was assigned again and again.
+    Superseded,
 }
 
 impl PendingEnd {
-    const ALL: [(Self, &'static str); 3] =
-        [(Self::Used, "used"), (Self::Expired, "expired"), (Self::Evicted, "evicted")];
+    const ALL: [(Self, &'static str); 4] = [
+        (Self::Used, "used"),
+        (Self::Expired, "expired"),
+        (Self::Evicted, "evicted"),
+        (Self::Superseded, "superseded"),
+    ];
 }
 
 /// The scheduler's metrics.
@@ -224,6 +230,7 @@ impl Pending {
         self.ended[PendingEnd::Used as usize].absolute(ended.used);
         self.ended[PendingEnd::Expired as usize].absolute(ended.expired);
         self.ended[PendingEnd::Evicted as usize].absolute(ended.evicted);
+        self.ended[PendingEnd::Superseded as usize].absolute(ended.superseded);
     }
 }
 

@@ -156,7 +156,7 @@ proptest! {
                 .fold(f64::INFINITY, f64::min);
             let limit = (1.0 + policy.bound) * mean;
             prop_assert!(score <= limit || score <= least, "{} > {} while one has {}", score, limit, least);
-            pending.assign(&fleet, first, id, NOW);
+            pending.assign(&fleet, first, &format!("u{id}"), id, NOW);
         }
     }
 

@@ -211,7 +211,7 @@ fn assign_many(world: &World, clients: u64, rng: &mut SmallRng) -> Vec<u64> {
     let mut pending = Pending::default();
     for id in 0..clients {
         let decision = decide(&fleet, &policy, &Asked::default().request(), NOW, rng).expect("room");
-        pending.assign(&fleet, decision.ranked.as_slice()[0], id, NOW);
+        pending.assign(&fleet, decision.ranked.as_slice()[0], &format!("u{id}"), id, NOW);
     }
     fleet.gateways.iter().map(crate::fleet::Gateway::pending).collect()
 }

@@ -107,7 +107,7 @@ impl World {
             let Some(index) = fleet.find(&spec.id) else { continue };
             for _ in 0..spec.pending {
                 id += 1;
-                pending.assign(&fleet, index, id, NOW);
+                pending.assign(&fleet, index, &format!("u{id}"), id, NOW);
             }
         }
         fleet
