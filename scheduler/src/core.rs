@@ -172,6 +172,8 @@ impl Core {
         let slow_start_ms = self.policy.load().slow_start_ms;
         let (pending, ended) = {
             let mut pending = lock(&self.pending);
+            // Reports queue used tickets after their load: what is settled here is in the loads taken below.
+            pending.settle();
             pending.expire(now_ms);
             (pending.len(), pending.counts())
         };

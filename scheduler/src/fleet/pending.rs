@@ -77,6 +77,8 @@ pub struct Pending {
     hasher: RandomState,
     /// In order of time: all live equally long. Holds used ones too, until their time comes.
     order: VecDeque<(i64, u64)>,
+    /// Reported as used since the last snapshot; at most [`MAX_PENDING`].
+    used: Vec<u64>,
     counts: PendingCounts,
 }
 
@@ -106,9 +108,19 @@ impl Pending {
         self.order.push_back((now_ms + PENDING_MS, schedule_id));
     }
 
-    /// A gateway saw these tickets: they are in its connections now.
+    /// A gateway saw these tickets: they are in the connections that it reports. Until a snapshot shows those, the
+    /// assignments go on counting: see [`Pending::settle`].
     pub fn used(&mut self, schedule_ids: &[u64]) {
-        for id in schedule_ids {
+        // Beyond, they count until their time is over: rather too much than too little.
+        let room = MAX_PENDING - self.used.len();
+        self.used.extend_from_slice(&schedule_ids[..schedule_ids.len().min(room)]);
+    }
+
+    /// Stops counting what gateways saw. To be called right before a snapshot takes the loads, so that an assignment
+    /// turns from pending into a connection in one step: in between it would be neither, and its place given twice.
+    pub fn settle(&mut self) {
+        let used = std::mem::take(&mut self.used);
+        for id in &used {
             if self.close(*id).is_some() {
                 self.counts.used += 1;
             }

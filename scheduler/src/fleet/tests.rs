@@ -226,6 +226,8 @@ fn pending_counts_until_used_or_ten_seconds() {
     assert_eq!((fleet.gateway(0).pending(), fleet.gateway(1).pending()), (6, 0));
     assert_eq!(fleet.pool("stable").expect("reported").sums().pending, 6);
     pending.used(&[1, 2, 99, 1]);
+    assert_eq!(fleet.gateway(0).pending(), 6, "their connections are in no snapshot yet");
+    pending.settle();
     assert_eq!((pending.len(), fleet.gateway(0).pending()), (4, 4));
     pending.expire(9_999);
     assert_eq!(pending.len(), 4);
@@ -265,6 +267,7 @@ fn one_user_who_never_connects_fills_nobody() {
     assert_eq!(fleet.pool("stable").expect("reported").sums().pending, 5, "the mean is not raised either");
     assert_eq!(pending.counts().superseded, 996);
     pending.used(&[998]);
+    pending.settle();
     pending.assign(&fleet, 1, "mallory", 1_000, 0);
     assert_eq!((fleet.gateway(0).pending(), fleet.gateway(1).pending()), (3, 2), "a used one makes room");
     pending.expire(60_000);
