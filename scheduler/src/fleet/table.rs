@@ -144,9 +144,13 @@ impl Table {
     pub fn snapshot(&mut self, now_ms: i64, slow_start_ms: i64) -> Fleet {
         let mut live = 0;
         let mut silent = Vec::new();
-        // A gateway that said it leaves, and left, tells nothing about our hearing.
-        for Entry { load, .. } in self.entries.iter().filter(|entry| !entry.load.draining) {
-            if load.silent(now_ms) { silent.push(load.reported_at_ms) } else { live += 1 }
+        for Entry { load, .. } in &self.entries {
+            match (load.silent(now_ms), load.draining) {
+                (false, _) => live += 1,
+                (true, false) => silent.push(load.reported_at_ms),
+                // A gateway that said it leaves, and left, tells nothing about our hearing.
+                (true, true) => {}
+            }
         }
         let distrust = distrust(&mut silent, live, now_ms);
         let before = self.entries.len();

@@ -125,6 +125,39 @@ fn a_fleet_that_falls_silent_at_once_is_still_believed_to_serve() {
 }
 
 #[test]
+fn a_sole_gateway_that_is_killed_is_not_assigned() {
+    let mut table = table(&[report("g1", "stable", "", "")]);
+    assert_eq!(table.snapshot(STALE_AFTER_MS, SLOW_START_MS).candidates.len(), 1);
+    let fleet = table.snapshot(STALE_AFTER_MS + 1, SLOW_START_MS);
+    assert_eq!((fleet.candidates.len(), state_of(&fleet, "g1")), (0, Some(State::Stale)));
+    let fleet = table.snapshot(DEAD_AFTER_MS + 1, SLOW_START_MS);
+    assert_eq!((fleet.distrusted, state_of(&fleet, "g1")), (false, Some(State::Dead)));
+}
+
+#[test]
+fn draining_gateways_that_report_prove_that_we_hear() {
+    let reports: Vec<_> = (0..8).map(|n| report(&format!("g{n}"), "stable", "", "")).collect();
+    let mut table = table(&reports);
+    for leaving in &reports[4..] {
+        let leaving = GatewayReport { draining: true, ..leaving.clone() };
+        table.take(1, &leaving, 10_000).expect("valid");
+    }
+    let fleet = table.snapshot(10_000, SLOW_START_MS);
+    assert!(!fleet.distrusted, "four are heard, so the four that are not are dead");
+    assert!(fleet.candidates.is_empty());
+}
+
+#[test]
+fn a_silent_fleet_is_given_up_in_the_end() {
+    let reports: Vec<_> = (0..10).map(|n| report(&format!("g{n}"), "stable", "", "")).collect();
+    let mut table = table(&reports);
+    let fleet = table.snapshot(FORGET_AFTER_MS, SLOW_START_MS);
+    assert_eq!((fleet.distrusted, fleet.candidates.len()), (true, 10));
+    let fleet = table.snapshot(FORGET_AFTER_MS + 1, SLOW_START_MS);
+    assert_eq!((fleet.distrusted, fleet.candidates.len(), table.len()), (false, 0, 0));
+}
+
+#[test]
 fn the_dead_and_the_departed_are_forgotten() {
     let reports: Vec<_> = (0..4).map(|n| report(&format!("g{n}"), "stable", "", "")).collect();
     let mut table = table(&reports);

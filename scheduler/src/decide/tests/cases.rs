@@ -7,7 +7,7 @@ use super::{
     rng,
     world::{Asked, NOW, Spec, World},
 };
-use crate::fleet::Pending;
+use crate::fleet::{FORGET_AFTER_MS, Pending};
 
 /// The tier and the gateways, by id, that a world decides on.
 fn decided(world: &World, asked: &Asked, seed: u64) -> (Reason, String, TierKind, Vec<String>) {
@@ -165,7 +165,11 @@ fn old_load_is_said() {
     };
     assert_eq!(decided(&all_silent(1_500), &Asked::default(), 1).0, Reason::Default);
     assert_eq!(decided(&all_silent(1_501), &Asked::default(), 1).0, Reason::Stale);
-    assert_eq!(decided(&all_silent(3_600_000), &Asked::default(), 1).0, Reason::Stale);
+    assert_eq!(decided(&all_silent(FORGET_AFTER_MS), &Asked::default(), 1).0, Reason::Stale);
+    let gone = all_silent(FORGET_AFTER_MS + 1);
+    let (fleet, policy) = (gone.fleet(), gone.policy());
+    let none = decide(&fleet, &policy, &Asked::default().request(), NOW, &mut rng(1));
+    assert_eq!(none.expect_err("no load is that old").known, 0);
     // A snapshot that nobody renews is old, whatever its gateways were then.
     let world = all_silent(0);
     let (fleet, policy) = (world.fleet(), world.policy());
