@@ -20,7 +20,7 @@ use crate::{
     jwt::JwtKeys,
     limit::RateLimiter,
     metrics::Metrics,
-    policy::PolicyStore,
+    policy::{PolicyStore, Words},
 };
 
 /// The state of a scheduler. Decisions read `fleet` and `policy` without a lock.
@@ -42,8 +42,8 @@ pub(crate) struct Core {
     urgent: Notify,
     table: Mutex<Table>,
     pending: Mutex<Pending>,
-    /// The newest policy that any gateway has seen: version and hash.
-    policy_seen: Mutex<(u64, String)>,
+    /// What gateways have told of other replicas' policies.
+    words: Mutex<Words>,
 }
 
 /// What [`Core::new`] needs besides its own parts.
@@ -71,7 +71,7 @@ impl Core {
             urgent: Notify::new(),
             table: Mutex::default(),
             pending: Mutex::default(),
-            policy_seen: Mutex::default(),
+            words: Mutex::default(),
             policy,
             metrics,
             jwt,
@@ -101,19 +101,17 @@ impl Core {
     /// A gateway brings word of a policy from another replica. Only word: the text has to come by the file, so somebody
     /// is told that this replica is behind, or that two texts go under one version.
     fn policy_seen(&self, report: &GatewayReport) {
-        let mut newest = lock(&self.policy_seen);
-        let word = (report.policy_version, &report.policy_hash);
-        if word.0 < newest.0 || word == (newest.0, &newest.1) {
-            return;
-        }
-        *newest = (word.0, word.1.clone());
-        self.metrics.policy.version_seen.set(word.0 as f64);
         let own = self.policy.load();
-        if word.0 > own.version || (word.0 == own.version && word.0 > 0 && *word.1 != own.hash) {
+        let word = (report.policy_version, report.policy_hash.as_str());
+        let news = lock(&self.words).hear(word, (own.version, own.hash.as_str()));
+        if let Some(newest) = news.newest {
+            self.metrics.policy.version_seen.set(newest as f64);
+        }
+        if news.behind {
             tracing::warn!(
                 gateway = report.gateway_id,
                 version = word.0,
-                hash = word.1,
+                hash = %format_args!("{:.64}", word.1),
                 in_force = %**own,
                 "another scheduler has a newer policy, or another text under the same version; update this one's file"
             );

@@ -6,6 +6,7 @@
 mod parse;
 mod store;
 pub(crate) mod watch;
+mod words;
 
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,8 @@ pub use self::{
     parse::{MAX_TEXT, PolicyError, parse},
     store::{PolicyStore, Refused, Taken},
 };
+
+pub(crate) use self::words::Words;
 
 /// The pool of everybody whom no gray rule takes.
 pub const STABLE: &str = "stable";
