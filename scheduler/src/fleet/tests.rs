@@ -198,6 +198,19 @@ fn labels_may_change_and_a_new_boot_starts_with_nothing_pending() {
 }
 
 #[test]
+fn an_older_link_speaks_again_when_the_newer_falls_silent() {
+    let report = report("g1", "stable", "", "");
+    let mut table = Table::default();
+    table.take(1, &report, 0).expect("the first");
+    table.take(2, &report, 100).expect("the newer");
+    assert_eq!(table.take(1, &report, 100 + STALE_AFTER_MS), Err(ReportError::Superseded));
+    assert_eq!(table.take(1, &report, 101 + STALE_AFTER_MS), Ok(true), "it was silent");
+    assert_eq!(table.take(1, &report, 600 + STALE_AFTER_MS), Ok(false));
+    assert_eq!(table.take(2, &report, 700 + STALE_AFTER_MS), Ok(false), "the newer is believed at once");
+    assert_eq!(table.take(1, &report, 800 + STALE_AFTER_MS), Err(ReportError::Superseded));
+}
+
+#[test]
 fn only_what_matters_is_urgent() {
     let base = report("g1", "stable", "", "");
     let mut table = table(std::slice::from_ref(&base));
