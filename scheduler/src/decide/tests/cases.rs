@@ -251,6 +251,32 @@ fn capacity_is_what_counts_not_gateways() {
 }
 
 #[test]
+fn a_tier_in_which_most_are_no_choice_does_not_herd() {
+    // One in ten offers TCP, so that four pairs often hold none; the one with the fewest connections must not get all.
+    let spec = |n: u64| Spec {
+        transports: if n % 10 == 0 { vec!["ws", "tcp"] } else { vec!["ws"] },
+        connections: n / 10,
+        ..Spec::of(&format!("g{n}"), "stable")
+    };
+    let world = World {
+        gateways: (0..100).map(spec).collect(),
+        policy: "version = 1\n[load]\nbound = 100".to_owned(),
+        ..World::default()
+    };
+    let (fleet, policy) = (world.fleet(), world.policy());
+    let asked = Asked { transports: Transports::TCP, ..Asked::default() };
+    let mut rng = rng(5);
+    let mut got = [0; 100];
+    for _ in 0..2_000 {
+        let decision = decide(&fleet, &policy, &asked.request(), NOW, &mut rng).expect("ten can");
+        got[decision.ranked.as_slice()[0] as usize] += 1;
+    }
+    let least = got[fleet.find("g0").expect("reported") as usize];
+    assert!(least <= 600, "two of ten are drawn, so one in five, not {least} of 2,000");
+    assert_eq!(got.iter().filter(|count| **count > 0).count(), 10, "everybody who can: {got:?}");
+}
+
+#[test]
 fn stale_reports_do_not_herd() {
     // Three replicas, none of which knows the others' assignments; reports every 500 ms; 200 clients arrive in between.
     let spec = |n| Spec { capacity: 2_000, ..Spec::of(&format!("g{n}"), "stable") };
