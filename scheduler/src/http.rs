@@ -43,22 +43,23 @@ const NO_GATEWAY_WAIT_MS: u32 = 1_000;
 /// Up to so much is added, so that those who were refused together do not come back together.
 const NO_GATEWAY_SPREAD_MS: u32 = 2_000;
 
-/// The router: our two paths, the caller's own, and problems for everything else.
+/// The router: our two paths, the caller's own, and problems for everything else. The fallbacks come last, since they are
+/// set on the routes that are there.
 pub(crate) fn router(core: Arc<Core>, extra: Option<Router>) -> Router {
     let own = Router::new()
         .route("/v1/schedule", post(schedule))
         .route("/v1/schedule:explain", post(explain_schedule))
-        .method_not_allowed_fallback(async |request: Request| {
-            refuse(&request_id(request.headers()), &Refusal::Method(request.method().to_string()))
-        })
-        .fallback(async |request: Request| {
-            refuse(&request_id(request.headers()), &Refusal::NotFound(request.uri().path().to_owned()))
-        })
         .with_state(core);
-    match extra {
+    let all = match extra {
         Some(extra) => own.merge(extra),
         None => own,
-    }
+    };
+    all.method_not_allowed_fallback(async |request: Request| {
+        refuse(&request_id(request.headers()), &Refusal::Method(request.method().to_string()))
+    })
+    .fallback(async |request: Request| {
+        refuse(&request_id(request.headers()), &Refusal::NotFound(request.uri().path().to_owned()))
+    })
 }
 
 async fn schedule(State(core): State<Arc<Core>>, request: Request) -> Response<Body> {

@@ -266,4 +266,7 @@ async fn extra_routes_are_served_beside() {
     let answer = fixture.post("/v1/dev/token", &[], "{}").await;
     assert_eq!((answer.status, &answer.body["token"]), (200, &json!("t")));
     check_problem(&fixture.post("/v1/other", &[], "").await, 404, "NOT_FOUND");
+    let put = fixture.request("PUT", "/v1/dev/token", &[], "").await;
+    check_problem(&put, 405, "INVALID_ARGUMENT");
+    assert_eq!(put.header("allow"), "POST");
 }
