@@ -49,22 +49,32 @@ pub(crate) fn router(core: Arc<Core>, extra: Option<Router>) -> Router {
     let own = Router::new()
         .route("/v1/schedule", post(schedule))
         .route("/v1/schedule:explain", post(explain_schedule))
-        .with_state(core);
+        .with_state(Arc::clone(&core));
     let all = match extra {
         Some(extra) => own.merge(extra),
         None => own,
     };
-    all.method_not_allowed_fallback(async |request: Request| {
-        refuse(&request_id(request.headers()), &Refusal::Method(request.method().to_string()))
+    let (not_allowed, not_found) = (Arc::clone(&core), core);
+    all.method_not_allowed_fallback(async move |request: Request| {
+        elsewhere(&not_allowed, &request, &Refusal::Method(request.method().to_string()))
     })
-    .fallback(async |request: Request| {
-        refuse(&request_id(request.headers()), &Refusal::NotFound(request.uri().path().to_owned()))
+    .fallback(async move |request: Request| {
+        elsewhere(&not_found, &request, &Refusal::NotFound(request.uri().path().to_owned()))
     })
+}
+
+/// Refuses what no route takes.
+fn elsewhere(core: &Core, request: &Request, refusal: &Refusal) -> Response<Body> {
+    core.metrics.request(refusal.outcome());
+    refuse(&request_id(request.headers()), refusal)
 }
 
 async fn schedule(State(core): State<Arc<Core>>, request: Request) -> Response<Body> {
     let request_id = request_id(request.headers());
-    match answer(&core, request).await {
+    let mut started = Instant::now();
+    let answered = answer(&core, request, &mut started).await;
+    core.metrics.request_seconds.record(started.elapsed());
+    match answered {
         Ok(answer) => {
             core.metrics.request(Outcome::Ok);
             finish(Json(answer).into_response(), &request_id)
@@ -77,7 +87,8 @@ async fn schedule(State(core): State<Arc<Core>>, request: Request) -> Response<B
     }
 }
 
-async fn answer(core: &Core, request: Request) -> Result<ScheduleAnswer, Refusal> {
+/// Sets `started` when the body is there: how long that takes is the client's matter.
+async fn answer(core: &Core, request: Request, started: &mut Instant) -> Result<ScheduleAnswer, Refusal> {
     let token = bearer(request.headers())?;
     let now_ms = core.clock.wall_ms();
     let user = core.jwt.verify(token, now_ms).map_err(|e| Refusal::Unauthenticated(e.to_string()))?;
@@ -90,14 +101,13 @@ async fn answer(core: &Core, request: Request) -> Result<ScheduleAnswer, Refusal
     })?;
     let peer = peer_ip(&request);
     let bytes = input::body(request.into_body()).await?;
-    let started = Instant::now();
+    *started = Instant::now();
     let asked: ScheduleRequest = input::json(&bytes)?;
     input::check(&asked)?;
     let terms = Terms { transports: &asked.transports, auth_expires_at_ms: user.expires_at_ms, now_ms };
     let request = input::decision_request(&asked, &user.id, peer);
     let assigned = core.assign(&request, &terms).map_err(|e| no_gateway(&e))?;
     let ttl_seconds = (assigned.expires_at_ms - now_ms).max(0) / 1000;
-    core.metrics.request_seconds.record(started.elapsed());
     Ok(ScheduleAnswer {
         schedule_id: format!("{:016x}", assigned.schedule_id),
         server_time_ms: now_ms,
@@ -127,13 +137,18 @@ struct ExplainAnswer {
 }
 
 async fn explain_schedule(State(core): State<Arc<Core>>, request: Request) -> Response<Body> {
-    let request_id = request_id(request.headers());
+    let (request_id, peer) = (request_id(request.headers()), peer_ip(&request));
     match explanation(&core, request).await {
         Ok(answer) => {
-            core.metrics.explains.increment(1);
+            core.metrics.explain(Outcome::Ok);
             finish(Json(answer).into_response(), &request_id)
         }
-        Err(refusal) => refuse(&request_id, &refusal),
+        Err(refusal) => {
+            core.metrics.explain(refusal.outcome());
+            // A wrong admin key too: somebody is guessing, or has an old one.
+            tracing::debug!(request_id, ?peer, %refusal, "not explained");
+            refuse(&request_id, &refusal)
+        }
     }
 }
 

@@ -31,11 +31,13 @@ pub(crate) enum Refusal {
 impl Refusal {
     pub fn outcome(&self) -> Outcome {
         match self {
-            Self::InvalidArgument(_) | Self::NotFound(_) | Self::Method(_) => Outcome::InvalidArgument,
+            Self::InvalidArgument(_) => Outcome::InvalidArgument,
             Self::Unauthenticated(_) => Outcome::Unauthenticated,
             Self::Forbidden(_) => Outcome::Forbidden,
             Self::RateLimited { .. } => Outcome::RateLimited,
             Self::NoGateway { .. } => Outcome::NoGateway,
+            Self::NotFound(_) => Outcome::NotFound,
+            Self::Method(_) => Outcome::Method,
         }
     }
 

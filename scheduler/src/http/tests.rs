@@ -121,6 +121,7 @@ async fn who_does_not_say_who_he_is_gets_401() {
         fixture.post("/v1/schedule", &[("authorization", &bearer("system"))], r#"{"deviceId":"d"}"#).await;
     check_problem(&system, 403, "FORBIDDEN");
     assert_eq!(fixture.metric(r#"berth_scheduler_requests_total{outcome="unauthenticated"}"#), 8.0);
+    assert_eq!(fixture.metric("berth_scheduler_request_seconds_count"), 9.0, "refusals take time too");
 }
 
 #[tokio::test]
@@ -160,6 +161,9 @@ async fn other_paths_and_methods_are_problems_too() {
     check_problem(&get, 405, "INVALID_ARGUMENT");
     assert_eq!((get.header("allow"), get.header("x-request-id")), ("POST", "req-7"));
     assert_eq!(get.body["requestId"], "req-7", "the caller's own id, so that both logs can be joined");
+    let counted =
+        |outcome: &str| fixture.metric(&format!("berth_scheduler_requests_total{{outcome=\"{outcome}\"}}"));
+    assert_eq!(["not_found", "method_not_allowed", "invalid_argument"].map(counted), [1.0, 1.0, 0.0]);
 }
 
 #[tokio::test]
@@ -231,7 +235,9 @@ async fn explain_tells_all_and_counts_nothing() {
     }
     assert_eq!(fixture.scheduler.core.pending_len(), 0);
     assert_eq!(fixture.metric(r#"berth_scheduler_decisions_total{pool="stable",reason="DEFAULT"}"#), 0.0);
-    assert_eq!(fixture.metric("berth_scheduler_explains_total"), 3.0);
+    let explained =
+        |outcome: &str| fixture.metric(&format!("berth_scheduler_explains_total{{outcome=\"{outcome}\"}}"));
+    assert_eq!(["ok", "unauthenticated", "invalid_argument"].map(explained), [3.0, 2.0, 3.0]);
 }
 
 #[tokio::test]

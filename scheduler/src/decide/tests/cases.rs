@@ -254,7 +254,7 @@ fn capacity_is_what_counts_not_gateways() {
 fn a_tier_in_which_most_are_no_choice_does_not_herd() {
     // One in ten offers TCP, so that four pairs often hold none; the one with the fewest connections must not get all.
     let spec = |n: u64| Spec {
-        transports: if n % 10 == 0 { vec!["ws", "tcp"] } else { vec!["ws"] },
+        transports: if n.is_multiple_of(10) { vec!["ws", "tcp"] } else { vec!["ws"] },
         connections: n / 10,
         ..Spec::of(&format!("g{n}"), "stable")
     };
