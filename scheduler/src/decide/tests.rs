@@ -174,11 +174,15 @@ proptest! {
             prop_assert_eq!(ids, seen);
         }
         prop_assert_eq!(stages.gateways.len(), fleet.gateways.len());
+        let allow_failed = stages.pools.last().is_some_and(|pool| pool.allow_failed);
         for seen in &stages.gateways {
-            prop_assert_eq!(seen.dropped.is_none() , {
-                let index = fleet.find(&seen.gateway_id).expect("listed");
-                eligible(&fleet, &asked, index, false) && stages.pools.iter().any(|pool| pool.pool == seen.pool)
-            });
+            let index = fleet.find(&seen.gateway_id).expect("listed");
+            let possible = eligible(&fleet, &asked, index, allow_failed)
+                && stages.pools.iter().any(|pool| pool.pool == seen.pool);
+            prop_assert_eq!(matches!(seen.dropped, None | Some("tier")), possible, "{:?}", seen);
+        }
+        for (seen, ranked) in stages.gateways.iter().zip(&stages.ranked) {
+            prop_assert_eq!((&seen.gateway_id, seen.dropped), (&ranked.gateway_id, None));
         }
     }
 

@@ -202,11 +202,50 @@ fn an_explanation_tells_every_stage() {
         ("region", "eu", "chosen")
     );
     let dropped: Vec<_> = seen.gateways.iter().map(|g| (g.gateway_id.as_str(), g.dropped)).collect();
-    let expected = [("c1", Some("pool")), ("g1", Some("failed")), ("g2", Some("draining")), ("g3", None)];
+    let expected = [("g3", None), ("g1", Some("failed")), ("g2", Some("draining")), ("c1", Some("pool"))];
     assert_eq!(dropped, expected);
-    assert_eq!(seen.gateways[3].score, 0.5);
+    assert_eq!(seen.gateways[0].score, 0.5);
     let listed: Vec<_> = seen.ranked.iter().map(|r| (r.gateway_id.as_str(), r.domain)).collect();
     assert_eq!(listed, [("g3", "first")]);
+}
+
+#[test]
+fn an_explanation_of_a_second_try_allows_what_failed() {
+    let world = World { gateways: vec![Spec::of("g1", "stable")], ..World::default() };
+    let (fleet, policy) = (world.fleet(), world.policy());
+    let asked = Asked { failed: vec!["g1".to_owned()], ..Asked::default() };
+    let (decision, seen) = explain(&fleet, &policy, &asked.request(), NOW, &mut rng(1));
+    assert!(decision.is_ok() && seen.pools.last().expect("tried twice").allow_failed);
+    assert_eq!(seen.gateways[0].dropped, None, "it was taken");
+}
+
+#[test]
+fn an_explanation_of_a_large_fleet_lists_what_was_chosen() {
+    let aside = (0..1_200).map(|n| Spec::of(&format!("a{n}"), "aside"));
+    let world = World {
+        gateways: aside
+            .chain([Spec::at("s1", "eu", ""), Spec::at("s2", "us", ""), Spec::at("s3", "us", "")])
+            .chain((4..12).map(|n| Spec::at(&format!("s{n}"), "us", "")))
+            .collect(),
+        ..World::default()
+    };
+    let (fleet, policy) = (world.fleet(), world.policy());
+    let asked = Asked { region: "eu".to_owned(), ..Asked::default() };
+    let (decision, seen) = explain(&fleet, &policy, &asked.request(), NOW, &mut rng(1));
+    let ranked = decision.expect("room").ranked;
+    assert_eq!((seen.gateways.len(), seen.gateways_not_listed), (1_000, 211));
+    let ids = ranked.as_slice().iter().map(|index| fleet.gateway(*index).profile.id.to_string());
+    let listed: Vec<_> = seen.gateways.iter().map(|seen| seen.gateway_id.clone()).collect();
+    assert_eq!(listed[..5], ids.collect::<Vec<_>>(), "s1 of the client's region, then others for the list");
+    assert_eq!(listed[0], "s1");
+    for seen in &seen.gateways {
+        let expected = match (listed[..5].contains(&seen.gateway_id), seen.pool.as_str()) {
+            (true, _) => None,
+            (false, "stable") => Some("tier"),
+            (false, _) => Some("pool"),
+        };
+        assert_eq!(seen.dropped, expected, "{}", seen.gateway_id);
+    }
 }
 
 /// Assigns `clients` one after another without any report in between, and says how many each gateway got.
