@@ -1,7 +1,7 @@
 //! What the HTTP API, the gateways' links and the background tasks share.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -40,6 +40,8 @@ pub(crate) struct Core {
     pub reload: Notify,
     /// Wakes the publisher: the next snapshot should not wait.
     urgent: Notify,
+    /// When the first report came, on the monotonic clock.
+    first_report_ms: OnceLock<i64>,
     table: Mutex<Table>,
     pending: Mutex<Pending>,
     /// What gateways have told of other replicas' policies.
@@ -69,6 +71,7 @@ impl Core {
             fleet: ArcSwap::default(),
             reload: Notify::new(),
             urgent: Notify::new(),
+            first_report_ms: OnceLock::new(),
             table: Mutex::default(),
             pending: Mutex::default(),
             words: Mutex::default(),
@@ -86,8 +89,10 @@ impl Core {
 
     /// Takes a gateway's report in.
     pub fn report(&self, attachment: u64, report: &GatewayReport) -> Result<(), ReportError> {
-        let taken = lock(&self.table).take(attachment, report, self.clock.monotonic_ms());
+        let now_ms = self.clock.monotonic_ms();
+        let taken = lock(&self.table).take(attachment, report, now_ms);
         let urgent = taken.inspect_err(|_| self.metrics.reports_refused.increment(1))?;
+        self.first_report_ms.get_or_init(|| now_ms);
         self.metrics.reports.increment(1);
         let used = &report.used_tickets[..report.used_tickets.len().min(limits::USED_TICKETS)];
         lock(&self.pending).used(used);
@@ -135,10 +140,18 @@ impl Core {
         self.urgent.notify_one();
     }
 
-    /// Whether a client can be sent anywhere, after one report interval: before, only those gateways that happened to
-    /// report first are known, and they would get everybody.
+    /// Whether the gateways had a report interval's time since the first of them reported: before, only those that
+    /// happened to come first are known, and they would get everybody. Without any report there is nothing to wait for.
+    ///
+    /// # Errors
+    /// How many milliseconds are left.
+    pub fn settled(&self) -> Result<(), u32> {
+        settled(self.first_report_ms.get().copied(), self.clock.monotonic_ms())
+    }
+
+    /// Whether a client can be sent anywhere.
     pub fn ready(&self) -> Result<(), String> {
-        if self.clock.monotonic_ms() < REPORT_INTERVAL_MS {
+        if self.settled().is_err() {
             return Err("starting: not every gateway has had time to report".to_owned());
         }
         let fleet = self.fleet.load();
@@ -187,6 +200,11 @@ impl Core {
     }
 }
 
+fn settled(first_report_ms: Option<i64>, now_ms: i64) -> Result<(), u32> {
+    let left = first_report_ms.map_or(0, |first| first + REPORT_INTERVAL_MS - now_ms);
+    if left <= 0 { Ok(()) } else { Err(u32::try_from(left).unwrap_or(u32::MAX)) }
+}
+
 /// Tells once when most of the fleet has been silent for as long as it takes a gateway to be dead, and once when that
 /// ends. A shorter silence is a slow moment of this machine.
 #[derive(Default)]
@@ -221,4 +239,17 @@ impl Silence {
 /// Nothing panics while it holds one of these locks halfway through a change.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settled_one_interval_after_the_first_report() {
+        assert_eq!(settled(None, 0), Ok(()), "nobody to wait for");
+        assert_eq!(settled(Some(90_000), 90_000), Err(500), "however long ago this scheduler started");
+        assert_eq!(settled(Some(90_000), 90_499), Err(1));
+        assert_eq!(settled(Some(90_000), 90_500), Ok(()));
+    }
 }

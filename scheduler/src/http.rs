@@ -43,6 +43,9 @@ const NO_GATEWAY_WAIT_MS: u32 = 1_000;
 /// Up to so much is added, so that those who were refused together do not come back together.
 const NO_GATEWAY_SPREAD_MS: u32 = 2_000;
 
+/// Up to so much is added to what is left of the wait for the first reports, in milliseconds: it is short anyway.
+const STARTING_SPREAD_MS: u32 = 500;
+
 /// The router: our two paths, the caller's own, and problems for everything else. The fallbacks come last, since they are
 /// set on the routes that are there.
 pub(crate) fn router(core: Arc<Core>, extra: Option<Router>) -> Router {
@@ -104,6 +107,7 @@ async fn answer(core: &Core, request: Request, started: &mut Instant) -> Result<
     *started = Instant::now();
     let asked: ScheduleRequest = input::json(&bytes)?;
     input::check(&asked)?;
+    core.settled().map_err(starting)?;
     let terms = Terms { transports: &asked.transports, auth_expires_at_ms: user.expires_at_ms, now_ms };
     let request = input::decision_request(&asked, &user.id, peer);
     let assigned = core.assign(&request, &terms).map_err(|e| no_gateway(&e))?;
@@ -190,6 +194,13 @@ async fn explanation(core: &Core, request: Request) -> Result<ExplainAnswer, Ref
 fn no_gateway(error: &NoGateway) -> Refusal {
     let spread = rand::rng().random_range(0..NO_GATEWAY_SPREAD_MS);
     Refusal::NoGateway { detail: error.to_string(), retry_after_ms: NO_GATEWAY_WAIT_MS + spread }
+}
+
+fn starting(left_ms: u32) -> Refusal {
+    let spread = rand::rng().random_range(0..STARTING_SPREAD_MS);
+    let detail =
+        "this scheduler has just begun to hear from gateways and does not know them all yet".to_owned();
+    Refusal::NoGateway { detail, retry_after_ms: left_ms + spread }
 }
 
 fn bearer(headers: &HeaderMap) -> Result<&str, Refusal> {

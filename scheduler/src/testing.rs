@@ -89,11 +89,12 @@ impl Fixture {
         value.unwrap_or_else(|| panic!("{series} is not in\n{text}")).parse().expect("a number")
     }
 
-    /// Attaches a gateway that has reported, and waits until it is in a snapshot.
+    /// Attaches a gateway that has reported, and waits until it is in a snapshot and is assigned.
     pub async fn gateway(&self, report: GatewayReport) -> FakeGateway {
         let gateway = self.attach(&report);
         gateway.report(report.clone());
-        eventually("the gateway is known", || self.fleet_has(&report.gateway_id)).await;
+        let core = &self.scheduler.core;
+        eventually("it is known", || self.fleet_has(&report.gateway_id) && core.settled().is_ok()).await;
         gateway
     }
 

@@ -172,12 +172,21 @@ async fn a_link_speaks_only_for_its_own_gateway() {
 #[tokio::test]
 async fn ready_once_a_gateway_can_be_assigned_and_everybody_had_time_to_report() {
     let fixture = Fixture::start(config()).await;
-    assert!(fixture.scheduler.ready().expect_err("just started").starts_with("starting"));
-    eventually("the interval passes", || {
-        fixture.scheduler.ready() == Err("no assignable gateway (0 known)".to_owned())
-    })
-    .await;
-    let gateway = fixture.gateway(report("gw-1")).await;
+    let core = &fixture.scheduler.core;
+    assert_eq!(fixture.scheduler.ready(), Err("no assignable gateway (0 known)".to_owned()));
+    let gateway = fixture.attach(&report("gw-1"));
+    gateway.report(report("gw-1"));
+    eventually("it is known", || fixture.fleet_has("gw-1")).await;
+    let early = fixture.schedule(r#"{"deviceId":"d"}"#).await;
+    let ready = fixture.scheduler.ready();
+    // On a slow machine the interval may be over by now; while it is not, nobody was sent to the first that came.
+    if core.settled().is_err() {
+        assert_eq!((early.status, &early.body["reason"]), (503, &"NO_GATEWAY".into()), "{early:?}");
+        assert!(early.body["retryAfterMs"].as_u64().is_some_and(|wait| wait <= 1_000), "{early:?}");
+        assert!(ready.expect_err("not yet").starts_with("starting"));
+    }
+    eventually("the interval is over", || core.settled().is_ok()).await;
+    assert_eq!(fixture.schedule(r#"{"deviceId":"d"}"#).await.status, 200);
     assert_eq!(fixture.scheduler.ready(), Ok(()));
     gateway.report(GatewayReport { draining: true, ..report("gw-1") });
     eventually("drained", || fixture.scheduler.ready().is_err()).await;
