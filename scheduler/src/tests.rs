@@ -74,7 +74,7 @@ async fn what_a_full_link_refused_is_said_at_the_next_report() {
         heard.full.store(true, Ordering::SeqCst);
         let attach = berth_proto::wire::AttachGateway { gateway_id: "gw-1".to_owned(), boot: 1 };
         let up = fixture.scheduler.service().attach(attach, std::sync::Arc::clone(&heard) as _);
-        FakeGateway { up, heard }
+        FakeGateway { up, heard, kept: std::sync::Arc::default() }
     };
     assert!(late.heard().is_empty());
     late.heard.full.store(false, Ordering::SeqCst);
@@ -158,7 +158,8 @@ async fn used_tickets_are_no_longer_pending() {
 #[tokio::test]
 async fn a_link_speaks_only_for_its_own_gateway() {
     let fixture = Fixture::start(config()).await;
-    let gateway = fixture.gateway(report("gw-1")).await;
+    let gateway = fixture.attach(&report("gw-1"));
+    gateway.report(report("gw-1"));
     gateway.report(report("gw-2"));
     gateway.report(GatewayReport { boot: 9, ..report("gw-1") });
     assert_eq!(fixture.metric("berth_scheduler_reports_refused_total"), 2.0);
@@ -186,6 +187,8 @@ async fn ready_once_a_gateway_can_be_assigned_and_everybody_had_time_to_report()
         assert!(ready.expect_err("not yet").starts_with("starting"));
     }
     eventually("the interval is over", || core.settled().is_ok()).await;
+    drop(gateway);
+    let gateway = fixture.gateway(report("gw-1")).await;
     assert_eq!(fixture.schedule(r#"{"deviceId":"d"}"#).await.status, 200);
     assert_eq!(fixture.scheduler.ready(), Ok(()));
     gateway.report(GatewayReport { draining: true, ..report("gw-1") });
