@@ -81,6 +81,29 @@ async fn transports_and_failed_gateways_are_minded() {
 }
 
 #[tokio::test]
+async fn a_gateway_is_listed_once_per_transport() {
+    let fixture = Fixture::start(config()).await;
+    let mut twice = report("gw-1");
+    let again = twice.endpoints.clone().into_iter().map(|mut endpoint| {
+        endpoint.url += "/again";
+        endpoint
+    });
+    twice.endpoints.extend(again.collect::<Vec<_>>());
+    fixture.gateway(twice).await;
+    let urls = async |body: &str| {
+        let answer = fixture.schedule(body).await;
+        let endpoints = answer.body["endpoints"].as_array().cloned().unwrap_or_default();
+        endpoints
+            .iter()
+            .map(|endpoint| endpoint["url"].as_str().expect("text").to_owned())
+            .collect::<Vec<_>>()
+    };
+    let (ws, tcp) = ("ws://127.0.0.1:7710/v1/ws", "tcp://127.0.0.1:7710");
+    assert_eq!(urls(r#"{"deviceId":"d"}"#).await, [ws, tcp]);
+    assert_eq!(urls(r#"{"deviceId":"d","transports":["tcp","tcp","ws","tcp"]}"#).await, [tcp, ws]);
+}
+
+#[tokio::test]
 async fn a_ticket_never_outlives_the_token() {
     let fixture = Fixture::start(config()).await;
     fixture.gateway(report("gw-1")).await;
