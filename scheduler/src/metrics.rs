@@ -151,7 +151,7 @@ impl Metrics {
         let counter = |name, help| registry.counter(name, help, &[]);
         Self {
             requests: Outcome::ALL.map(|(_, name)| {
-                let help = "Schedule requests by how they were answered.";
+                let help = "Requests by how they were answered, without those for explanations.";
                 registry.counter("berth_scheduler_requests_total", help, &[("outcome", name)])
             }),
             request_seconds: registry.seconds(
