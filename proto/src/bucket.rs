@@ -20,10 +20,20 @@ pub fn bucket(salt: &str, user_id: &str) -> u16 {
     u16::try_from(scaled).expect("a u64 times 10,000 over 2^64 is below 10,000")
 }
 
-/// Whether `bucket` is among the first `percent` of all buckets. NaN and negative percents hold nobody.
+/// How many buckets `percent` takes, from 0 on: those below percent x 100, which is first rounded to a millionth of a
+/// bucket. A binary fraction is not what the operator wrote: 1.1 x 100 is 110.00000000000001, and means 110 buckets. NaN and
+/// negative percents take none.
+#[must_use]
+pub fn threshold(percent: f64) -> u16 {
+    let below = (percent * 100.0 * 1e6).round() / 1e6;
+    // A float cast saturates, and makes 0 of NaN.
+    (below.ceil() as u16).min(BUCKETS)
+}
+
+/// Whether `bucket` is among the first `percent` of all buckets: see [`threshold`].
 #[must_use]
 pub fn within(bucket: u16, percent: f64) -> bool {
-    f64::from(bucket) < percent * 100.0
+    bucket < threshold(percent)
 }
 
 #[cfg(test)]
@@ -76,5 +86,18 @@ mod tests {
         assert!(!within(1, 0.01));
         assert!((0..BUCKETS).all(|b| within(b, 100.0)));
         assert!(!within(0, f64::NAN));
+        assert_eq!([-1.0, f64::NEG_INFINITY, f64::INFINITY, 1e300].map(threshold), [0, 0, BUCKETS, BUCKETS]);
+    }
+
+    #[test]
+    fn whole_buckets_are_what_was_written() {
+        for hundredths in 0..=BUCKETS {
+            let written = format!("{}.{:02}", hundredths / 100, hundredths % 100);
+            let percent: f64 = written.parse().expect("a number");
+            assert_eq!(threshold(percent), hundredths, "{written}%");
+        }
+        assert_eq!(threshold(1.1), 110, "in binary a little above");
+        assert_eq!(threshold(1.105), 111, "bucket 110 is below 110.5");
+        assert_eq!(threshold(0.000_1), 1);
     }
 }

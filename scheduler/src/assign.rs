@@ -49,7 +49,7 @@ impl Core {
             schedule_id,
             issued_at_ms: terms.now_ms,
         });
-        self.assigned(&fleet, ranked[0], schedule_id);
+        self.assigned(&fleet, ranked[0], request.user_id, schedule_id);
         self.metrics.decision(decision.pool, decision.reason);
         tracing::debug!(
             schedule_id = %format_args!("{schedule_id:016x}"),
@@ -89,12 +89,14 @@ pub(crate) fn endpoints(
     profiles.flat_map(|profile| endpoints_of(profile, transports)).collect()
 }
 
+/// A client may name a transport twice and a gateway may offer two endpoints of one: each counts once, by the first.
 fn endpoints_of(profile: &Profile, transports: &[String]) -> Vec<schedule::ScheduleEndpoint> {
-    let all = || profile.endpoints.iter().cloned().map(Into::into);
-    if transports.is_empty() {
-        return all().collect();
-    }
-    let named =
-        |name: &String| all().find(|endpoint: &schedule::ScheduleEndpoint| endpoint.transport == *name);
-    transports.iter().filter_map(named).collect()
+    let asked: Vec<&String> = if transports.is_empty() {
+        profile.endpoints.iter().map(|endpoint| &endpoint.transport).collect()
+    } else {
+        transports.iter().collect()
+    };
+    let first_of = |name: &String| profile.endpoints.iter().find(|endpoint| endpoint.transport == *name);
+    let once = asked.iter().enumerate().filter(|(place, name)| !asked[..*place].contains(name));
+    once.filter_map(|(_, name)| first_of(name)).cloned().map(Into::into).collect()
 }

@@ -1,7 +1,7 @@
 //! What the HTTP API, the gateways' links and the background tasks share.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -20,7 +20,7 @@ use crate::{
     jwt::JwtKeys,
     limit::RateLimiter,
     metrics::Metrics,
-    policy::PolicyStore,
+    policy::{PolicyStore, Words},
 };
 
 /// The state of a scheduler. Decisions read `fleet` and `policy` without a lock.
@@ -40,10 +40,12 @@ pub(crate) struct Core {
     pub reload: Notify,
     /// Wakes the publisher: the next snapshot should not wait.
     urgent: Notify,
+    /// When the first report came, on the monotonic clock.
+    first_report_ms: OnceLock<i64>,
     table: Mutex<Table>,
     pending: Mutex<Pending>,
-    /// The newest policy that any gateway has seen: version and hash.
-    policy_seen: Mutex<(u64, String)>,
+    /// What gateways have told of other replicas' policies.
+    words: Mutex<Words>,
 }
 
 /// What [`Core::new`] needs besides its own parts.
@@ -69,9 +71,10 @@ impl Core {
             fleet: ArcSwap::default(),
             reload: Notify::new(),
             urgent: Notify::new(),
+            first_report_ms: OnceLock::new(),
             table: Mutex::default(),
             pending: Mutex::default(),
-            policy_seen: Mutex::default(),
+            words: Mutex::default(),
             policy,
             metrics,
             jwt,
@@ -86,8 +89,10 @@ impl Core {
 
     /// Takes a gateway's report in.
     pub fn report(&self, attachment: u64, report: &GatewayReport) -> Result<(), ReportError> {
-        let taken = lock(&self.table).take(attachment, report, self.clock.monotonic_ms());
+        let now_ms = self.clock.monotonic_ms();
+        let taken = lock(&self.table).take(attachment, report, now_ms);
         let urgent = taken.inspect_err(|_| self.metrics.reports_refused.increment(1))?;
+        self.first_report_ms.get_or_init(|| now_ms);
         self.metrics.reports.increment(1);
         let used = &report.used_tickets[..report.used_tickets.len().min(limits::USED_TICKETS)];
         lock(&self.pending).used(used);
@@ -101,19 +106,17 @@ impl Core {
     /// A gateway brings word of a policy from another replica. Only word: the text has to come by the file, so somebody
     /// is told that this replica is behind, or that two texts go under one version.
     fn policy_seen(&self, report: &GatewayReport) {
-        let mut newest = lock(&self.policy_seen);
-        let word = (report.policy_version, &report.policy_hash);
-        if word.0 < newest.0 || word == (newest.0, &newest.1) {
-            return;
-        }
-        *newest = (word.0, word.1.clone());
-        self.metrics.policy.version_seen.set(word.0 as f64);
         let own = self.policy.load();
-        if word.0 > own.version || (word.0 == own.version && word.0 > 0 && *word.1 != own.hash) {
+        let word = (report.policy_version, report.policy_hash.as_str());
+        let news = lock(&self.words).hear(word, (own.version, own.hash.as_str()));
+        if let Some(newest) = news.newest {
+            self.metrics.policy.version_seen.set(newest as f64);
+        }
+        if news.behind {
             tracing::warn!(
                 gateway = report.gateway_id,
                 version = word.0,
-                hash = word.1,
+                hash = %format_args!("{:.64}", word.1),
                 in_force = %**own,
                 "another scheduler has a newer policy, or another text under the same version; update this one's file"
             );
@@ -121,8 +124,8 @@ impl Core {
     }
 
     /// Counts an assignment until a gateway sees its ticket.
-    pub fn assigned(&self, fleet: &Fleet, gateway: u32, schedule_id: u64) {
-        lock(&self.pending).assign(fleet, gateway, schedule_id, self.clock.monotonic_ms());
+    pub fn assigned(&self, fleet: &Fleet, gateway: u32, user_id: &str, schedule_id: u64) {
+        lock(&self.pending).assign(fleet, gateway, user_id, schedule_id, self.clock.monotonic_ms());
     }
 
     /// How many assignments are pending.
@@ -137,10 +140,18 @@ impl Core {
         self.urgent.notify_one();
     }
 
-    /// Whether a client can be sent anywhere, after one report interval: before, only those gateways that happened to
-    /// report first are known, and they would get everybody.
+    /// Whether the gateways had a report interval's time since the first of them reported: before, only those that
+    /// happened to come first are known, and they would get everybody. Without any report there is nothing to wait for.
+    ///
+    /// # Errors
+    /// How many milliseconds are left.
+    pub fn settled(&self) -> Result<(), u32> {
+        settled(self.first_report_ms.get().copied(), self.clock.monotonic_ms())
+    }
+
+    /// Whether a client can be sent anywhere.
     pub fn ready(&self) -> Result<(), String> {
-        if self.clock.monotonic_ms() < REPORT_INTERVAL_MS {
+        if self.settled().is_err() {
             return Err("starting: not every gateway has had time to report".to_owned());
         }
         let fleet = self.fleet.load();
@@ -172,6 +183,8 @@ impl Core {
         let slow_start_ms = self.policy.load().slow_start_ms;
         let (pending, ended) = {
             let mut pending = lock(&self.pending);
+            // Reports queue used tickets after their load: what is settled here is in the loads taken below.
+            pending.settle();
             pending.expire(now_ms);
             (pending.len(), pending.counts())
         };
@@ -185,6 +198,11 @@ impl Core {
         self.metrics.snapshot_seconds.record(took);
         took
     }
+}
+
+fn settled(first_report_ms: Option<i64>, now_ms: i64) -> Result<(), u32> {
+    let left = first_report_ms.map_or(0, |first| first + REPORT_INTERVAL_MS - now_ms);
+    if left <= 0 { Ok(()) } else { Err(u32::try_from(left).unwrap_or(u32::MAX)) }
 }
 
 /// Tells once when most of the fleet has been silent for as long as it takes a gateway to be dead, and once when that
@@ -221,4 +239,17 @@ impl Silence {
 /// Nothing panics while it holds one of these locks halfway through a change.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settled_one_interval_after_the_first_report() {
+        assert_eq!(settled(None, 0), Ok(()), "nobody to wait for");
+        assert_eq!(settled(Some(90_000), 90_000), Err(500), "however long ago this scheduler started");
+        assert_eq!(settled(Some(90_000), 90_499), Err(1));
+        assert_eq!(settled(Some(90_000), 90_500), Ok(()));
+    }
 }

@@ -1,8 +1,10 @@
 //! The decision: a pure function from the fleet, the policy and a request to a ranked list of gateways.
 //!
 //! ```text
-//! admission -> home -> gray rule (pool) -> proximity tier -> load (two choices, bounded) -> ranked list
+//! home -> gray rule (pool) -> proximity tier -> load (two choices, bounded) -> ranked list
 //! ```
+//!
+//! Nobody is turned away for coming in a crowd: admission comes with the storm budget.
 //!
 //! Time and randomness are arguments, nothing is allocated, and no lock is taken. The stages tell an [`Observer`] what
 //! they do; for a plain decision that is [`Silent`] and costs nothing, for `:explain` it records. Home and pool follow

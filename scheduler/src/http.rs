@@ -43,27 +43,41 @@ const NO_GATEWAY_WAIT_MS: u32 = 1_000;
 /// Up to so much is added, so that those who were refused together do not come back together.
 const NO_GATEWAY_SPREAD_MS: u32 = 2_000;
 
-/// The router: our two paths, the caller's own, and problems for everything else.
+/// Up to so much is added to what is left of the wait for the first reports, in milliseconds: it is short anyway.
+const STARTING_SPREAD_MS: u32 = 500;
+
+/// The router: our two paths, the caller's own, and problems for everything else. The fallbacks come last, since they are
+/// set on the routes that are there.
 pub(crate) fn router(core: Arc<Core>, extra: Option<Router>) -> Router {
     let own = Router::new()
         .route("/v1/schedule", post(schedule))
         .route("/v1/schedule:explain", post(explain_schedule))
-        .method_not_allowed_fallback(async |request: Request| {
-            refuse(&request_id(request.headers()), &Refusal::Method(request.method().to_string()))
-        })
-        .fallback(async |request: Request| {
-            refuse(&request_id(request.headers()), &Refusal::NotFound(request.uri().path().to_owned()))
-        })
-        .with_state(core);
-    match extra {
+        .with_state(Arc::clone(&core));
+    let all = match extra {
         Some(extra) => own.merge(extra),
         None => own,
-    }
+    };
+    let (not_allowed, not_found) = (Arc::clone(&core), core);
+    all.method_not_allowed_fallback(async move |request: Request| {
+        elsewhere(&not_allowed, &request, &Refusal::Method(request.method().to_string()))
+    })
+    .fallback(async move |request: Request| {
+        elsewhere(&not_found, &request, &Refusal::NotFound(request.uri().path().to_owned()))
+    })
+}
+
+/// Refuses what no route takes.
+fn elsewhere(core: &Core, request: &Request, refusal: &Refusal) -> Response<Body> {
+    core.metrics.request(refusal.outcome());
+    refuse(&request_id(request.headers()), refusal)
 }
 
 async fn schedule(State(core): State<Arc<Core>>, request: Request) -> Response<Body> {
     let request_id = request_id(request.headers());
-    match answer(&core, request).await {
+    let mut started = Instant::now();
+    let answered = answer(&core, request, &mut started).await;
+    core.metrics.request_seconds.record(started.elapsed());
+    match answered {
         Ok(answer) => {
             core.metrics.request(Outcome::Ok);
             finish(Json(answer).into_response(), &request_id)
@@ -76,7 +90,8 @@ async fn schedule(State(core): State<Arc<Core>>, request: Request) -> Response<B
     }
 }
 
-async fn answer(core: &Core, request: Request) -> Result<ScheduleAnswer, Refusal> {
+/// Sets `started` when the body is there: how long that takes is the client's matter.
+async fn answer(core: &Core, request: Request, started: &mut Instant) -> Result<ScheduleAnswer, Refusal> {
     let token = bearer(request.headers())?;
     let now_ms = core.clock.wall_ms();
     let user = core.jwt.verify(token, now_ms).map_err(|e| Refusal::Unauthenticated(e.to_string()))?;
@@ -89,14 +104,14 @@ async fn answer(core: &Core, request: Request) -> Result<ScheduleAnswer, Refusal
     })?;
     let peer = peer_ip(&request);
     let bytes = input::body(request.into_body()).await?;
-    let started = Instant::now();
+    *started = Instant::now();
     let asked: ScheduleRequest = input::json(&bytes)?;
     input::check(&asked)?;
+    core.settled().map_err(starting)?;
     let terms = Terms { transports: &asked.transports, auth_expires_at_ms: user.expires_at_ms, now_ms };
     let request = input::decision_request(&asked, &user.id, peer);
     let assigned = core.assign(&request, &terms).map_err(|e| no_gateway(&e))?;
     let ttl_seconds = (assigned.expires_at_ms - now_ms).max(0) / 1000;
-    core.metrics.request_seconds.record(started.elapsed());
     Ok(ScheduleAnswer {
         schedule_id: format!("{:016x}", assigned.schedule_id),
         server_time_ms: now_ms,
@@ -126,13 +141,18 @@ struct ExplainAnswer {
 }
 
 async fn explain_schedule(State(core): State<Arc<Core>>, request: Request) -> Response<Body> {
-    let request_id = request_id(request.headers());
+    let (request_id, peer) = (request_id(request.headers()), peer_ip(&request));
     match explanation(&core, request).await {
         Ok(answer) => {
-            core.metrics.explains.increment(1);
+            core.metrics.explain(Outcome::Ok);
             finish(Json(answer).into_response(), &request_id)
         }
-        Err(refusal) => refuse(&request_id, &refusal),
+        Err(refusal) => {
+            core.metrics.explain(refusal.outcome());
+            // A wrong admin key too: somebody is guessing, or has an old one.
+            tracing::debug!(request_id, ?peer, %refusal, "not explained");
+            refuse(&request_id, &refusal)
+        }
     }
 }
 
@@ -174,6 +194,13 @@ async fn explanation(core: &Core, request: Request) -> Result<ExplainAnswer, Ref
 fn no_gateway(error: &NoGateway) -> Refusal {
     let spread = rand::rng().random_range(0..NO_GATEWAY_SPREAD_MS);
     Refusal::NoGateway { detail: error.to_string(), retry_after_ms: NO_GATEWAY_WAIT_MS + spread }
+}
+
+fn starting(left_ms: u32) -> Refusal {
+    let spread = rand::rng().random_range(0..STARTING_SPREAD_MS);
+    let detail =
+        "this scheduler has just begun to hear from gateways and does not know them all yet".to_owned();
+    Refusal::NoGateway { detail, retry_after_ms: left_ms + spread }
 }
 
 fn bearer(headers: &HeaderMap) -> Result<&str, Refusal> {

@@ -98,7 +98,11 @@ struct Key {
 enum Material {
     Hs256(hmac::Key),
     EdDsa(Vec<u8>),
-    Rs256 { n: Vec<u8>, e: Vec<u8> },
+    /// Big-endian, without leading zeros: ring refuses those.
+    Rs256 {
+        n: Vec<u8>,
+        e: Vec<u8>,
+    },
 }
 
 #[derive(Deserialize)]
@@ -196,7 +200,7 @@ impl JwtKeys {
             _ => true,
         };
         let mut fitting =
-            self.keys.iter().filter(|key| key.material.algorithm() == header.alg && named(key)).peekable();
+            self.keys.iter().filter(|key| key.material.goes_by(&header.alg) && named(key)).peekable();
         if fitting.peek().is_none() {
             return Err(JwtError::UnknownKey);
         }
@@ -209,11 +213,13 @@ impl JwtKeys {
 }
 
 impl Material {
-    fn algorithm(&self) -> &'static str {
+    /// Whether `alg` names the one algorithm that the key is for. Ed25519 has two names: that of RFC 8037, and since
+    /// RFC 9864 its own.
+    fn goes_by(&self, alg: &str) -> bool {
         match self {
-            Self::Hs256(_) => "HS256",
-            Self::EdDsa(_) => "EdDSA",
-            Self::Rs256 { .. } => "RS256",
+            Self::Hs256(_) => alg == "HS256",
+            Self::EdDsa(_) => alg == "EdDSA" || alg == "Ed25519",
+            Self::Rs256 { .. } => alg == "RS256",
         }
     }
 
@@ -278,10 +284,9 @@ impl Jwk {
                 Material::EdDsa(x)
             }
             ("RSA", _) if alg.is_none_or(|alg| alg == "RS256") => {
-                let (n, e) = (field("n", self.n)?, field("e", self.e)?);
-                if n.len() < 256 {
-                    return Err(format!("n has {} bytes; RS256 wants at least 256 (2048 bits)", n.len()));
-                }
+                let (n, e) = (number("n", self.n)?, number("e", self.e)?);
+                check_modulus(&n)?;
+                check_exponent(&e)?;
                 Material::Rs256 { n, e }
             }
             _ => return Ok(None),
@@ -293,6 +298,38 @@ impl Jwk {
 fn field(name: &str, value: Option<String>) -> Result<Vec<u8>, String> {
     let text = value.ok_or_else(|| format!("{name} is missing"))?;
     URL_SAFE_NO_PAD.decode(text).map_err(|e| format!("{name} is no base64url: {e}"))
+}
+
+/// An unsigned big-endian number. RFC 7518 wants it without leading zeros; some issuers write the sign's zero byte all the
+/// same, and the number is what it is.
+fn number(name: &str, value: Option<String>) -> Result<Vec<u8>, String> {
+    let mut bytes = field(name, value)?;
+    let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+    bytes.drain(..zeros);
+    Ok(bytes)
+}
+
+/// A modulus that nothing verifies with is a mistake in the file, better told at start than at each token.
+fn check_modulus(n: &[u8]) -> Result<(), String> {
+    let bits = n.first().map_or(0, |first| n.len() * 8 - first.leading_zeros() as usize);
+    if !(2048..=8192).contains(&bits) {
+        return Err(format!("n has {bits} bits; RS256 keys have 2048 to 8192"));
+    }
+    if n.last().is_some_and(|last| last % 2 == 0) {
+        return Err("n is even, so it is no product of two primes".to_owned());
+    }
+    Ok(())
+}
+
+/// Odd, at least 3, and at most 5 bytes: ring takes exponents up to 2^33 - 1, everybody's is 65,537.
+fn check_exponent(e: &[u8]) -> Result<(), String> {
+    const MAX: u64 = (1 << 33) - 1;
+    let value =
+        if e.len() <= 5 { e.iter().fold(0, |value, byte| value << 8 | u64::from(*byte)) } else { u64::MAX };
+    if !(3..=MAX).contains(&value) || value % 2 == 0 {
+        return Err(format!("e is no odd number from 3 to {MAX}; AQAB (65537) is usual"));
+    }
+    Ok(())
 }
 
 /// An HS256 token for `user`, valid for `ttl` (whole seconds, at least one) from `now_ms`: for `berth token`, dev mode

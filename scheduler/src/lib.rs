@@ -186,7 +186,7 @@ impl Scheduler {
         self.core.ready()
     }
 
-    /// Looks at the policy file now (SIGHUP), rather than within a second.
+    /// Looks at the policy file now (SIGHUP), rather than within two seconds.
     pub fn reload_policy(&self) {
         self.core.reload.notify_one();
     }

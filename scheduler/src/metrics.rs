@@ -21,7 +21,7 @@ const MAX_POOLS: usize = 64;
 pub enum Outcome {
     /// 200.
     Ok,
-    /// 400, 404, 405.
+    /// 400.
     InvalidArgument,
     /// 401.
     Unauthenticated,
@@ -31,16 +31,22 @@ pub enum Outcome {
     RateLimited,
     /// 503.
     NoGateway,
+    /// 404, on any path.
+    NotFound,
+    /// 405, on any path.
+    Method,
 }
 
 impl Outcome {
-    const ALL: [(Self, &'static str); 6] = [
+    const ALL: [(Self, &'static str); 8] = [
         (Self::Ok, "ok"),
         (Self::InvalidArgument, "invalid_argument"),
         (Self::Unauthenticated, "unauthenticated"),
         (Self::Forbidden, "forbidden"),
         (Self::RateLimited, "rate_limited"),
         (Self::NoGateway, "no_gateway"),
+        (Self::NotFound, "not_found"),
+        (Self::Method, "method_not_allowed"),
     ];
 }
 
@@ -94,21 +100,28 @@ pub enum PendingEnd {
     Expired,
     /// Too many were pending.
     Evicted,
+    /// The same user was assigned again and again.
+    Superseded,
 }
 
 impl PendingEnd {
-    const ALL: [(Self, &'static str); 3] =
-        [(Self::Used, "used"), (Self::Expired, "expired"), (Self::Evicted, "evicted")];
+    const ALL: [(Self, &'static str); 4] = [
+        (Self::Used, "used"),
+        (Self::Expired, "expired"),
+        (Self::Evicted, "evicted"),
+        (Self::Superseded, "superseded"),
+    ];
 }
 
 /// The scheduler's metrics.
 pub struct Metrics {
     /// `berth_scheduler_requests_total{outcome}`.
     requests: [Counter; Outcome::ALL.len()],
-    /// `berth_scheduler_request_seconds`: a schedule request from its complete body to the answer.
+    /// `berth_scheduler_request_seconds`: a schedule request from its complete body to the answer, or from its head to
+    /// the refusal when its body was not read.
     pub request_seconds: Histogram,
-    /// `berth_scheduler_explains_total`.
-    pub explains: Counter,
+    /// `berth_scheduler_explains_total{outcome}`.
+    explains: [Counter; Outcome::ALL.len()],
     /// `berth_scheduler_http_connections`.
     pub http_connections: Gauge,
     /// `berth_scheduler_gateways{state}`.
@@ -138,15 +151,18 @@ impl Metrics {
         let counter = |name, help| registry.counter(name, help, &[]);
         Self {
             requests: Outcome::ALL.map(|(_, name)| {
-                let help = "Schedule requests by how they were answered.";
+                let help = "Requests by how they were answered, without those for explanations.";
                 registry.counter("berth_scheduler_requests_total", help, &[("outcome", name)])
             }),
             request_seconds: registry.seconds(
                 "berth_scheduler_request_seconds",
-                "Answering a schedule request, from its complete body on.",
+                "Answering or refusing a schedule request, without the wait for its body.",
                 &[],
             ),
-            explains: counter("berth_scheduler_explains_total", "Decisions explained."),
+            explains: Outcome::ALL.map(|(_, name)| {
+                let help = "Explanations asked for, by how they were answered.";
+                registry.counter("berth_scheduler_explains_total", help, &[("outcome", name)])
+            }),
             http_connections: gauge("berth_scheduler_http_connections", "Open HTTP connections."),
             gateways: State::ALL.map(|state| {
                 let labels = [("state", state.name())];
@@ -179,6 +195,11 @@ impl Metrics {
     /// A request was answered.
     pub fn request(&self, outcome: Outcome) {
         self.requests[outcome as usize].increment(1);
+    }
+
+    /// An explanation was asked for and answered.
+    pub fn explain(&self, outcome: Outcome) {
+        self.explains[outcome as usize].increment(1);
     }
 
     /// A decision was made.
@@ -224,6 +245,7 @@ impl Pending {
         self.ended[PendingEnd::Used as usize].absolute(ended.used);
         self.ended[PendingEnd::Expired as usize].absolute(ended.expired);
         self.ended[PendingEnd::Evicted as usize].absolute(ended.evicted);
+        self.ended[PendingEnd::Superseded as usize].absolute(ended.superseded);
     }
 }
 

@@ -6,6 +6,7 @@
 mod parse;
 mod store;
 pub(crate) mod watch;
+mod words;
 
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,8 @@ pub use self::{
     parse::{MAX_TEXT, PolicyError, parse},
     store::{PolicyStore, Refused, Taken},
 };
+
+pub(crate) use self::words::Words;
 
 /// The pool of everybody whom no gray rule takes.
 pub const STABLE: &str = "stable";
@@ -105,6 +108,8 @@ pub struct GrayRule {
     pub users: HashSet<String>,
     /// Of those that match, 0 to 100.
     pub percent: f64,
+    /// The same in buckets: those of a lower number are in.
+    pub buckets: u16,
     /// Of the buckets.
     pub salt: String,
     /// Whom the percentage is taken from.
@@ -116,7 +121,7 @@ pub struct GrayRule {
 pub struct Matcher {
     /// One of these platforms.
     pub platforms: Vec<Platform>,
-    /// A version that fits. A client without one does not.
+    /// A version that fits; a pre-release may fit as the release that it leads to. A client without a version does not.
     pub app_version: Option<VersionReq>,
     /// One of these regions.
     pub regions: Vec<String>,
@@ -135,7 +140,7 @@ impl Matcher {
             return Some("platforms");
         }
         if let Some(required) = &self.app_version
-            && !client.app_version.as_ref().is_some_and(|version| required.matches(version))
+            && !client.app_version.as_ref().is_some_and(|version| fits(required, version))
         {
             return Some("app_version");
         }
@@ -151,6 +156,15 @@ impl Matcher {
         }
         None
     }
+}
+
+/// Cargo's rule lets a pre-release match only a requirement that names a pre-release of the same numbers. That is meant for
+/// choosing dependencies; an operator who writes `>=7.3.0` means the betas of 7.4.0 too. So a pre-release that does not
+/// match by itself is taken for the release that it leads to: the betas of 8.0.0 are not below 8, those of 7.3.0 are 7.3.0.
+fn fits(required: &VersionReq, version: &Version) -> bool {
+    required.matches(version)
+        || (!version.pre.is_empty()
+            && required.matches(&Version::new(version.major, version.minor, version.patch)))
 }
 
 /// A policy that was checked.

@@ -88,6 +88,7 @@ struct GatewayLink {
     gateway: AttachGateway,
     down: Down,
     told: Mutex<Told>,
+    /// The newest report was refused, and somebody was told.
     complained: AtomicBool,
 }
 
@@ -129,8 +130,11 @@ impl GatewayLink {
             Some("it is of another gateway or boot than its link".to_owned())
         };
         match problem {
-            None => self.tell(),
-            // Twice a second for as long as it lasts: once is enough.
+            None => {
+                self.complained.store(false, Ordering::Relaxed);
+                self.tell();
+            }
+            // Twice a second for as long as it lasts: once is enough, until it is good again.
             Some(problem) if !self.complained.swap(true, Ordering::Relaxed) => {
                 warn!(gateway = %self.gateway.gateway_id, %problem, "a gateway's reports are refused");
             }
@@ -235,5 +239,34 @@ fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> RedirectAnswer 
             debug!(%error, "no redirect");
             nowhere
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Fixture, Heard, config, report};
+
+    #[tokio::test]
+    async fn each_time_that_reports_begin_to_be_refused_is_told() {
+        let fixture = Fixture::start(config()).await;
+        let (redirects, _jobs) = mpsc::channel(1);
+        let link = GatewayLink {
+            core: Arc::clone(&fixture.scheduler.core),
+            redirects,
+            number: 1,
+            gateway: AttachGateway { gateway_id: "gw-1".to_owned(), boot: 1 },
+            down: Arc::new(Heard::default()),
+            told: Mutex::default(),
+            complained: AtomicBool::new(false),
+        };
+        let complained = |id: &str| {
+            link.report(report(id));
+            link.complained.load(Ordering::Relaxed)
+        };
+        assert_eq!(
+            ["gw-1", "gw-2", "gw-2", "gw-1", "gw-2"].map(complained),
+            [false, true, true, false, true]
+        );
     }
 }

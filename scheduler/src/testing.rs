@@ -19,6 +19,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    task::JoinSet,
 };
 
 use crate::{Config, JwtKeys, Scheduler, StartError, sign_user_token};
@@ -29,6 +30,9 @@ pub(crate) const ADMIN_KEY: &str = "the admin key of the tests, 32 b";
 
 /// Events come within milliseconds; a machine under load gets ten seconds.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Well below the silence after which a gateway is given nothing.
+const KEEP_ALIVE: Duration = Duration::from_millis(200);
 
 /// Waits until the condition holds.
 pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
@@ -58,6 +62,8 @@ pub(crate) fn config() -> Config {
 pub(crate) struct Fixture {
     pub scheduler: Scheduler,
     metrics: PrometheusHandle,
+    /// Gateways that go on reporting, until the fixture is dropped.
+    alive: Mutex<JoinSet<()>>,
 }
 
 impl Fixture {
@@ -70,7 +76,7 @@ impl Fixture {
         let metrics = recorder.handle();
         // One per test, for as long as the test process lives: as in production.
         let scheduler = Scheduler::start(config, Registry::new(Box::leak(Box::new(recorder)))).await?;
-        Ok(Self { scheduler, metrics })
+        Ok(Self { scheduler, metrics, alive: Mutex::default() })
     }
 
     /// With a policy file that holds `policy`; the directory lives as long as the guard.
@@ -89,11 +95,20 @@ impl Fixture {
         value.unwrap_or_else(|| panic!("{series} is not in\n{text}")).parse().expect("a number")
     }
 
-    /// Attaches a gateway that has reported, and waits until it is in a snapshot.
+    /// Attaches a gateway that repeats its newest report, and waits until it is in a snapshot and is assigned.
     pub async fn gateway(&self, report: GatewayReport) -> FakeGateway {
         let gateway = self.attach(&report);
         gateway.report(report.clone());
-        eventually("the gateway is known", || self.fleet_has(&report.gateway_id)).await;
+        let (up, kept) = (Arc::clone(&gateway.up), Arc::clone(&gateway.kept));
+        self.alive.lock().expect("no panic").spawn(async move {
+            loop {
+                tokio::time::sleep(KEEP_ALIVE).await;
+                let report = kept.lock().expect("no panic").clone();
+                send(&*up, report);
+            }
+        });
+        let core = &self.scheduler.core;
+        eventually("it is known", || self.fleet_has(&report.gateway_id) && core.settled().is_ok()).await;
         gateway
     }
 
@@ -101,7 +116,7 @@ impl Fixture {
         let heard = Arc::new(Heard::default());
         let attach = AttachGateway { gateway_id: report.gateway_id.clone(), boot: report.boot };
         let down: Arc<dyn Link<FromScheduler>> = Arc::clone(&heard) as _;
-        FakeGateway { up: self.scheduler.service().attach(attach, down), heard }
+        FakeGateway { up: self.scheduler.service().attach(attach, down), heard, kept: Arc::default() }
     }
 
     pub fn fleet_has(&self, id: &str) -> bool {
@@ -191,12 +206,19 @@ impl Link<FromScheduler> for Heard {
 pub(crate) struct FakeGateway {
     pub up: Arc<dyn Link<ToScheduler>>,
     pub heard: Arc<Heard>,
+    /// Its newest report.
+    pub kept: Arc<Mutex<GatewayReport>>,
+}
+
+fn send(up: &dyn Link<ToScheduler>, report: GatewayReport) {
+    let message = ToScheduler { message: Some(to_scheduler::Message::Report(report)) };
+    up.send(vec![message]).expect("reports are always taken");
 }
 
 impl FakeGateway {
     pub fn report(&self, report: GatewayReport) {
-        let message = ToScheduler { message: Some(to_scheduler::Message::Report(report)) };
-        self.up.send(vec![message]).expect("reports are always taken");
+        self.kept.lock().expect("no panic").clone_from(&report);
+        send(&*self.up, report);
     }
 
     /// Everything heard so far.

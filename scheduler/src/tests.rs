@@ -74,7 +74,7 @@ async fn what_a_full_link_refused_is_said_at_the_next_report() {
         heard.full.store(true, Ordering::SeqCst);
         let attach = berth_proto::wire::AttachGateway { gateway_id: "gw-1".to_owned(), boot: 1 };
         let up = fixture.scheduler.service().attach(attach, std::sync::Arc::clone(&heard) as _);
-        FakeGateway { up, heard }
+        FakeGateway { up, heard, kept: std::sync::Arc::default() }
     };
     assert!(late.heard().is_empty());
     late.heard.full.store(false, Ordering::SeqCst);
@@ -128,7 +128,7 @@ async fn redirects_beyond_the_queue_come_back() {
     eventually("the others are answered", || answers() == room).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "current_thread")]
 async fn used_tickets_are_no_longer_pending() {
     let fixture = Fixture::start(config()).await;
     let gateway = fixture.gateway(report("gw-1")).await;
@@ -141,7 +141,16 @@ async fn used_tickets_are_no_longer_pending() {
     assert_eq!(fixture.scheduler.core.pending_len(), 3);
     eventually("shown", || fixture.metric("berth_scheduler_pending_assignments") == 3.0).await;
     gateway.report(GatewayReport { used_tickets: ids[..2].to_vec(), connections: 2, ..report("gw-1") });
-    assert_eq!(fixture.scheduler.core.pending_len(), 1);
+    // The test's thread is the scheduler's: no snapshot is built between the report and this.
+    let fleet = fixture.scheduler.core.fleet.load_full();
+    let load = fleet.gateway(0).connections + fleet.gateway(0).pending();
+    assert_eq!(load, 3, "what is not yet shown as connections is still pending");
+    drop(fleet);
+    eventually("a snapshot shows both", || {
+        let fleet = fixture.scheduler.core.fleet.load();
+        (fleet.gateway(0).connections, fleet.gateway(0).pending()) == (2, 1)
+    })
+    .await;
     eventually("counted", || fixture.metric(r#"berth_scheduler_pending_ended_total{how="used"}"#) == 2.0)
         .await;
 }
@@ -149,7 +158,8 @@ async fn used_tickets_are_no_longer_pending() {
 #[tokio::test]
 async fn a_link_speaks_only_for_its_own_gateway() {
     let fixture = Fixture::start(config()).await;
-    let gateway = fixture.gateway(report("gw-1")).await;
+    let gateway = fixture.attach(&report("gw-1"));
+    gateway.report(report("gw-1"));
     gateway.report(report("gw-2"));
     gateway.report(GatewayReport { boot: 9, ..report("gw-1") });
     assert_eq!(fixture.metric("berth_scheduler_reports_refused_total"), 2.0);
@@ -163,12 +173,23 @@ async fn a_link_speaks_only_for_its_own_gateway() {
 #[tokio::test]
 async fn ready_once_a_gateway_can_be_assigned_and_everybody_had_time_to_report() {
     let fixture = Fixture::start(config()).await;
-    assert!(fixture.scheduler.ready().expect_err("just started").starts_with("starting"));
-    eventually("the interval passes", || {
-        fixture.scheduler.ready() == Err("no assignable gateway (0 known)".to_owned())
-    })
-    .await;
+    let core = &fixture.scheduler.core;
+    assert_eq!(fixture.scheduler.ready(), Err("no assignable gateway (0 known)".to_owned()));
+    let gateway = fixture.attach(&report("gw-1"));
+    gateway.report(report("gw-1"));
+    eventually("it is known", || fixture.fleet_has("gw-1")).await;
+    let early = fixture.schedule(r#"{"deviceId":"d"}"#).await;
+    let ready = fixture.scheduler.ready();
+    // On a slow machine the interval may be over by now; while it is not, nobody was sent to the first that came.
+    if core.settled().is_err() {
+        assert_eq!((early.status, &early.body["reason"]), (503, &"NO_GATEWAY".into()), "{early:?}");
+        assert!(early.body["retryAfterMs"].as_u64().is_some_and(|wait| wait <= 1_000), "{early:?}");
+        assert!(ready.expect_err("not yet").starts_with("starting"));
+    }
+    eventually("the interval is over", || core.settled().is_ok()).await;
+    drop(gateway);
     let gateway = fixture.gateway(report("gw-1")).await;
+    assert_eq!(fixture.schedule(r#"{"deviceId":"d"}"#).await.status, 200);
     assert_eq!(fixture.scheduler.ready(), Ok(()));
     gateway.report(GatewayReport { draining: true, ..report("gw-1") });
     eventually("drained", || fixture.scheduler.ready().is_err()).await;

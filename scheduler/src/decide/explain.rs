@@ -1,5 +1,7 @@
 //! The explanation of a decision: the same stages, written down, and where every gateway stands.
 
+use std::collections::HashSet;
+
 use rand::Rng;
 use serde::Serialize;
 
@@ -8,7 +10,7 @@ use super::{
     load::Chooser,
 };
 use crate::{
-    fleet::{Fleet, State, Sums},
+    fleet::{Fleet, Gateway, State, Sums},
     policy::{GrayRule, Policy},
 };
 
@@ -33,7 +35,7 @@ pub struct Explanation {
     pub draws: Vec<Draw>,
     /// The list, best first, and the failure domain each gateway stands for.
     pub ranked: Vec<RankedSeen>,
-    /// Where every gateway of the fleet stands for this request.
+    /// Where every gateway of the fleet stands for this request: first those on the list, then the pools tried.
     pub gateways: Vec<GatewaySeen>,
     /// Gateways that are not listed, since the list is at most 1,000 long.
     pub gateways_not_listed: usize,
@@ -149,7 +151,8 @@ pub struct GatewaySeen {
     pub score: f64,
     /// How old its load is, in milliseconds.
     pub report_age_ms: i64,
-    /// Why it could not be taken: its state, or `pool`, `full`, `failed`, `transport`.
+    /// Why it could not be taken: its state, or `pool`, `full`, `failed`, `transport`, or `tier` when a nearer tier was
+    /// chosen from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dropped: Option<&'static str>,
 }
@@ -162,25 +165,65 @@ pub fn explain<'a>(
     now_ms: i64,
     rng: &mut impl Rng,
 ) -> (Result<Decision<'a>, NoGateway>, Explanation) {
-    let mut recorder = Recorder { fleet, seen: Explanation::default() };
+    let mut recorder = Recorder { fleet, seen: Explanation::default(), chosen_tier: None };
     let decision = decide_observed(fleet, policy, request, now_ms, rng, &mut recorder);
-    let Recorder { mut seen, .. } = recorder;
-    let chooser = Chooser::new(fleet, request);
-    let tried = seen.pools.iter().map(|pool| pool.pool.clone()).collect::<Vec<_>>();
-    let standing = (0..fleet.gateways.len() as u32).take(MAX_LISTED);
-    seen.gateways = standing.map(|index| gateway_seen(&chooser, &tried, index, now_ms)).collect();
-    seen.gateways_not_listed = fleet.gateways.len() - seen.gateways.len();
+    let Recorder { mut seen, chosen_tier, .. } = recorder;
+    let mut chooser = Chooser::new(fleet, request);
+    chooser.allow_failed = seen.pools.last().is_some_and(|pool| pool.allow_failed);
+    let ranked = decision.as_ref().map(|decision| decision.ranked).unwrap_or_default();
+    let standing = Standing { chooser, ranked: ranked.as_slice(), chosen_tier, pools: &seen.pools };
+    let mut order: Vec<_> = (0..fleet.gateways.len() as u32).collect();
+    order.sort_by_cached_key(|index| standing.place(*index));
+    let gateways: Vec<_> =
+        order.into_iter().take(MAX_LISTED).map(|index| standing.gateway(index, now_ms)).collect();
+    seen.gateways_not_listed = fleet.gateways.len() - gateways.len();
+    seen.gateways = gateways;
     (decision, seen)
 }
 
-fn gateway_seen(chooser: &Chooser<'_>, tried: &[String], index: u32, now_ms: i64) -> GatewaySeen {
-    let gateway = chooser.fleet.gateway(index);
+/// What says where a gateway stands.
+struct Standing<'a> {
+    chooser: Chooser<'a>,
+    ranked: &'a [u32],
+    /// The candidates of the tier that the first gateway is of.
+    chosen_tier: Option<HashSet<u32>>,
+    pools: &'a [PoolSeen],
+}
+
+impl Standing<'_> {
+    /// Where it is listed: those on the list, then the pools in the order they were tried, then the others.
+    fn place(&self, index: u32) -> (usize, usize) {
+        let pool = &self.chooser.fleet.gateway(index).profile.pool;
+        let on_list = self.ranked.iter().position(|ranked| *ranked == index);
+        let tried = self.pools.iter().position(|seen| seen.pool == *pool);
+        (on_list.unwrap_or(usize::MAX), tried.unwrap_or(usize::MAX))
+    }
+
+    fn dropped(&self, index: u32) -> Option<&'static str> {
+        if self.ranked.contains(&index) {
+            return None;
+        }
+        let gateway = self.chooser.fleet.gateway(index);
+        if gateway.state != State::Assignable {
+            return Some(gateway.state.name());
+        }
+        if !self.pools.iter().any(|seen| seen.pool == gateway.profile.pool) {
+            return Some("pool");
+        }
+        let other_tier = || self.chosen_tier.as_ref().is_some_and(|tier| !tier.contains(&index));
+        match self.chooser.judge(index, &[]) {
+            Err(dropped) => Some(dropped.name()),
+            Ok(_) => other_tier().then_some("tier"),
+        }
+    }
+
+    fn gateway(&self, index: u32, now_ms: i64) -> GatewaySeen {
+        gateway_seen(self.chooser.fleet.gateway(index), self.dropped(index), now_ms)
+    }
+}
+
+fn gateway_seen(gateway: &Gateway, dropped: Option<&'static str>, now_ms: i64) -> GatewaySeen {
     let profile = &gateway.profile;
-    let dropped = match gateway.state {
-        State::Assignable if !tried.contains(&profile.pool) => Some("pool"),
-        State::Assignable => chooser.judge(index, &[]).err().map(Dropped::name),
-        state => Some(state.name()),
-    };
     GatewaySeen {
         gateway_id: profile.id.to_string(),
         pool: profile.pool.clone(),
@@ -202,6 +245,7 @@ fn gateway_seen(chooser: &Chooser<'_>, tried: &[String], index: u32, now_ms: i64
 struct Recorder<'a> {
     fleet: &'a Fleet,
     seen: Explanation,
+    chosen_tier: Option<HashSet<u32>>,
 }
 
 impl Recorder<'_> {
@@ -236,6 +280,10 @@ impl Observer for Recorder<'_> {
     }
 
     fn tier(&mut self, fleet: &Fleet, tier: &Tier<'_>, sums: Sums, verdict: TierVerdict) {
+        if verdict == TierVerdict::Chosen {
+            self.chosen_tier =
+                Some((0..tier.len()).map(|position| tier.candidate(fleet, position)).collect());
+        }
         let region = match tier.kind {
             super::TierKind::Rest => String::new(),
             _ => fleet.labels(tier.group).region.clone(),

@@ -1,9 +1,6 @@
 //! Home and gray rule: what follows from the policy and the user alone.
 
-use berth_proto::{
-    bucket::{bucket, within},
-    schedule::Reason,
-};
+use berth_proto::{bucket::bucket, schedule::Reason};
 
 use super::{Observer, Request};
 use crate::policy::{GrayRule, HOME_SALT, Policy};
@@ -81,9 +78,9 @@ fn verdict(rule: &GrayRule, request: &Request<'_>) -> Verdict {
     if rule.percent >= 100.0 {
         return Verdict::All;
     }
-    if rule.percent <= 0.0 {
+    if rule.buckets == 0 {
         return Verdict::Nobody;
     }
     let bucket = bucket(&rule.salt, request.user_id);
-    if within(bucket, rule.percent) { Verdict::In { bucket } } else { Verdict::Out { bucket } }
+    if bucket < rule.buckets { Verdict::In { bucket } } else { Verdict::Out { bucket } }
 }

@@ -85,7 +85,7 @@ impl<'a> Chooser<'a> {
     }
 
     /// A gateway of the tier that is not taken: the less loaded of two drawn at random, if its score is at most `limit`.
-    /// When several pairs give none, the least loaded of all.
+    /// When several pairs give none, all are looked at.
     pub fn choose(
         &self,
         tier: &Tier<'_>,
@@ -116,16 +116,40 @@ impl<'a> Chooser<'a> {
                 [Err(_), Err(_)] => {}
             }
         }
-        self.least(tier, taken, observer)
+        self.scan(tier, taken, limit, rng, observer)
     }
 
-    /// The least loaded of a tier. It is within the bound if any gateway that can be taken is.
-    fn least(&self, tier: &Tier<'_>, taken: &[u32], observer: &mut impl Observer) -> Option<u32> {
-        let all = (0..tier.len()).map(|position| tier.candidate(self.fleet, position));
-        let scored = all.filter_map(|gateway| self.judge(gateway, taken).ok().map(|score| (score, gateway)));
-        let (score, least) = scored.min_by(|a, b| a.0.total_cmp(&b.0))?;
-        observer.drawn(least, Ok(score));
-        Some(least)
+    /// Looks through the tier when the draws gave nobody: still two at random among those that can be taken within the
+    /// limit (Vitter's algorithm R, 1985), since the least loaded of all would herd. The least only when none is within.
+    fn scan(
+        &self,
+        tier: &Tier<'_>,
+        taken: &[u32],
+        limit: f64,
+        rng: &mut impl Rng,
+        observer: &mut impl Observer,
+    ) -> Option<u32> {
+        let mut drawn: [Option<(f64, u32)>; 2] = [None; 2];
+        let mut within = 0;
+        let mut above: Option<(f64, u32)> = None;
+        for position in 0..tier.len() {
+            let gateway = tier.candidate(self.fleet, position);
+            let Ok(score) = self.judge(gateway, taken) else { continue };
+            if score <= limit {
+                let place = if within < 2 { within } else { rng.random_range(0..=within) };
+                if let Some(slot) = drawn.get_mut(place) {
+                    *slot = Some((score, gateway));
+                }
+                within += 1;
+            } else if above.is_none_or(|least| score < least.0) {
+                above = Some((score, gateway));
+            }
+        }
+        let [one, other] = drawn;
+        let chosen = [one.or(above), other];
+        let chosen =
+            chosen.into_iter().flatten().inspect(|(score, gateway)| observer.drawn(*gateway, Ok(*score)));
+        chosen.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, gateway)| gateway)
     }
 }
 

@@ -10,7 +10,7 @@ use rand::{SeedableRng, rngs::SmallRng};
 
 use self::world::{Asked, NOW, Spec, World, arb_asked, arb_spec, arb_world};
 use super::{explain::explain, *};
-use crate::fleet::{Pending, State};
+use crate::fleet::{FORGET_AFTER_MS, Pending, STALE_AFTER_MS, State, TOGETHER_MS};
 
 fn rng(seed: u64) -> SmallRng {
     SmallRng::seed_from_u64(seed)
@@ -60,7 +60,16 @@ proptest! {
             prop_assert!(eligible(&fleet, &asked, *index, !reachable(false)), "{:?}", gateway);
             let spec = world.spec(&gateway.profile.id);
             prop_assert!(!spec.draining && spec.ready);
-            prop_assert!(fleet.distrusted || spec.age_ms <= crate::fleet::STALE_AFTER_MS);
+            // Whoever is silent is listed only as one of three or more that fell silent together, not for ever.
+            let silent = |age_ms: i64| age_ms > STALE_AFTER_MS;
+            prop_assert_eq!(gateway.old_load, silent(spec.age_ms));
+            let together = |other: &&Spec| {
+                silent(other.age_ms) && !other.draining && (other.age_ms - spec.age_ms).abs() <= TOGETHER_MS
+            };
+            if gateway.old_load {
+                prop_assert!(world.gateways.iter().filter(together).count() >= 3);
+                prop_assert!(spec.age_ms <= FORGET_AFTER_MS + TOGETHER_MS);
+            }
         }
         let fallback = decision.pool != wanted;
         prop_assert_eq!(decision.reason == Reason::Fallback, fallback);
@@ -156,7 +165,7 @@ proptest! {
                 .fold(f64::INFINITY, f64::min);
             let limit = (1.0 + policy.bound) * mean;
             prop_assert!(score <= limit || score <= least, "{} > {} while one has {}", score, limit, least);
-            pending.assign(&fleet, first, id, NOW);
+            pending.assign(&fleet, first, &format!("u{id}"), id, NOW);
         }
     }
 
@@ -174,11 +183,15 @@ proptest! {
             prop_assert_eq!(ids, seen);
         }
         prop_assert_eq!(stages.gateways.len(), fleet.gateways.len());
+        let allow_failed = stages.pools.last().is_some_and(|pool| pool.allow_failed);
         for seen in &stages.gateways {
-            prop_assert_eq!(seen.dropped.is_none() , {
-                let index = fleet.find(&seen.gateway_id).expect("listed");
-                eligible(&fleet, &asked, index, false) && stages.pools.iter().any(|pool| pool.pool == seen.pool)
-            });
+            let index = fleet.find(&seen.gateway_id).expect("listed");
+            let possible = eligible(&fleet, &asked, index, allow_failed)
+                && stages.pools.iter().any(|pool| pool.pool == seen.pool);
+            prop_assert_eq!(matches!(seen.dropped, None | Some("tier")), possible, "{:?}", seen);
+        }
+        for (seen, ranked) in stages.gateways.iter().zip(&stages.ranked) {
+            prop_assert_eq!((&seen.gateway_id, seen.dropped), (&ranked.gateway_id, None));
         }
     }
 

@@ -15,6 +15,10 @@ pub const FORGET_AFTER_MS: i64 = 5 * 60_000;
 /// Gateways whose last reports lie within this window fell silent together: ten reports.
 pub const TOGETHER_MS: i64 = 10 * REPORT_INTERVAL_MS;
 
+/// Fewer than this falling silent together are just dead: of one or two, that they died is as likely as that we are deaf,
+/// and a client that is sent to a dead gateway waits longer than one that is told to come again.
+const MIN_TOGETHER: usize = 3;
+
 /// The silence of gateways whose last report lies in this range is not believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Distrust {
@@ -28,12 +32,12 @@ impl Distrust {
     }
 }
 
-/// Looks for a group of silent gateways that fell silent together and were more than half of the fleet of that time
-/// (themselves and those still live). More likely than all of them dying is that this scheduler cannot hear: it goes on
-/// with the last load it knows. Those that died one after another are just dead.
+/// Looks for a group of at least three silent gateways that fell silent together and were more than half of the fleet of
+/// that time (themselves and those still live). More likely than all of them dying is that this scheduler cannot hear: it
+/// goes on with the last load it knows. Those that died one after another are just dead.
 ///
-/// `silent` holds the times of last reports and is sorted here. While anybody is live the distrust ends after
-/// [`FORGET_AFTER_MS`]; while nobody is, there is nothing better to offer.
+/// `silent` holds the times of last reports and is sorted here. The distrust ends after [`FORGET_AFTER_MS`], whoever else
+/// is live: by then a load tells nothing, and gateways that truly died would be assigned for ever.
 pub(super) fn distrust(silent: &mut [i64], live: usize, now_ms: i64) -> Option<Distrust> {
     silent.sort_unstable();
     let mut largest = 0..0;
@@ -47,11 +51,11 @@ pub(super) fn distrust(silent: &mut [i64], live: usize, now_ms: i64) -> Option<D
             largest = start..end + 1;
         }
     }
-    let majority = largest.len() * 2 > live + largest.len();
+    let many = largest.len() >= MIN_TOGETHER && largest.len() > live;
     let group = silent.get(largest)?;
     let (from_ms, to_ms) = (*group.first()?, *group.last()?);
-    let recent = live == 0 || now_ms - to_ms <= FORGET_AFTER_MS;
-    (majority && recent).then_some(Distrust { from_ms, to_ms })
+    let recent = now_ms - to_ms <= FORGET_AFTER_MS;
+    (many && recent).then_some(Distrust { from_ms, to_ms })
 }
 
 #[cfg(test)]
@@ -71,14 +75,21 @@ mod tests {
         let together = Some(Distrust { from_ms: 60_000, to_ms: 60_400 });
         assert_eq!(distrust(&mut [60_400, 0, 60_000, 60_100], 2, 62_000), together);
         assert_eq!(distrust(&mut [60_400, 0, 60_000, 60_100], 3, 62_000), None, "half is not more than half");
-        assert!(distrust(&mut [0], 0, 2_000).is_some(), "the last one: there is nothing better");
     }
 
     #[test]
-    fn distrust_ends_while_somebody_lives() {
+    fn one_or_two_are_dead() {
+        assert_eq!(distrust(&mut [0], 0, 2_000), None, "the only gateway was killed");
+        assert_eq!(distrust(&mut [0, 100], 0, 2_000), None);
+        assert!(distrust(&mut [0, 100, 200], 0, 2_000).is_some());
+    }
+
+    #[test]
+    fn distrust_ends() {
         let late = FORGET_AFTER_MS + 500;
-        assert!(distrust(&mut [0, 100, 200], 1, FORGET_AFTER_MS).is_some());
-        assert_eq!(distrust(&mut [0, 100, 200], 1, late), None);
-        assert!(distrust(&mut [0, 100, 200], 0, late).is_some());
+        for live in [0, 1] {
+            assert!(distrust(&mut [0, 100, 200], live, FORGET_AFTER_MS).is_some(), "{live}");
+            assert_eq!(distrust(&mut [0, 100, 200], live, late), None, "{live}");
+        }
     }
 }

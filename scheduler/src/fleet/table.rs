@@ -87,7 +87,7 @@ pub struct Table {
 
 impl Table {
     /// Takes a report that came at `now_ms` over a link. Links are numbered in the order they attached: of two that speak
-    /// for one gateway the later is believed. Says whether the next snapshot should not wait: a gateway is new, or its
+    /// for one gateway the later is believed, unless it has fallen silent. Says whether the next snapshot should not wait: a gateway is new, or its
     /// readiness, drain or labels changed.
     ///
     /// # Errors
@@ -110,7 +110,8 @@ impl Table {
             return Ok(true);
         };
         let entry = &mut self.entries[*slot as usize];
-        if attachment < entry.load.attachment {
+        // A later link that died must not lock out the earlier one, if that is the one that lives.
+        if attachment < entry.load.attachment && !entry.load.silent(now_ms) {
             return Err(ReportError::Superseded);
         }
         if !describes(&entry.profile, report) {
@@ -144,9 +145,13 @@ impl Table {
     pub fn snapshot(&mut self, now_ms: i64, slow_start_ms: i64) -> Fleet {
         let mut live = 0;
         let mut silent = Vec::new();
-        // A gateway that said it leaves, and left, tells nothing about our hearing.
-        for Entry { load, .. } in self.entries.iter().filter(|entry| !entry.load.draining) {
-            if load.silent(now_ms) { silent.push(load.reported_at_ms) } else { live += 1 }
+        for Entry { load, .. } in &self.entries {
+            match (load.silent(now_ms), load.draining) {
+                (false, _) => live += 1,
+                (true, false) => silent.push(load.reported_at_ms),
+                // A gateway that said it leaves, and left, tells nothing about our hearing.
+                (true, true) => {}
+            }
         }
         let distrust = distrust(&mut silent, live, now_ms);
         let before = self.entries.len();

@@ -125,6 +125,39 @@ fn a_fleet_that_falls_silent_at_once_is_still_believed_to_serve() {
 }
 
 #[test]
+fn a_sole_gateway_that_is_killed_is_not_assigned() {
+    let mut table = table(&[report("g1", "stable", "", "")]);
+    assert_eq!(table.snapshot(STALE_AFTER_MS, SLOW_START_MS).candidates.len(), 1);
+    let fleet = table.snapshot(STALE_AFTER_MS + 1, SLOW_START_MS);
+    assert_eq!((fleet.candidates.len(), state_of(&fleet, "g1")), (0, Some(State::Stale)));
+    let fleet = table.snapshot(DEAD_AFTER_MS + 1, SLOW_START_MS);
+    assert_eq!((fleet.distrusted, state_of(&fleet, "g1")), (false, Some(State::Dead)));
+}
+
+#[test]
+fn draining_gateways_that_report_prove_that_we_hear() {
+    let reports: Vec<_> = (0..8).map(|n| report(&format!("g{n}"), "stable", "", "")).collect();
+    let mut table = table(&reports);
+    for leaving in &reports[4..] {
+        let leaving = GatewayReport { draining: true, ..leaving.clone() };
+        table.take(1, &leaving, 10_000).expect("valid");
+    }
+    let fleet = table.snapshot(10_000, SLOW_START_MS);
+    assert!(!fleet.distrusted, "four are heard, so the four that are not are dead");
+    assert!(fleet.candidates.is_empty());
+}
+
+#[test]
+fn a_silent_fleet_is_given_up_in_the_end() {
+    let reports: Vec<_> = (0..10).map(|n| report(&format!("g{n}"), "stable", "", "")).collect();
+    let mut table = table(&reports);
+    let fleet = table.snapshot(FORGET_AFTER_MS, SLOW_START_MS);
+    assert_eq!((fleet.distrusted, fleet.candidates.len()), (true, 10));
+    let fleet = table.snapshot(FORGET_AFTER_MS + 1, SLOW_START_MS);
+    assert_eq!((fleet.distrusted, fleet.candidates.len(), table.len()), (false, 0, 0));
+}
+
+#[test]
 fn the_dead_and_the_departed_are_forgotten() {
     let reports: Vec<_> = (0..4).map(|n| report(&format!("g{n}"), "stable", "", "")).collect();
     let mut table = table(&reports);
@@ -149,12 +182,12 @@ fn labels_may_change_and_a_new_boot_starts_with_nothing_pending() {
     let mut table = table(&[report("g1", "stable", "eu", "a")]);
     let mut pending = Pending::default();
     let fleet = table.snapshot(0, SLOW_START_MS);
-    pending.assign(&fleet, 0, 7, 0);
+    pending.assign(&fleet, 0, "alice", 7, 0);
     assert_eq!(table.take(1, &report("g1", "canary", "eu", "a"), 10), Ok(true));
     let fleet = table.snapshot(10, SLOW_START_MS);
     assert_eq!(fleet.gateways.len(), 1);
     assert!(fleet.pool("stable").is_none() && fleet.pool("canary").is_some());
-    pending.assign(&fleet, 0, 8, 10);
+    pending.assign(&fleet, 0, "alice", 8, 10);
     let reborn = GatewayReport { boot: 2, ..report("g1", "canary", "eu", "a") };
     table.take(2, &reborn, 20).expect("valid");
     let fleet = table.snapshot(20, SLOW_START_MS);
@@ -162,6 +195,19 @@ fn labels_may_change_and_a_new_boot_starts_with_nothing_pending() {
     assert_eq!(table.take(1, &report("g1", "stable", "eu", "a"), 30), Err(ReportError::Superseded));
     pending.expire(20_000);
     assert_eq!(fleet.gateway(0).pending(), 0, "the old boot's assignment does not count against the new one");
+}
+
+#[test]
+fn an_older_link_speaks_again_when_the_newer_falls_silent() {
+    let report = report("g1", "stable", "", "");
+    let mut table = Table::default();
+    table.take(1, &report, 0).expect("the first");
+    table.take(2, &report, 100).expect("the newer");
+    assert_eq!(table.take(1, &report, 100 + STALE_AFTER_MS), Err(ReportError::Superseded));
+    assert_eq!(table.take(1, &report, 101 + STALE_AFTER_MS), Ok(true), "it was silent");
+    assert_eq!(table.take(1, &report, 600 + STALE_AFTER_MS), Ok(false));
+    assert_eq!(table.take(2, &report, 700 + STALE_AFTER_MS), Ok(false), "the newer is believed at once");
+    assert_eq!(table.take(1, &report, 800 + STALE_AFTER_MS), Err(ReportError::Superseded));
 }
 
 #[test]
@@ -221,11 +267,13 @@ fn pending_counts_until_used_or_ten_seconds() {
     let fleet = table.snapshot(0, SLOW_START_MS);
     let mut pending = Pending::default();
     for id in 0..6 {
-        pending.assign(&fleet, 0, id, i64::try_from(id).expect("small") * 1_000);
+        pending.assign(&fleet, 0, &format!("u{id}"), id, i64::try_from(id).expect("small") * 1_000);
     }
     assert_eq!((fleet.gateway(0).pending(), fleet.gateway(1).pending()), (6, 0));
     assert_eq!(fleet.pool("stable").expect("reported").sums().pending, 6);
     pending.used(&[1, 2, 99, 1]);
+    assert_eq!(fleet.gateway(0).pending(), 6, "their connections are in no snapshot yet");
+    pending.settle();
     assert_eq!((pending.len(), fleet.gateway(0).pending()), (4, 4));
     pending.expire(9_999);
     assert_eq!(pending.len(), 4);
@@ -233,7 +281,7 @@ fn pending_counts_until_used_or_ten_seconds() {
     assert_eq!((pending.len(), fleet.gateway(0).pending()), (3, 3), "the first is ten seconds old");
     pending.expire(60_000);
     assert_eq!((pending.len(), fleet.gateway(0).pending()), (0, 0));
-    assert_eq!(pending.counts(), PendingCounts { used: 2, expired: 4, evicted: 0 });
+    assert_eq!(pending.counts(), PendingCounts { used: 2, expired: 4, ..PendingCounts::default() });
     assert_eq!(table.snapshot(100, SLOW_START_MS).pool("stable").expect("reported").sums().pending, 0);
 }
 
@@ -242,8 +290,33 @@ fn the_ledger_is_bounded() {
     let fleet = table(&[report("g1", "stable", "", "")]).snapshot(0, SLOW_START_MS);
     let mut pending = Pending::default();
     for id in 0..300_000 {
-        pending.assign(&fleet, 0, id, 0);
+        pending.assign(&fleet, 0, &format!("u{id}"), id, 0);
     }
     assert_eq!((pending.len(), fleet.gateway(0).pending()), (262_144, 262_144));
     assert_eq!(pending.counts().evicted, 300_000 - 262_144);
+}
+
+#[test]
+fn one_user_who_never_connects_fills_nobody() {
+    let mut table = table(&[report("g1", "stable", "eu", "a"), report("g2", "stable", "eu", "a")]);
+    let fleet = table.snapshot(0, SLOW_START_MS);
+    let mut pending = Pending::default();
+    pending.assign(&fleet, 1, "bob", 9_999, 0);
+    for id in 0..1_000 {
+        pending.assign(&fleet, 0, "mallory", id, 0);
+    }
+    assert_eq!(
+        (fleet.gateway(0).pending(), fleet.gateway(1).pending()),
+        (4, 1),
+        "the newest four, and bob's"
+    );
+    assert_eq!(fleet.pool("stable").expect("reported").sums().pending, 5, "the mean is not raised either");
+    assert_eq!(pending.counts().superseded, 996);
+    pending.used(&[998]);
+    pending.settle();
+    pending.assign(&fleet, 1, "mallory", 1_000, 0);
+    assert_eq!((fleet.gateway(0).pending(), fleet.gateway(1).pending()), (3, 2), "a used one makes room");
+    pending.expire(60_000);
+    assert!(pending.is_empty());
+    assert_eq!((fleet.gateway(0).pending(), fleet.gateway(1).pending()), (0, 0));
 }

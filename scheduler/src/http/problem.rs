@@ -24,18 +24,20 @@ pub(crate) enum Refusal {
     NoGateway { detail: String, retry_after_ms: u32 },
     #[error("there is no {0} here")]
     NotFound(String),
-    #[error("{0} is not what this path takes; use POST")]
+    #[error("{0} is not what this path takes; see the Allow header")]
     Method(String),
 }
 
 impl Refusal {
     pub fn outcome(&self) -> Outcome {
         match self {
-            Self::InvalidArgument(_) | Self::NotFound(_) | Self::Method(_) => Outcome::InvalidArgument,
+            Self::InvalidArgument(_) => Outcome::InvalidArgument,
             Self::Unauthenticated(_) => Outcome::Unauthenticated,
             Self::Forbidden(_) => Outcome::Forbidden,
             Self::RateLimited { .. } => Outcome::RateLimited,
             Self::NoGateway { .. } => Outcome::NoGateway,
+            Self::NotFound(_) => Outcome::NotFound,
+            Self::Method(_) => Outcome::Method,
         }
     }
 
@@ -97,14 +99,8 @@ impl Refusal {
             // In whole seconds, never sooner than said in milliseconds.
             headers.insert(header::RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000).max(1)));
         }
-        match self {
-            Self::Unauthenticated(_) => {
-                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            }
-            Self::Method(_) => {
-                headers.insert(header::ALLOW, HeaderValue::from_static("POST"));
-            }
-            _ => {}
+        if let Self::Unauthenticated(_) = self {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }

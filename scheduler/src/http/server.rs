@@ -10,7 +10,7 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
@@ -55,10 +55,8 @@ pub(crate) async fn serve(core: Arc<Core>, listener: TcpListener, router: Router
                 let router = router.clone().layer(Extension(Peer(peer)));
                 let (core, cancel) = (Arc::clone(&core), cancel.clone());
                 connections.spawn(async move {
-                    core.metrics.http_connections.increment(1.0);
+                    let _open = Open::new(core, slot);
                     connection(stream, router, cancel).await;
-                    core.metrics.http_connections.decrement(1.0);
-                    drop(slot);
                 });
             }
             Err(error) => {
@@ -75,10 +73,29 @@ pub(crate) async fn serve(core: Arc<Core>, listener: TcpListener, router: Router
     connections.wait().await;
 }
 
+/// An open connection, counted until it is dropped: also when its task is, or panics.
+struct Open {
+    core: Arc<Core>,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Open {
+    fn new(core: Arc<Core>, slot: OwnedSemaphorePermit) -> Self {
+        core.metrics.http_connections.increment(1.0);
+        Self { core, _slot: slot }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.core.metrics.http_connections.decrement(1.0);
+    }
+}
+
 async fn accept(
     listener: &TcpListener,
     slots: &Arc<Semaphore>,
-) -> std::io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
+) -> std::io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     let slot = Arc::clone(slots).acquire_owned().await.expect("the semaphore is never closed");
     let (stream, peer) = listener.accept().await?;
     Ok((stream, peer, slot))
@@ -113,5 +130,26 @@ async fn ended(cancel: &CancellationToken) {
     tokio::select! {
         () = cancel.cancelled() => {}
         () = tokio::time::sleep(LIFETIME) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Fixture, config};
+
+    #[tokio::test]
+    async fn a_connection_whose_task_panics_is_not_counted_for_ever() {
+        let fixture = Fixture::start(config()).await;
+        let slots = Arc::new(Semaphore::new(1));
+        let slot = Arc::clone(&slots).try_acquire_owned().expect("free");
+        let core = Arc::clone(&fixture.scheduler.core);
+        let open = || fixture.metric("berth_scheduler_http_connections");
+        let task = tokio::spawn(async move {
+            let _open = Open::new(core, slot);
+            panic!("as a handler might");
+        });
+        assert!(task.await.expect_err("panicked").is_panic());
+        assert_eq!((open(), slots.available_permits()), (0.0, 1));
     }
 }

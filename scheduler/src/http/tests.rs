@@ -81,6 +81,29 @@ async fn transports_and_failed_gateways_are_minded() {
 }
 
 #[tokio::test]
+async fn a_gateway_is_listed_once_per_transport() {
+    let fixture = Fixture::start(config()).await;
+    let mut twice = report("gw-1");
+    let again = twice.endpoints.clone().into_iter().map(|mut endpoint| {
+        endpoint.url += "/again";
+        endpoint
+    });
+    twice.endpoints.extend(again.collect::<Vec<_>>());
+    fixture.gateway(twice).await;
+    let urls = async |body: &str| {
+        let answer = fixture.schedule(body).await;
+        let endpoints = answer.body["endpoints"].as_array().cloned().unwrap_or_default();
+        endpoints
+            .iter()
+            .map(|endpoint| endpoint["url"].as_str().expect("text").to_owned())
+            .collect::<Vec<_>>()
+    };
+    let (ws, tcp) = ("ws://127.0.0.1:7710/v1/ws", "tcp://127.0.0.1:7710");
+    assert_eq!(urls(r#"{"deviceId":"d"}"#).await, [ws, tcp]);
+    assert_eq!(urls(r#"{"deviceId":"d","transports":["tcp","tcp","ws","tcp"]}"#).await, [tcp, ws]);
+}
+
+#[tokio::test]
 async fn a_ticket_never_outlives_the_token() {
     let fixture = Fixture::start(config()).await;
     fixture.gateway(report("gw-1")).await;
@@ -121,6 +144,7 @@ async fn who_does_not_say_who_he_is_gets_401() {
         fixture.post("/v1/schedule", &[("authorization", &bearer("system"))], r#"{"deviceId":"d"}"#).await;
     check_problem(&system, 403, "FORBIDDEN");
     assert_eq!(fixture.metric(r#"berth_scheduler_requests_total{outcome="unauthenticated"}"#), 8.0);
+    assert_eq!(fixture.metric("berth_scheduler_request_seconds_count"), 9.0, "refusals take time too");
 }
 
 #[tokio::test]
@@ -160,6 +184,9 @@ async fn other_paths_and_methods_are_problems_too() {
     check_problem(&get, 405, "INVALID_ARGUMENT");
     assert_eq!((get.header("allow"), get.header("x-request-id")), ("POST", "req-7"));
     assert_eq!(get.body["requestId"], "req-7", "the caller's own id, so that both logs can be joined");
+    let counted =
+        |outcome: &str| fixture.metric(&format!("berth_scheduler_requests_total{{outcome=\"{outcome}\"}}"));
+    assert_eq!(["not_found", "method_not_allowed", "invalid_argument"].map(counted), [1.0, 1.0, 0.0]);
 }
 
 #[tokio::test]
@@ -231,7 +258,9 @@ async fn explain_tells_all_and_counts_nothing() {
     }
     assert_eq!(fixture.scheduler.core.pending_len(), 0);
     assert_eq!(fixture.metric(r#"berth_scheduler_decisions_total{pool="stable",reason="DEFAULT"}"#), 0.0);
-    assert_eq!(fixture.metric("berth_scheduler_explains_total"), 3.0);
+    let explained =
+        |outcome: &str| fixture.metric(&format!("berth_scheduler_explains_total{{outcome=\"{outcome}\"}}"));
+    assert_eq!(["ok", "unauthenticated", "invalid_argument"].map(explained), [3.0, 2.0, 3.0]);
 }
 
 #[tokio::test]
@@ -266,4 +295,7 @@ async fn extra_routes_are_served_beside() {
     let answer = fixture.post("/v1/dev/token", &[], "{}").await;
     assert_eq!((answer.status, &answer.body["token"]), (200, &json!("t")));
     check_problem(&fixture.post("/v1/other", &[], "").await, 404, "NOT_FOUND");
+    let put = fixture.request("PUT", "/v1/dev/token", &[], "").await;
+    check_problem(&put, 405, "INVALID_ARGUMENT");
+    assert_eq!(put.header("allow"), "POST");
 }

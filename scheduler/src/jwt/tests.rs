@@ -143,12 +143,57 @@ fn keys_that_cannot_be_used_say_why() {
         why(r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"AAAA"}]}"#),
         "auth.jwks_file: keys[0]: x has 3 bytes; an Ed25519 public key has 32"
     );
-    assert!(why(r#"{"keys":[{"kty":"RSA","n":"AQAB","e":"AQAB"}]}"#).contains("n has 3 bytes"));
+    assert!(why(r#"{"keys":[{"kty":"RSA","n":"AQAB","e":"AQAB"}]}"#).contains("n has 17 bits"));
     assert!(why(r#"{"keys":[{"kty":"RSA","e":"AQAB"}]}"#).ends_with("n is missing"));
     assert!(why("nonsense").starts_with("auth.jwks_file: no JWKS"));
     assert!(matches!(JwtKeys::from_secret(b"short"), Err(JwtKeysError::ShortSecret(5))));
     let nowhere = JwtKeys::from_jwks_file(Path::new("/no/such/file"));
     assert!(matches!(nowhere, Err(JwtKeysError::Unreadable { .. })));
+}
+
+fn rsa(n: &[u8], e: &[u8]) -> Result<JwtKeys, JwtKeysError> {
+    let [n, e] = [n, e].map(|bytes| URL_SAFE_NO_PAD.encode(bytes));
+    JwtKeys::from_jwks(&format!(r#"{{"keys":[{{"kty":"RSA","n":"{n}","e":"{e}"}}]}}"#))
+}
+
+#[test]
+fn rsa_keys_that_can_never_verify_are_refused_at_start() {
+    let n = URL_SAFE_NO_PAD.decode(RSA_N).expect("base64url");
+    let e = [1, 0, 1];
+    assert!(rsa(&n, &e).expect("usable").verify(RSA_TOKEN, NOW).is_ok());
+    let padded = |bytes: &[u8]| [&[0, 0][..], bytes].concat();
+    let same = rsa(&padded(&n), &padded(&e)).expect("the same numbers");
+    assert!(same.verify(RSA_TOKEN, NOW).is_ok(), "leading zeros mean nothing");
+    let why = |n: &[u8], e: &[u8]| rsa(n, e).err().expect("refused").to_string();
+    let even = [&n[..255], &[n[255] & 0xFE][..]].concat();
+    let short = [&[n[0] >> 1][..], &n[1..]].concat();
+    let long = [&[1][..], &[3; 1024]].concat();
+    assert!(why(&even, &e).contains("n is even"));
+    assert!(why(&short, &e).contains("n has 2047 bits"));
+    assert!(why(&long, &e).contains("n has 8193 bits"));
+    assert!(why(&[0; 256], &e).contains("n has 0 bits"));
+    for bad in [&[][..], &[0], &[1], &[2], &[1, 0, 0], &[2, 0, 0, 0, 1], &[1, 0, 0, 0, 0, 1]] {
+        assert!(why(&n, bad).contains("e is no odd number from 3"), "{bad:?}");
+    }
+    assert!(rsa(&n, &[3]).is_ok() && rsa(&n, &[1, 255, 255, 255, 255]).is_ok());
+}
+
+#[test]
+fn ed25519_goes_by_both_of_its_names() {
+    let pair = ring::signature::Ed25519KeyPair::from_seed_unchecked(&[7; 32]).expect("any 32 bytes");
+    let x = URL_SAFE_NO_PAD.encode(ring::signature::KeyPair::public_key(&pair).as_ref());
+    for (key_alg, token_alg) in [("EdDSA", "Ed25519"), ("Ed25519", "Ed25519"), ("Ed25519", "EdDSA")] {
+        let keys = format!(r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","alg":"{key_alg}","x":"{x}"}}]}}"#);
+        let keys = JwtKeys::from_jwks(&keys).expect("usable");
+        let header = URL_SAFE_NO_PAD.encode(format!(r#"{{"alg":"{token_alg}"}}"#));
+        let message = format!("{header}.{}", URL_SAFE_NO_PAD.encode(r#"{"sub":"alice","exp":2e9}"#));
+        let token = format!("{message}.{}", URL_SAFE_NO_PAD.encode(pair.sign(message.as_bytes())));
+        assert_eq!(
+            keys.verify(&token, NOW).map(|user| user.id).as_deref(),
+            Ok("alice"),
+            "{key_alg} {token_alg}"
+        );
+    }
 }
 
 #[test]

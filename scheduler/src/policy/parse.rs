@@ -2,7 +2,10 @@
 
 use std::{collections::HashSet, ops::Range};
 
-use berth_proto::{bucket::BUCKETS, id, limits};
+use berth_proto::{
+    bucket::{BUCKETS, threshold},
+    id, limits,
+};
 use ipnet::IpNet;
 use semver::VersionReq;
 use serde::Deserialize;
@@ -178,10 +181,12 @@ fn gray(place: &Place<'_>, key: &str, raw: Spanned<RawGray>) -> Result<GrayRule,
     }
     let RawGray { id, pool, users, percent, salt, r#match } = raw.into_inner();
     let id = place.id(id, &format!("{key}.id"))?;
+    let percent = place.number(percent, &format!("{key}.percent"), 0.0..=100.0)?.unwrap_or(0.0);
     Ok(GrayRule {
+        percent,
+        buckets: threshold(percent),
         pool: place.id(pool, &format!("{key}.pool"))?,
         users: place.ids(users, &format!("{key}.users"))?,
-        percent: place.number(percent, &format!("{key}.percent"), 0.0..=100.0)?.unwrap_or(0.0),
         salt: match salt {
             Some(salt) => place.label(salt, &format!("{key}.salt"))?,
             None => id.clone(),

@@ -1,5 +1,8 @@
 //! Policies that are taken, a table of those that are not with the message each gets, and what may replace what.
 
+use berth_proto::bucket::BUCKETS;
+use proptest::prelude::*;
+
 use super::*;
 
 const DOCUMENTED: &str = r#"
@@ -186,7 +189,8 @@ fn every_condition_of_a_match_counts() {
         (Client { platform: None, ..fitting.clone() }, "platforms"),
         (Client { platform: Some(Platform::Web), ..fitting.clone() }, "platforms"),
         (Client { app_version: app_version("8.0.0"), ..fitting.clone() }, "app_version"),
-        (Client { app_version: app_version("7.3.0-beta"), ..fitting.clone() }, "app_version"),
+        (Client { app_version: app_version("8.0.0-beta.1"), ..fitting.clone() }, "app_version"),
+        (Client { app_version: app_version("7.2.9-rc.1"), ..fitting.clone() }, "app_version"),
         (Client { app_version: None, ..fitting.clone() }, "app_version"),
         (Client { region: "", ..fitting.clone() }, "regions"),
         (Client { ip: Some([11, 1, 2, 3].into()), ..fitting.clone() }, "cidrs"),
@@ -197,6 +201,31 @@ fn every_condition_of_a_match_counts() {
         assert_eq!(matcher.mismatch(&client), Some(key), "{client:?}");
     }
     assert_eq!(Matcher::default().mismatch(&Client::default()), None, "no condition asks nothing");
+}
+
+#[test]
+fn pre_releases_are_taken_for_their_releases() {
+    let fits = |required: &str, version: &str| {
+        let version = app_version(version).expect("a version");
+        fits(&required.parse().expect("a requirement"), &version)
+    };
+    for version in ["7.4.0-beta.1", "7.3.0-beta", "7.9.9-rc.1+build.5"] {
+        assert!(fits(">=7.3.0, <8", version), "{version}");
+    }
+    for version in ["8.0.0-beta.1", "7.2.9-rc.1"] {
+        assert!(!fits(">=7.3.0, <8", version), "{version}");
+    }
+    assert!(fits(">=7.3.0-beta.2", "7.3.0-beta.2"), "by itself");
+    assert!(fits("=7.4.0-beta.1", "7.4.0-beta.1") && !fits("=7.4.0-beta.1", "7.4.0-beta.2"));
+}
+
+#[test]
+fn a_percentage_is_whole_buckets() {
+    let buckets = |percent: &str| {
+        let text = format!("version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"\npercent = {percent}");
+        parse(&text).expect("a policy").gray[0].buckets
+    };
+    assert_eq!(["0", "0.07", "1.1", "5.0", "99.99", "100"].map(buckets), [0, 7, 110, 500, 9_999, 10_000]);
 }
 
 #[test]
@@ -232,9 +261,81 @@ fn only_a_higher_version_replaces() {
     assert_eq!(store.load().version, 9);
 }
 
-proptest::proptest! {
+/// Any value that a key might be given: of the right type or not, in range or far out.
+fn arb_value() -> impl Strategy<Value = String> {
+    let number = prop_oneof![
+        any::<i64>().prop_map(|n| n.to_string()),
+        (-200..200i64).prop_map(|n| n.to_string()),
+        any::<f64>().prop_map(|n| format!("{n:?}").replace("NaN", "nan")),
+        (-1.0..101.0f64).prop_map(|n| format!("{n:?}")),
+    ];
+    let text = prop_oneof![
+        "[ -~]{0,80}",
+        "[<>=^~]{0,2}[0-9.]{0,8}(-[a-z.0-9]{0,4})?",
+        "[0-9a-f.:]{0,20}/?[0-9]{0,4}",
+        prop::sample::select(vec!["ios", "web", "alice", "canary", ""]).prop_map(str::to_owned),
+    ];
+    let text = text.prop_map(|text| format!("{text:?}"));
+    let scalar =
+        prop_oneof![4 => number, 4 => text, 1 => Just("true".to_owned()), 1 => Just("1979-05-27".to_owned())];
+    prop_oneof![
+        3 => scalar.clone(),
+        2 => prop::collection::vec(scalar.clone(), 0..4).prop_map(|list| format!("[{}]", list.join(", "))),
+        1 => scalar.prop_map(|value| format!("{{ platforms = [\"ios\"], app_version = {value} }}")),
+    ]
+}
+
+/// A table of the policy with some of its keys, and perhaps one that it has not.
+fn arb_table() -> impl Strategy<Value = String> {
+    let tables: Vec<(&str, &[&str])> = vec![
+        ("[[home]]", &["region", "users", "buckets", "bogus"]),
+        ("[[gray]]", &["id", "pool", "users", "percent", "salt", "match"]),
+        ("[[gray]]", &["id", "pool", "percent", "match.platforms", "match.app_version", "match.regions"]),
+        ("[[gray]]", &["id", "pool", "percent", "match.cidrs", "match.devices", "match.bogus"]),
+        ("[proximity]", &["spill_at"]),
+        ("[load]", &["bound", "slow_start_seconds"]),
+    ];
+    let values = prop::collection::vec((prop::bool::weighted(0.8), arb_value()), 6);
+    (prop::sample::select(tables), values).prop_map(|((head, keys), values)| {
+        let given = keys.iter().zip(values).filter(|(_, (given, _))| *given);
+        let lines: String = given.map(|(key, (_, value))| format!("{key} = {value}\n")).collect();
+        format!("{head}\n{lines}")
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
     #[test]
     fn no_text_panics(text in "[a-z0-9=\\[\\]\"., {}\n#-]{0,200}") {
         let _ = parse(&text);
+    }
+
+    #[test]
+    fn wild_values_are_refused_with_their_place_or_in_range(
+        version in prop_oneof![3 => Just("3".to_owned()), 1 => arb_value()],
+        tables in prop::collection::vec(arb_table(), 0..4),
+    ) {
+        let text = format!("version = {version}\n{}", tables.concat());
+        match parse(&text) {
+            Ok(policy) => {
+                prop_assert!(policy.version > 0);
+                prop_assert!((0.0..=1.0).contains(&policy.spill_at) && (0.0..=100.0).contains(&policy.bound));
+                prop_assert!((0..=86_400_000).contains(&policy.slow_start_ms));
+                for home in &policy.homes {
+                    prop_assert!(!home.region.is_empty() && home.buckets.end <= BUCKETS);
+                }
+                for rule in &policy.gray {
+                    prop_assert!(!rule.id.is_empty() && !rule.pool.is_empty() && !rule.salt.is_empty());
+                    prop_assert!((0.0..=100.0).contains(&rule.percent) && rule.buckets <= BUCKETS);
+                    let _ = rule.matcher.mismatch(&Client::default());
+                }
+            }
+            Err(error) => {
+                prop_assert!((1..=text.lines().count() + 1).contains(&error.line), "{}", error);
+                prop_assert!(!error.key.is_empty() && !error.reason.is_empty());
+                prop_assert!(!error.to_string().contains('\n'), "one line for the log: {}", error);
+            }
+        }
     }
 }

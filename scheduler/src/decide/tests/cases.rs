@@ -7,7 +7,7 @@ use super::{
     rng,
     world::{Asked, NOW, Spec, World},
 };
-use crate::fleet::Pending;
+use crate::fleet::{FORGET_AFTER_MS, Pending};
 
 /// The tier and the gateways, by id, that a world decides on.
 fn decided(world: &World, asked: &Asked, seed: u64) -> (Reason, String, TierKind, Vec<String>) {
@@ -165,7 +165,11 @@ fn old_load_is_said() {
     };
     assert_eq!(decided(&all_silent(1_500), &Asked::default(), 1).0, Reason::Default);
     assert_eq!(decided(&all_silent(1_501), &Asked::default(), 1).0, Reason::Stale);
-    assert_eq!(decided(&all_silent(3_600_000), &Asked::default(), 1).0, Reason::Stale);
+    assert_eq!(decided(&all_silent(FORGET_AFTER_MS), &Asked::default(), 1).0, Reason::Stale);
+    let gone = all_silent(FORGET_AFTER_MS + 1);
+    let (fleet, policy) = (gone.fleet(), gone.policy());
+    let none = decide(&fleet, &policy, &Asked::default().request(), NOW, &mut rng(1));
+    assert_eq!(none.expect_err("no load is that old").known, 0);
     // A snapshot that nobody renews is old, whatever its gateways were then.
     let world = all_silent(0);
     let (fleet, policy) = (world.fleet(), world.policy());
@@ -198,11 +202,50 @@ fn an_explanation_tells_every_stage() {
         ("region", "eu", "chosen")
     );
     let dropped: Vec<_> = seen.gateways.iter().map(|g| (g.gateway_id.as_str(), g.dropped)).collect();
-    let expected = [("c1", Some("pool")), ("g1", Some("failed")), ("g2", Some("draining")), ("g3", None)];
+    let expected = [("g3", None), ("g1", Some("failed")), ("g2", Some("draining")), ("c1", Some("pool"))];
     assert_eq!(dropped, expected);
-    assert_eq!(seen.gateways[3].score, 0.5);
+    assert_eq!(seen.gateways[0].score, 0.5);
     let listed: Vec<_> = seen.ranked.iter().map(|r| (r.gateway_id.as_str(), r.domain)).collect();
     assert_eq!(listed, [("g3", "first")]);
+}
+
+#[test]
+fn an_explanation_of_a_second_try_allows_what_failed() {
+    let world = World { gateways: vec![Spec::of("g1", "stable")], ..World::default() };
+    let (fleet, policy) = (world.fleet(), world.policy());
+    let asked = Asked { failed: vec!["g1".to_owned()], ..Asked::default() };
+    let (decision, seen) = explain(&fleet, &policy, &asked.request(), NOW, &mut rng(1));
+    assert!(decision.is_ok() && seen.pools.last().expect("tried twice").allow_failed);
+    assert_eq!(seen.gateways[0].dropped, None, "it was taken");
+}
+
+#[test]
+fn an_explanation_of_a_large_fleet_lists_what_was_chosen() {
+    let aside = (0..1_200).map(|n| Spec::of(&format!("a{n}"), "aside"));
+    let world = World {
+        gateways: aside
+            .chain([Spec::at("s1", "eu", ""), Spec::at("s2", "us", ""), Spec::at("s3", "us", "")])
+            .chain((4..12).map(|n| Spec::at(&format!("s{n}"), "us", "")))
+            .collect(),
+        ..World::default()
+    };
+    let (fleet, policy) = (world.fleet(), world.policy());
+    let asked = Asked { region: "eu".to_owned(), ..Asked::default() };
+    let (decision, seen) = explain(&fleet, &policy, &asked.request(), NOW, &mut rng(1));
+    let ranked = decision.expect("room").ranked;
+    assert_eq!((seen.gateways.len(), seen.gateways_not_listed), (1_000, 211));
+    let ids = ranked.as_slice().iter().map(|index| fleet.gateway(*index).profile.id.to_string());
+    let listed: Vec<_> = seen.gateways.iter().map(|seen| seen.gateway_id.clone()).collect();
+    assert_eq!(listed[..5], ids.collect::<Vec<_>>(), "s1 of the client's region, then others for the list");
+    assert_eq!(listed[0], "s1");
+    for seen in &seen.gateways {
+        let expected = match (listed[..5].contains(&seen.gateway_id), seen.pool.as_str()) {
+            (true, _) => None,
+            (false, "stable") => Some("tier"),
+            (false, _) => Some("pool"),
+        };
+        assert_eq!(seen.dropped, expected, "{}", seen.gateway_id);
+    }
 }
 
 /// Assigns `clients` one after another without any report in between, and says how many each gateway got.
@@ -211,7 +254,7 @@ fn assign_many(world: &World, clients: u64, rng: &mut SmallRng) -> Vec<u64> {
     let mut pending = Pending::default();
     for id in 0..clients {
         let decision = decide(&fleet, &policy, &Asked::default().request(), NOW, rng).expect("room");
-        pending.assign(&fleet, decision.ranked.as_slice()[0], id, NOW);
+        pending.assign(&fleet, decision.ranked.as_slice()[0], &format!("u{id}"), id, NOW);
     }
     fleet.gateways.iter().map(crate::fleet::Gateway::pending).collect()
 }
@@ -244,6 +287,32 @@ fn capacity_is_what_counts_not_gateways() {
     gateways.push(Spec { capacity: 4_000, ..Spec::of("large", "stable") });
     let got = assign_many(&World { gateways, ..World::default() }, 4_000, &mut rng(7));
     assert!((1_500..=2_500).contains(&got[0]), "half of the capacity, about half of the clients: {got:?}");
+}
+
+#[test]
+fn a_tier_in_which_most_are_no_choice_does_not_herd() {
+    // One in ten offers TCP, so that four pairs often hold none; the one with the fewest connections must not get all.
+    let spec = |n: u64| Spec {
+        transports: if n.is_multiple_of(10) { vec!["ws", "tcp"] } else { vec!["ws"] },
+        connections: n / 10,
+        ..Spec::of(&format!("g{n}"), "stable")
+    };
+    let world = World {
+        gateways: (0..100).map(spec).collect(),
+        policy: "version = 1\n[load]\nbound = 100".to_owned(),
+        ..World::default()
+    };
+    let (fleet, policy) = (world.fleet(), world.policy());
+    let asked = Asked { transports: Transports::TCP, ..Asked::default() };
+    let mut rng = rng(5);
+    let mut got = [0; 100];
+    for _ in 0..2_000 {
+        let decision = decide(&fleet, &policy, &asked.request(), NOW, &mut rng).expect("ten can");
+        got[decision.ranked.as_slice()[0] as usize] += 1;
+    }
+    let least = got[fleet.find("g0").expect("reported") as usize];
+    assert!(least <= 600, "two of ten are drawn, so one in five, not {least} of 2,000");
+    assert_eq!(got.iter().filter(|count| **count > 0).count(), 10, "everybody who can: {got:?}");
 }
 
 #[test]
