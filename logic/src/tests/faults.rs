@@ -8,7 +8,7 @@ use super::{
     DEADLINE, config,
     engine::Volatile,
     gateway::{Gateway, send_to_user},
-    in_memory, over, until,
+    in_memory, over, try_over, until,
 };
 use crate::{Config, Logic, StoreChoice, store::Epoch};
 
@@ -67,6 +67,25 @@ async fn a_store_that_fails_delays_messages_and_loses_none() {
     until("it works again", async || logic.ready().ok()).await;
     assert_eq!(bob.messages().await.len(), 2);
     logic.stop().await;
+}
+
+#[tokio::test]
+async fn a_queue_that_is_older_than_its_store_is_refused() {
+    let (queue, store) = engines();
+    let logic = over(config(StoreChoice::Memory), queue.clone(), store.clone(), Epoch::Keep).await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let alice = gateway.open("alice", "d", 1).await;
+    for n in 0..3 {
+        alice.sent(&format!("c-{n}"), "bob", "x").await;
+    }
+    logic.stop().await;
+    let empty = Volatile::new(2);
+    let refused = try_over(config(StoreChoice::Memory), empty, store.clone(), Epoch::Keep, None).await;
+    let refused = refused.err().expect("what it accepts would be lost").to_string();
+    let partition = crate::queue::partition_of("alice", 16);
+    assert!(refused.contains(&format!("partition {partition} is applied up to 3")), "{refused}");
+    assert!(refused.contains("newest record is 0"), "{refused}");
+    over(config(StoreChoice::Memory), queue, store, Epoch::Keep).await.stop().await;
 }
 
 #[tokio::test]
