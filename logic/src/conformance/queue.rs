@@ -132,7 +132,10 @@ pub(super) async fn check_a_clock_that_steps_back(place: &dyn Place) {
         "names are remembered all the same"
     );
     let again = accept(&queue, at("c2", NOW - 3 * DEDUP_MS + 1)).await;
-    assert!(again.duplicate && again.message_id == second.message_id, "and so are those accepted after the step");
+    assert!(
+        again.duplicate && again.message_id == second.message_id,
+        "and so are those accepted after the step"
+    );
     drop(queue);
     let queue = place.queue(4).expect("opens");
     let third = accept(&queue, at("c3", NOW - 9 * DEDUP_MS)).await;

@@ -10,7 +10,7 @@ use super::{
     gateway::{Gateway, send_to_user},
     in_memory, over, try_over, until,
 };
-use crate::{Config, Logic, StoreChoice, store::Epoch};
+use crate::{Config, Logic, StoreChoice, backend::Marker, store::Epoch};
 
 fn engines() -> (Arc<Volatile>, Arc<Volatile>) {
     (Volatile::new(2), Volatile::new(4))
@@ -86,6 +86,24 @@ async fn a_queue_that_is_older_than_its_store_is_refused() {
     assert!(refused.contains(&format!("partition {partition} is applied up to 3")), "{refused}");
     assert!(refused.contains("newest record is 0"), "{refused}");
     over(config(StoreChoice::Memory), queue, store, Epoch::Keep).await.stop().await;
+}
+
+#[tokio::test]
+async fn after_a_failed_sync_the_next_start_raises_the_epoch() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (queue, store) = engines();
+    let (marker, _) = Marker::set(directory.path(), "boot-1").expect("writable");
+    let marked = || std::fs::read_to_string(directory.path().join("open")).expect("the mark is there");
+    let logic = try_over(config(StoreChoice::Memory), queue, store.clone(), Epoch::Keep, Some(marker)).await;
+    let logic = logic.expect("starts");
+    assert_eq!(marked(), "boot-1");
+    store.fail(true);
+    until("a sync failed", async || marked().is_empty().then_some(())).await;
+    store.fail(false);
+    until("syncs go through again", async || logic.ready().ok()).await;
+    logic.stop().await;
+    let (_, epoch) = Marker::set(directory.path(), "boot-1").expect("writable");
+    assert_eq!(epoch, Epoch::Raise, "same boot, clean end: the lost writes are lost all the same");
 }
 
 #[tokio::test]
