@@ -4,7 +4,10 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use crate::{
@@ -68,13 +71,18 @@ fn store_spaces() -> Vec<&'static str> {
 ///
 /// Found at a start, it tells that the last end was unclean. Under the same boot the kernel still has everything that
 /// was written; under another one the unsynced tail of the store may be gone, and inboxes with it: the epoch rises.
+///
+/// A sync that failed counts like another boot: the kernel may have thrown away what it could not write and say no more
+/// of it, so that even a later sync that succeeds, and a clean end, prove nothing. From then on the mark names no boot
+/// and stays.
 pub(crate) struct Marker {
     path: PathBuf,
+    doubted: AtomicBool,
 }
 
 impl Marker {
     /// Sets it and says what must become of the inbox epoch. An unknown boot id (empty) counts as another one.
-    fn set(directory: &Path, boot_id: &str) -> io::Result<(Self, Epoch)> {
+    pub(crate) fn set(directory: &Path, boot_id: &str) -> io::Result<(Self, Epoch)> {
         fs::create_dir_all(directory)?;
         let path = directory.join("open");
         let epoch = match fs::read_to_string(&path) {
@@ -84,7 +92,7 @@ impl Marker {
             Ok(_) => Epoch::Raise,
         };
         // While the epoch is being raised the old mark stays: only `confirm` writes the new one.
-        let marker = Self { path };
+        let marker = Self { path, doubted: AtomicBool::new(false) };
         if epoch == Epoch::Keep {
             marker.write(boot_id)?;
         }
@@ -101,6 +109,15 @@ impl Marker {
         self.write(boot_id)
     }
 
+    /// A sync of the store failed: the next start raises the epoch, whichever boot it is under. Writes once.
+    pub(crate) fn doubt(&self) -> io::Result<()> {
+        if !self.doubted.load(Ordering::Relaxed) {
+            self.write("")?;
+            self.doubted.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     fn write(&self, boot_id: &str) -> io::Result<()> {
         let mut file = File::create(&self.path)?;
         file.write_all(boot_id.as_bytes())?;
@@ -108,8 +125,11 @@ impl Marker {
         self.sync_directory()
     }
 
-    /// The databases are synced and closed.
-    pub(crate) fn remove(self) -> io::Result<()> {
+    /// The databases are synced and closed. A mark in doubt stays.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        if self.doubted.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         fs::remove_file(&self.path)?;
         self.sync_directory()
     }

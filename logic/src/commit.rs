@@ -44,6 +44,12 @@ pub(crate) struct Commit {
 impl Commit {
     pub(crate) async fn new(context: Arc<Context>, spreads: Arc<Spreads>) -> Result<Self, CommitError> {
         let marks = context.store.marks(context.queue.partitions()).await?;
+        // A queue behind its store would give offsets again that the store skips as done: acknowledged and lost.
+        for ((partition, mark), head) in (0..).zip(&marks).zip(context.queue.heads()) {
+            if *mark > head {
+                return Err(StoreError::Ahead { partition, mark: *mark, head }.into());
+            }
+        }
         Ok(Self { context, spreads, marks })
     }
 

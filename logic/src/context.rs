@@ -8,6 +8,7 @@ use std::sync::{
 use berth_proto::{client, code::ErrorCode};
 
 use crate::{
+    backend::Marker,
     gateways::Gateways,
     metrics::Metrics,
     queue::{Queue, QueueError},
@@ -43,6 +44,8 @@ pub(crate) struct Context {
     pub(crate) routes: Arc<dyn Routes>,
     pub(crate) gateways: Arc<Gateways>,
     pub(crate) metrics: Metrics,
+    /// The mark of an unclean end, where there is one.
+    pub(crate) marker: Option<Arc<Marker>>,
     pub(crate) clock: Clock,
     pub(crate) lease_ms: u32,
     pub(crate) most_behind: u64,

@@ -15,7 +15,7 @@ use tokio_util::{
 };
 
 use crate::{
-    backend::{self, Backends, Marker},
+    backend::{self, Backends},
     commit::{Commit, CommitError},
     config::{Config, StartError},
     context::Context,
@@ -37,7 +37,6 @@ pub struct Logic {
     context: Arc<Context>,
     service: Arc<Service>,
     local_addr: SocketAddr,
-    marker: Option<Marker>,
     /// Dropped, it tells every task to end.
     stop: DropGuard,
     tasks: Tasks,
@@ -122,6 +121,7 @@ impl Logic {
             routes: backends.routes,
             gateways: Arc::new(Gateways::new(metrics.clone())),
             metrics,
+            marker: backends.marker.map(Arc::new),
             clock: config.clock.clone(),
             lease_ms: u32::try_from(config.lease.as_millis()).unwrap_or(u32::MAX),
             most_behind: config.most_behind,
@@ -134,7 +134,7 @@ impl Logic {
         replay(&context, &mut tasks).await?;
         let service = serve(&context, &config, listener, &mut tasks)?;
         tracing::info!(id = config.id, %local_addr, inbox_epoch = context.store.inbox_epoch(), "logic serves");
-        Ok(Self { context, service, local_addr, marker: backends.marker, stop, tasks })
+        Ok(Self { context, service, local_addr, stop, tasks })
     }
 
     /// Where the back-end HTTP API listens.
@@ -159,7 +159,8 @@ impl Logic {
 
     /// Ends every task, then syncs and closes the databases. What is not done by then is done at the next start.
     pub async fn stop(self) {
-        let Self { context, service, marker, stop, tasks, .. } = self;
+        let Self { context, service, stop, tasks, .. } = self;
+        let marker = context.marker.clone();
         drop(stop);
         tasks.end().await;
         context.gateways.clear();

@@ -131,10 +131,18 @@ pub(super) async fn check_a_clock_that_steps_back(place: &dyn Place) {
         accept(&queue, at("c1", NOW - 3 * DEDUP_MS)).await.duplicate,
         "names are remembered all the same"
     );
+    let again = accept(&queue, at("c2", NOW - 3 * DEDUP_MS + 1)).await;
+    assert!(
+        again.duplicate && again.message_id == second.message_id,
+        "and so are those accepted after the step"
+    );
     drop(queue);
     let queue = place.queue(4).expect("opens");
     let third = accept(&queue, at("c3", NOW - 9 * DEDUP_MS)).await;
     assert!(third.message_id > second.message_id, "also across a restart");
+    for name in ["c1", "c2", "c3"] {
+        assert!(accept(&queue, at(name, NOW - 9 * DEDUP_MS)).await.duplicate, "{name}");
+    }
 }
 
 pub(super) async fn check_reopening_goes_on(place: &dyn Place) {

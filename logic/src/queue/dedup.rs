@@ -25,10 +25,19 @@ pub(super) struct Seen {
     at_ms: i64,
     #[prost(bytes = "vec", tag = "6")]
     fingerprint: Vec<u8>,
+    /// The queue's own time when it was accepted, for its age: unlike `at_ms` it never goes back with the clock, so
+    /// that a name accepted after such a step is as old as it looks.
+    #[prost(int64, tag = "7")]
+    noted_ms: i64,
 }
 
 impl Seen {
-    pub(super) fn of(record: &Record, fingerprint: Fingerprint, partition: u16, offset: u64) -> Self {
+    pub(super) fn of(
+        record: &Record,
+        fingerprint: Fingerprint,
+        (partition, offset): (u16, u64),
+        noted_ms: i64,
+    ) -> Self {
         Self {
             partition: partition.into(),
             offset,
@@ -36,6 +45,7 @@ impl Seen {
             conversation_id: record.conversation_id,
             at_ms: record.at_ms,
             fingerprint: fingerprint.to_vec(),
+            noted_ms,
         }
     }
 
@@ -75,13 +85,13 @@ pub(super) fn key(name: &Name, now_ms: i64) -> Vec<u8> {
     at(window(now_ms), name)
 }
 
-/// What was accepted under this name within [`DEDUP_MS`] before `now_ms`: this window's row, or the one of the window
+/// What was accepted under this name within [`DEDUP_MS`] before `now_ms` (the queue's own time): this window's row, or the one of the window
 /// before it.
 pub(super) fn find(view: &dyn View, name: &Name, now_ms: i64) -> Result<Option<Seen>, KvError> {
     for window in [window(now_ms), window(now_ms).saturating_sub(1)] {
         if let Some(bytes) = view.get(DEDUP, &at(window, name))? {
             let seen: Seen = crate::kv::decode(bytes)?;
-            if now_ms - seen.at_ms < DEDUP_MS {
+            if now_ms - seen.noted_ms < DEDUP_MS {
                 return Ok(Some(seen));
             }
         }

@@ -171,7 +171,7 @@ impl Writer {
     ) -> Seen {
         let head = &mut self.heads[usize::from(partition)];
         *head += 1;
-        let seen = Seen::of(record, fingerprint, partition, *head);
+        let seen = Seen::of(record, fingerprint, (partition, *head), self.latest_ms);
         batch.put(LOG, kv::record_key(partition, *head), prost::Message::encode_to_vec(record));
         batch.put(DEDUP, dedup::key(name, self.latest_ms), prost::Message::encode_to_vec(&seen));
         seen

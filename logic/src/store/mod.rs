@@ -34,6 +34,19 @@ pub enum StoreError {
         /// What came instead of mark + 1.
         offset: u64,
     },
+    /// The queue was lost, or put back from an older copy than the store: what it would accept next, the store would
+    /// take for done.
+    #[error(
+        "partition {partition} is applied up to {mark}, but the queue's newest record is {head}: the queue is older than the store or was lost; put back the queue directory that belongs to this store, or queue and store from copies of one moment"
+    )]
+    Ahead {
+        /// The ingest partition.
+        partition: u16,
+        /// Applied up to here.
+        mark: u64,
+        /// The queue's newest offset.
+        head: u64,
+    },
     /// A row that must be there is not.
     #[error("{0}; the store is damaged, restore it from a copy")]
     Damaged(String),

@@ -8,9 +8,9 @@ use super::{
     DEADLINE, config,
     engine::Volatile,
     gateway::{Gateway, send_to_user},
-    in_memory, over, until,
+    in_memory, over, try_over, until,
 };
-use crate::{Config, Logic, StoreChoice, store::Epoch};
+use crate::{Config, Logic, StoreChoice, backend::Marker, store::Epoch};
 
 fn engines() -> (Arc<Volatile>, Arc<Volatile>) {
     (Volatile::new(2), Volatile::new(4))
@@ -67,6 +67,43 @@ async fn a_store_that_fails_delays_messages_and_loses_none() {
     until("it works again", async || logic.ready().ok()).await;
     assert_eq!(bob.messages().await.len(), 2);
     logic.stop().await;
+}
+
+#[tokio::test]
+async fn a_queue_that_is_older_than_its_store_is_refused() {
+    let (queue, store) = engines();
+    let logic = over(config(StoreChoice::Memory), queue.clone(), store.clone(), Epoch::Keep).await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let alice = gateway.open("alice", "d", 1).await;
+    for n in 0..3 {
+        alice.sent(&format!("c-{n}"), "bob", "x").await;
+    }
+    logic.stop().await;
+    let empty = Volatile::new(2);
+    let refused = try_over(config(StoreChoice::Memory), empty, store.clone(), Epoch::Keep, None).await;
+    let refused = refused.err().expect("what it accepts would be lost").to_string();
+    let partition = crate::queue::partition_of("alice", 16);
+    assert!(refused.contains(&format!("partition {partition} is applied up to 3")), "{refused}");
+    assert!(refused.contains("newest record is 0"), "{refused}");
+    over(config(StoreChoice::Memory), queue, store, Epoch::Keep).await.stop().await;
+}
+
+#[tokio::test]
+async fn after_a_failed_sync_the_next_start_raises_the_epoch() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (queue, store) = engines();
+    let (marker, _) = Marker::set(directory.path(), "boot-1").expect("writable");
+    let marked = || std::fs::read_to_string(directory.path().join("open")).expect("the mark is there");
+    let logic = try_over(config(StoreChoice::Memory), queue, store.clone(), Epoch::Keep, Some(marker)).await;
+    let logic = logic.expect("starts");
+    assert_eq!(marked(), "boot-1");
+    store.fail(true);
+    until("a sync failed", async || marked().is_empty().then_some(())).await;
+    store.fail(false);
+    until("syncs go through again", async || logic.ready().ok()).await;
+    logic.stop().await;
+    let (_, epoch) = Marker::set(directory.path(), "boot-1").expect("writable");
+    assert_eq!(epoch, Epoch::Raise, "same boot, clean end: the lost writes are lost all the same");
 }
 
 #[tokio::test]

@@ -11,8 +11,8 @@ mod road;
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    Config, Logic, StoreChoice,
-    backend::{Backends, ROUTES},
+    Config, Logic, StartError, StoreChoice,
+    backend::{Backends, Marker, ROUTES},
     conformance::no_metrics,
     kv::Kv,
     queue::KvQueue,
@@ -41,15 +41,26 @@ pub(super) async fn in_memory() -> Logic {
 
 /// A logic over given engines.
 pub(super) async fn over(config: Config, queue: Arc<dyn Kv>, store: Arc<dyn Kv>, epoch: Epoch) -> Logic {
+    try_over(config, queue, store, epoch, None).await.expect("starts")
+}
+
+/// The same, where it may be refused.
+pub(super) async fn try_over(
+    config: Config,
+    queue: Arc<dyn Kv>,
+    store: Arc<dyn Kv>,
+    epoch: Epoch,
+    marker: Option<Marker>,
+) -> Result<Logic, StartError> {
     let metrics = no_metrics();
     let now = (config.clock)();
     let backends = Backends {
         queue: Arc::new(KvQueue::open(queue, config.partitions, 0, metrics.queue.clone()).expect("opens")),
         routes: Arc::new(KvRoutes::open(store.clone(), ROUTES, 15_000, now).expect("opens")),
         store: Arc::new(KvStore::open(store, 0, epoch).expect("opens")),
-        marker: None,
+        marker,
     };
-    Logic::over(config, backends, metrics).await.expect("starts")
+    Logic::over(config, backends, metrics).await
 }
 
 /// Polls until `check` gives something.
