@@ -14,8 +14,9 @@ use berth_tests::{
 
 /// Pushed at peers that never read.
 const MESSAGES: usize = 3_000;
-/// Each of the six peers may leave 16 answers of at most 1 MiB unread, which exist as rows and as bytes: 192 MiB; and the
-/// store keeps what it wrote last, and its cache: 64 MiB. Without a bound it would be gigabytes: each asks 4,000 times for 600 KiB.
+/// Each of the six peers may leave 16 answers of at most 1 MiB unread, which exist as rows and as bytes: 192 MiB;
+/// and the store keeps what it wrote last, and its cache: 64 MiB. Without a bound it would be gigabytes: each asks
+/// 4,000 times for 600 KiB.
 const GROWTH: u64 = 256 * 1024 * 1024;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
