@@ -125,7 +125,8 @@ impl Logic {
             clock: config.clock.clone(),
             lease_ms: u32::try_from(config.lease.as_millis()).unwrap_or(u32::MAX),
             most_behind: config.most_behind,
-            behind: AtomicU64::new(0),
+            committed: AtomicU64::new(0),
+            outbox: AtomicU64::new(0),
             troubles: Mutex::default(),
         });
         let mut tasks = Tasks::new();
@@ -196,14 +197,14 @@ async fn replay(context: &Arc<Context>, tasks: &mut Tasks) -> Result<(), StartEr
         let run = spreads.clone().run(worker, context.clone(), stop.clone());
         tasks.spawn_thread(&format!("logic-spread-{worker}"), run)?;
     }
-    spreads.load(context).await?;
+    spreads.load(context, &stop).await?;
     let failed = |error| match error {
         CommitError::Store(error) => StartError::Store(error),
         CommitError::Queue(error) => StartError::Queue(error),
     };
-    let mut commit = Commit::new(context.clone(), spreads).await.map_err(failed)?;
+    let mut commit = Commit::new(context.clone(), spreads, stop).await.map_err(failed)?;
     commit.catch_up().await.map_err(failed)?;
-    tasks.spawn_thread("logic-commit", commit.run(stop))
+    tasks.spawn_thread("logic-commit", commit.run())
 }
 
 fn serve(

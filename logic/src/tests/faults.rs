@@ -5,12 +5,19 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use berth_proto::client::response::Result as Answer;
 
 use super::{
-    DEADLINE, config,
+    DEADLINE, config, counted,
     engine::Volatile,
     gateway::{Gateway, send_to_user},
-    in_memory, over, try_over, until,
+    in_memory, over,
+    recorder::Counting,
+    try_over, until,
 };
-use crate::{Config, Logic, StoreChoice, backend::Marker, store::Epoch};
+use crate::{
+    Config, Logic, StoreChoice,
+    backend::Marker,
+    kv::{Batch, Durability, Kv, Space},
+    store::Epoch,
+};
 
 fn engines() -> (Arc<Volatile>, Arc<Volatile>) {
     (Volatile::new(2), Volatile::new(4))
@@ -78,6 +85,7 @@ async fn a_queue_that_is_older_than_its_store_is_refused() {
     for n in 0..3 {
         alice.sent(&format!("c-{n}"), "bob", "x").await;
     }
+    until("all are committed", async || (alice.messages().await.len() == 3).then_some(())).await;
     logic.stop().await;
     let empty = Volatile::new(2);
     let refused = try_over(config(StoreChoice::Memory), empty, store.clone(), Epoch::Keep, None).await;
@@ -132,6 +140,72 @@ async fn a_store_that_stays_away_bounds_what_is_accepted() {
     until("what was accepted arrives", async || (alice.messages().await.len() == accepted).then_some(()))
         .await;
     alice.sent("again", "bob", "x").await;
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_spread_bounds_what_is_accepted() {
+    let (queue, store) = engines();
+    let config = Config { most_behind: 10, ..config(StoreChoice::Memory) };
+    let logic = over(config, queue, store.clone(), Epoch::Keep).await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let (alice, bob) = (gateway.open("alice", "d", 1).await, gateway.open("bob", "d", 2).await);
+    alice.sent("c", "bob", "before").await;
+    bob.notified(1).await;
+    store.refuse_spread(true);
+    let mut accepted = 1;
+    until("too much waits in the outbox", async || {
+        match alice.send(&format!("c{accepted}"), "bob", "x").await {
+            Answer::Send(_) => accepted += 1,
+            refused => {
+                assert_eq!(code(refused), "RESOURCE_EXHAUSTED");
+                return Some(());
+            }
+        }
+        None
+    })
+    .await;
+    until("it is committed", async || (alice.messages().await.len() == accepted).then_some(())).await;
+    assert_eq!(code(alice.send("more", "bob", "x").await), "RESOURCE_EXHAUSTED", "committed is not arrived");
+    until("it says so, and a sync does not hide it", async || logic.ready().err()).await;
+    store.refuse_spread(false);
+    until("what was accepted arrives", async || (bob.messages().await.len() == accepted).then_some(())).await;
+    until("it works again", async || logic.ready().ok()).await;
+    alice.sent("again", "bob", "x").await;
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn a_damaged_outbox_row_holds_up_nobody() {
+    let (queue, store) = engines();
+    let counting = Counting::default();
+    let logic = counted(&counting, queue, store.clone()).await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let (alice, bob) = (gateway.open("alice", "d", 1).await, gateway.open("bob", "d", 2).await);
+    store.refuse_spread(true);
+    let first = alice.sent("c-1", "bob", "damaged").await;
+    alice.sent("c-2", "bob", "behind it").await;
+    for n in 0..4 {
+        alice.sent(&format!("d-{n}"), &format!("other{n}"), "beside it").await;
+    }
+    until("all are committed", async || (alice.messages().await.len() == 6).then_some(())).await;
+    // Key and value as `store::kv::row` writes them.
+    let key = crate::kv::Key::new(b'o').number(first.conversation_id).number(1);
+    let mut batch = Batch::default();
+    batch.put(Space(2), key, vec![0xff; 5]);
+    store.write(batch, Durability::Buffered).expect("writes");
+    store.refuse_spread(false);
+    let messages = until("what is behind it arrives", async || {
+        Some(bob.messages().await).filter(|messages| !messages.is_empty())
+    })
+    .await;
+    assert_eq!(messages.iter().map(|m| m.body.as_ref()).collect::<Vec<_>>(), [b"behind it"]);
+    for n in 0..4 {
+        let other = gateway.open(&format!("other{n}"), "d", 10 + n).await;
+        until("others have theirs", async || (other.messages().await.len() == 1).then_some(())).await;
+    }
+    until("it works again", async || logic.ready().ok()).await;
+    assert_eq!(counting.counter("berth_logic_spread_set_aside_total"), 1);
     logic.stop().await;
 }
 
