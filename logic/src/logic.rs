@@ -22,6 +22,7 @@ use crate::{
     gateways::Gateways,
     http, lane,
     metrics::Metrics,
+    serve,
     service::{CONTROLS, LANES, Service},
     spread::Spreads,
     upkeep,
@@ -133,7 +134,7 @@ impl Logic {
         // On an early return, too, the tasks end.
         let stop = tasks.stop.clone().drop_guard();
         replay(&context, &mut tasks).await?;
-        let service = serve(&context, &config, listener, &mut tasks)?;
+        let service = begin(&context, &config, listener, &mut tasks)?;
         tracing::info!(id = config.id, %local_addr, inbox_epoch = context.store.inbox_epoch(), "logic serves");
         Ok(Self { context, service, local_addr, stop, tasks })
     }
@@ -207,7 +208,7 @@ async fn replay(context: &Arc<Context>, tasks: &mut Tasks) -> Result<(), StartEr
     tasks.spawn_thread("logic-commit", commit.run())
 }
 
-fn serve(
+fn begin(
     context: &Arc<Context>,
     config: &Config,
     listener: TcpListener,
@@ -224,18 +225,12 @@ fn serve(
     tasks.spawn(upkeep::control(context.clone(), controls, stop.clone()));
     tasks.spawn(upkeep::leases(context.clone(), stop.clone()));
     let router = http::router(context.clone(), &config.service_key);
-    let stopped = stop.clone().cancelled_owned();
-    tasks.spawn(async move {
-        let server = axum::serve(listener, router).with_graceful_shutdown(stopped);
-        if let Err(error) = server.await {
-            tracing::error!(%error, "the back-end API ended");
-        }
-    });
+    tasks.spawn(serve::serve(listener, router, stop.clone()));
     let sync = upkeep::sync(context.clone(), stop.clone());
     let sweep = upkeep::sweep(context.clone(), config.inbox_lifetime, stop);
-    tasks.spawn_thread("logic-upkeep", async {
-        tokio::join!(sync, sweep);
-    })?;
+    // Apart: what is removed in bulk must not delay the sync that bounds what a power cut costs.
+    tasks.spawn_thread("logic-sync", sync)?;
+    tasks.spawn_thread("logic-sweep", sweep)?;
     let (gateways, metrics) = (context.gateways.clone(), context.metrics.clone());
     Ok(Arc::new(Service { lanes, control, gateways, metrics }))
 }
