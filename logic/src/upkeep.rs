@@ -32,7 +32,8 @@ const SWEEP_ROWS: usize = 500;
 /// Steps of the sweeper that rest after it has seen all users.
 const SWEEP_REST: u32 = 60;
 
-/// Dedup rows removed a step: ten times what one machine accepts in that time on average would be too little by far.
+/// Dedup rows removed a step, once a second: as many as one machine accepts in that time at its best, so that a whole
+/// day's rows go within a day whatever the load was; a batch that holds up the queue's writer for milliseconds.
 const PURGE_ROWS: usize = 20_000;
 
 /// A sync or trim that failed.
