@@ -124,13 +124,15 @@ impl Downs {
     }
 
     /// Hands everything over. What a link does not take is lost and counted: a notify is repaired by the next
-    /// heartbeat, whoever waits for an answer runs into his deadline and asks again.
-    pub(crate) fn flush(&mut self, gateways: &Gateways) {
+    /// heartbeat, whoever waits for an answer runs into his deadline and asks again. How many were lost.
+    pub(crate) fn flush(&mut self, gateways: &Gateways) -> usize {
+        let mut count = 0;
         for (key, batch) in self.batches.drain() {
             let rest = match gateways.down(&key) {
                 Some(down) => down.send(batch).err().map(|refused| refused.rest).unwrap_or_default(),
                 None => batch,
             };
+            count += rest.len();
             for message in rest {
                 let lost = match message.message {
                     Some(Message::Notify(_)) => Lost::Notify,
@@ -139,6 +141,7 @@ impl Downs {
                 gateways.metrics.lost(lost, 1);
             }
         }
+        count
     }
 }
 
