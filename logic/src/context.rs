@@ -31,6 +31,13 @@ pub fn system_clock() -> Clock {
     })
 }
 
+/// A clock for leases: the wall clock as it was at `start_ms`, carried on by the monotonic one, so that it neither
+/// jumps with the wall clock nor is far from it in what outlives a restart.
+pub(crate) fn steady_clock(start_ms: i64) -> Clock {
+    let begun = std::time::Instant::now();
+    Arc::new(move || start_ms.saturating_add(i64::try_from(begun.elapsed().as_millis()).unwrap_or(i64::MAX)))
+}
+
 /// What can be in trouble by itself: each clears what it set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Part {
@@ -52,6 +59,8 @@ pub(crate) struct Context {
     /// The mark of an unclean end, where there is one.
     pub(crate) marker: Option<Arc<Marker>>,
     pub(crate) clock: Clock,
+    /// For leases: [`steady_clock`].
+    pub(crate) steady: Clock,
     pub(crate) lease_ms: u32,
     pub(crate) most_behind: u64,
     /// Queue records committed: the sum of the store's marks.
@@ -65,6 +74,11 @@ pub(crate) struct Context {
 impl Context {
     pub(crate) fn now(&self) -> i64 {
         (self.clock)()
+    }
+
+    /// The time for leases, which no change of the wall clock ends or prolongs.
+    pub(crate) fn steady_now(&self) -> i64 {
+        (self.steady)()
     }
 
     /// Remembers that something fails or works; logs each change once.

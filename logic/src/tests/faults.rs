@@ -233,6 +233,52 @@ async fn a_gateway_that_falls_silent_loses_its_routes_and_announces_them_again()
 }
 
 #[tokio::test]
+async fn a_session_that_cannot_be_opened_leaves_no_ghost() {
+    let (queue, store) = engines();
+    let logic = over(config(StoreChoice::Memory), queue, store.clone(), Epoch::Keep).await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let (alice, bob) = (gateway.open("alice", "d", 1).await, gateway.open("bob", "d", 2).await);
+    // A head that cannot be read: the route is written, then the inbox seq is not found.
+    let mut batch = Batch::default();
+    batch.put(Space(2), crate::kv::Key::new(b'h').text("alice"), vec![0xff; 5]);
+    store.write(batch, Durability::Buffered).expect("writes");
+    let refused = gateway.try_open("alice", "d", 3, 0).await;
+    assert_eq!(refused.error.expect("not opened").code, "UNAVAILABLE");
+    assert_eq!(alice.closed().await.code, 4504, "its session was replaced all the same");
+    assert!(!bob.online("alice").await, "nobody holds the session that was not opened");
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_ahead_and_back_does_not_keep_leases_alive() {
+    let ahead = Arc::new(std::sync::atomic::AtomicI64::new(0));
+    let shift = ahead.clone();
+    let system = crate::system_clock();
+    let clock: crate::Clock = Arc::new(move || system() + shift.load(std::sync::atomic::Ordering::SeqCst));
+    let short = Config { lease: Duration::from_millis(300), clock, ..config(StoreChoice::Memory) };
+    let registry = berth_proto::metric::Registry::new(&metrics::NoopRecorder);
+    let logic = Logic::start(short, registry).await.expect("starts");
+    let (silent, lively) = (Gateway::attach(&logic, "g1", 1), Gateway::attach(&logic, "g2", 1));
+    ahead.store(86_400_000, std::sync::atomic::Ordering::SeqCst);
+    silent.open("alice", "d", 1).await;
+    let bob = lively.open("bob", "d", 1).await;
+    silent.renew(1).await;
+    // Some rounds of the task that ends leases must see the clock ahead.
+    for _ in 0..20 {
+        lively.renew(1).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(bob.online("bob").await);
+    ahead.store(0, std::sync::atomic::Ordering::SeqCst);
+    until("her routes end with the lease", async || {
+        lively.renew(1).await;
+        (!bob.online("alice").await).then_some(())
+    })
+    .await;
+    logic.stop().await;
+}
+
+#[tokio::test]
 async fn a_detached_gateway_costs_nobody_anything() {
     let logic = in_memory().await;
     let (one, two) = (Gateway::attach(&logic, "g1", 1), Gateway::attach(&logic, "g2", 1));
