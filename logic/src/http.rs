@@ -102,6 +102,7 @@ async fn send(
         Some(_) => return Err(invalid(&api, "from is not a string")),
     };
     id::check(&from).map_err(|problem| invalid(&api, format!("from {problem}")))?;
+    drop_nulls(&mut body);
     if let Some(fields) = body.as_object_mut() {
         fields.remove("from");
         // The default is the same as absent, in this form too.
@@ -122,6 +123,14 @@ async fn send(
     };
     let response = accepted.await.map_err(|error| refused(&api, error))?;
     Ok(ok(&response))
+}
+
+/// JSON null is a field's default, which is the same as absent. Bounded by the parser's own depth.
+fn drop_nulls(value: &mut Value) {
+    if let Some(fields) = value.as_object_mut() {
+        fields.retain(|_, field| !field.is_null());
+        fields.values_mut().for_each(drop_nulls);
+    }
 }
 
 #[derive(Deserialize)]
