@@ -203,7 +203,7 @@ impl Connection {
                 if count < cx.out.len() {
                     cx.env.metrics.traffic.writes_blocked.increment(1);
                     self.output = Some(Box::new(Held { bytes: cx.out[count..].to_vec(), done: 0 }));
-                    self.session.blocked(cx.now);
+                    self.session.blocked(cx);
                 }
                 cx.out.clear();
             }

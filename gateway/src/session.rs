@@ -315,7 +315,7 @@ impl Session {
             }
             // Its goodbye is written: at a stop it is not waited for as long as otherwise.
             Stage::Closing { deadline_ms, .. } if self.blocked_ms == 0 => {
-                *deadline_ms = (*deadline_ms).min(cx.now.steady_ms.saturating_add(cx.env.linger_ms()));
+                *deadline_ms = (*deadline_ms).min(cx.now.steady_ms.saturating_add(cx.env.linger_ms(true)));
             }
             Stage::Closing { .. } | Stage::Gone => {}
         }
@@ -350,22 +350,28 @@ impl Session {
         }
     }
 
-    /// The peer took nothing, or only a part, of what was written.
-    pub(crate) fn blocked(&mut self, now: Now) {
+    /// The peer took nothing, or only a part, of what was written: it still has to take the rest.
+    pub(crate) fn blocked(&mut self, cx: &Cx<'_>) {
         if self.blocked_ms == 0 {
-            self.blocked_ms = now.steady_ms;
+            self.blocked_ms = cx.now.steady_ms;
+            self.linger(cx);
         }
     }
 
     /// The peer took some of what was unsent; `all`: nothing is unsent any more.
     pub(crate) fn unblocked(&mut self, cx: &Cx<'_>, all: bool) {
-        let now = cx.now;
-        self.blocked_ms = if all { 0 } else { now.steady_ms };
-        if let Stage::Closing { deadline_ms, cap_ms } = &mut self.stage {
-            *deadline_ms = now.steady_ms.saturating_add(cx.env.linger_ms()).min(*cap_ms);
-        }
+        self.blocked_ms = if all { 0 } else { cx.now.steady_ms };
+        self.linger(cx);
         // We did not read meanwhile: the silence was ours, and taking bytes is a sign of life.
-        self.lives(now);
+        self.lives(cx.now);
+    }
+
+    /// Counts the linger from now, if everything is said.
+    fn linger(&mut self, cx: &Cx<'_>) {
+        let linger = cx.env.linger_ms(self.blocked_ms == 0);
+        if let Stage::Closing { deadline_ms, cap_ms } = &mut self.stage {
+            *deadline_ms = cx.now.steady_ms.saturating_add(linger).min(*cap_ms);
+        }
     }
 
     /// When [`Session::expire`] has something to do, on the steady scale.
@@ -432,10 +438,9 @@ impl Session {
     fn finish(&mut self, cx: &mut Cx<'_>, how: Closed) {
         self.end(cx, how);
         self.assembly = None;
-        let after = |ms: i64| cx.now.steady_ms.saturating_add(ms);
-        let linger = cx.env.linger_ms();
-        self.stage =
-            Stage::Closing { deadline_ms: after(linger), cap_ms: after(linger.saturating_mul(LINGERS)) };
+        let cap_ms = cx.now.steady_ms.saturating_add(cx.env.linger_ms(false).saturating_mul(LINGERS));
+        self.stage = Stage::Closing { deadline_ms: cap_ms, cap_ms };
+        self.linger(cx);
     }
 
     /// Books the end and lets go of what logic holds for the session.

@@ -145,8 +145,7 @@ impl Worker {
         })
     }
 
-    /// Runs until [`crate::inlet::Delivery::Stop`] and everybody's goodbye.
-    /// An end that nobody asked for, a panic included, is told: see [`Shared::fail`].
+    /// Runs until [`crate::inlet::Delivery::Stop`] and everybody's goodbye. An end that nobody asked for, a panic included, is told: see [`Shared::fail`].
     pub(crate) fn run(self) {
         let (shared, index) = (Arc::clone(&self.shared), self.index);
         // Nothing of the worker is used after a panic; what it shares is whole, whoever panics (see `shared::lock`).

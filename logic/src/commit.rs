@@ -39,10 +39,15 @@ pub(crate) struct Commit {
     context: Arc<Context>,
     spreads: Arc<Spreads>,
     marks: Vec<u64>,
+    stop: CancellationToken,
 }
 
 impl Commit {
-    pub(crate) async fn new(context: Arc<Context>, spreads: Arc<Spreads>) -> Result<Self, CommitError> {
+    pub(crate) async fn new(
+        context: Arc<Context>,
+        spreads: Arc<Spreads>,
+        stop: CancellationToken,
+    ) -> Result<Self, CommitError> {
         let marks = context.store.marks(context.queue.partitions()).await?;
         // A queue behind its store would give offsets again that the store skips as done: acknowledged and lost.
         for ((partition, mark), head) in (0..).zip(&marks).zip(context.queue.heads()) {
@@ -50,19 +55,21 @@ impl Commit {
                 return Err(StoreError::Ahead { partition, mark: *mark, head }.into());
             }
         }
-        Ok(Self { context, spreads, marks })
+        context.committed.store(marks.iter().sum(), Ordering::Relaxed);
+        Ok(Self { context, spreads, marks, stop })
     }
 
     /// Commits everything the queue has: at the start, before anything is served.
     pub(crate) async fn catch_up(&mut self) -> Result<(), CommitError> {
-        while self.lag() > 0 {
+        while self.lag() > 0 && !self.stop.is_cancelled() {
             self.round().await?;
         }
         Ok(())
     }
 
     /// Until cancelled.
-    pub(crate) async fn run(mut self, stop: CancellationToken) {
+    pub(crate) async fn run(mut self) {
+        let stop = self.stop.clone();
         loop {
             let context = self.context.clone();
             if stop.run_until_cancelled(context.queue.wait(&self.marks)).await.is_none() {
@@ -91,9 +98,7 @@ impl Commit {
                 result = Err(error);
             }
         }
-        let behind = self.lag();
-        self.context.behind.store(behind, Ordering::Relaxed);
-        self.context.metrics.commit_lag.set(behind as f64);
+        self.context.metrics.commit_lag.set(self.lag() as f64);
         result
     }
 
@@ -105,13 +110,15 @@ impl Commit {
             let error = "it says it has records but gives none; restore the queue from a copy".to_owned();
             return Err(QueueError::Failed(error).into());
         };
-        let expected = last.offset - *mark;
+        let (before, expected) = (*mark, last.offset - *mark);
         let committed = context.store.commit(partition, records, context.now()).await?;
         *mark = committed.mark;
+        // The outbox first: what moves from the one to the other must not look gone in between.
+        context.outbox_gained(committed.unspread.len());
+        context.committed.fetch_add(committed.mark.saturating_sub(before), Ordering::Relaxed);
         context.metrics.committed.increment(expected - committed.poisoned);
         context.metrics.poisoned.increment(committed.poisoned);
-        context.metrics.outbox.increment(committed.unspread.len() as f64);
-        self.spreads.offer(committed.unspread).await;
+        self.spreads.offer(committed.unspread, &self.stop).await;
         gateways::notify(&*context.routes, &context.gateways, committed.moved).await;
         Ok(())
     }

@@ -1,8 +1,11 @@
 //! What every part of a running logic shares, and how a failure below becomes an error that a client reads.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use berth_proto::{client, code::ErrorCode};
@@ -28,11 +31,20 @@ pub fn system_clock() -> Clock {
     })
 }
 
+/// A clock for leases: the wall clock as it was at `start_ms`, carried on by the monotonic one, so that it neither
+/// jumps with the wall clock nor is far from it in what outlives a restart.
+pub(crate) fn steady_clock(start_ms: i64) -> Clock {
+    let begun = std::time::Instant::now();
+    Arc::new(move || start_ms.saturating_add(i64::try_from(begun.elapsed().as_millis()).unwrap_or(i64::MAX)))
+}
+
 /// What can be in trouble by itself: each clears what it set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Part {
     /// Committing records; works again when a round of all partitions went through.
     Commit,
+    /// Spreading by this worker; works again when a step went through and nothing is held back.
+    Spread(usize),
     /// The store or the routes otherwise; works again when a sync went through.
     Store,
 }
@@ -47,12 +59,16 @@ pub(crate) struct Context {
     /// The mark of an unclean end, where there is one.
     pub(crate) marker: Option<Arc<Marker>>,
     pub(crate) clock: Clock,
+    /// For leases: [`steady_clock`].
+    pub(crate) steady: Clock,
     pub(crate) lease_ms: u32,
     pub(crate) most_behind: u64,
-    /// Queue records not yet committed, as of the last round of commit.
-    pub(crate) behind: AtomicU64,
-    /// Why something cannot be done now, if so, by [`Part`].
-    pub(crate) troubles: Mutex<[Option<String>; 2]>,
+    /// Queue records committed: the sum of the store's marks.
+    pub(crate) committed: AtomicU64,
+    /// Messages in the outbox.
+    pub(crate) outbox: AtomicU64,
+    /// Why something cannot be done now, if so.
+    pub(crate) troubles: Mutex<BTreeMap<Part, String>>,
 }
 
 impl Context {
@@ -60,34 +76,56 @@ impl Context {
         (self.clock)()
     }
 
+    /// The time for leases, which no change of the wall clock ends or prolongs.
+    pub(crate) fn steady_now(&self) -> i64 {
+        (self.steady)()
+    }
+
     /// Remembers that something fails or works; logs each change once.
     pub(crate) fn note(&self, part: Part, state: Result<(), String>) {
-        let trouble = &mut self.troubles.lock().unwrap_or_else(PoisonError::into_inner)[part as usize];
-        match (state, trouble.as_ref()) {
-            (Ok(()), Some(_)) => {
-                tracing::info!(?part, "works again");
-                *trouble = None;
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        match state {
+            Ok(()) => {
+                if troubles.remove(&part).is_some() {
+                    tracing::info!(?part, "works again");
+                }
             }
-            (Err(reason), known) => {
+            Err(reason) => {
                 self.metrics.store_failures.increment(1);
-                if known.is_none() {
+                if !troubles.contains_key(&part) {
                     tracing::error!(?part, reason, "failed: messages stay in the queue until it works again");
                 }
-                *trouble = Some(reason);
+                troubles.insert(part, reason);
             }
-            (Ok(()), None) => {}
         }
     }
 
-    /// How many messages commit is behind, if that is too many to accept more.
+    /// How many accepted messages have not reached everybody, if those are too many to accept more. Computed now, not
+    /// at commit's last round: commit may be waiting, for the store or for spread.
     pub(crate) fn too_far_behind(&self) -> Option<u64> {
-        Some(self.behind.load(Ordering::Relaxed)).filter(|behind| *behind > self.most_behind)
+        let accepted: u64 = self.queue.heads().iter().sum();
+        let uncommitted = accepted.saturating_sub(self.committed.load(Ordering::Relaxed));
+        Some(uncommitted + self.outbox.load(Ordering::Relaxed)).filter(|behind| *behind > self.most_behind)
+    }
+
+    /// Messages came into the outbox.
+    pub(crate) fn outbox_gained(&self, count: usize) {
+        let before = self.outbox.fetch_add(count as u64, Ordering::Relaxed);
+        self.metrics.outbox.set((before + count as u64) as f64);
+    }
+
+    /// Messages left the outbox.
+    pub(crate) fn outbox_lost(&self, count: usize) {
+        let less = |now: u64| Some(now.saturating_sub(count as u64));
+        let before = self.outbox.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        let (Ok(before) | Err(before)) = before;
+        self.metrics.outbox.set(before.saturating_sub(count as u64) as f64);
     }
 
     pub(crate) fn health(&self) -> Result<(), String> {
         self.queue.health()?;
         let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
-        match troubles.iter().flatten().next() {
+        match troubles.values().next() {
             Some(reason) => Err(format!("the store failed: {reason}")),
             None => Ok(()),
         }

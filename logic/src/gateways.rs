@@ -12,6 +12,8 @@ use berth_proto::{
     wire::{self, to_gateway::Message},
 };
 
+use prost::Message as _;
+
 use crate::{
     metrics::{Lost, Metrics},
     routes::{GatewayKey, Route, Routes},
@@ -90,6 +92,7 @@ impl Gateways {
 #[derive(Default)]
 pub(crate) struct Downs {
     batches: HashMap<GatewayKey, Vec<wire::ToGateway>>,
+    bytes: usize,
 }
 
 impl Downs {
@@ -109,7 +112,13 @@ impl Downs {
         result: client::response::Result,
     ) {
         let response = client::Response { id, result: Some(result) };
+        self.bytes += response.encoded_len();
         self.push(gateway, Message::Response(wire::ClientResponse { handle, response: Some(response) }));
+    }
+
+    /// Bytes of the answers gathered; everything else is small.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Tells the gateway of `route` to close that session and no other.
@@ -124,13 +133,16 @@ impl Downs {
     }
 
     /// Hands everything over. What a link does not take is lost and counted: a notify is repaired by the next
-    /// heartbeat, whoever waits for an answer runs into his deadline and asks again.
-    pub(crate) fn flush(&mut self, gateways: &Gateways) {
+    /// heartbeat, whoever waits for an answer runs into his deadline and asks again. How many were lost.
+    pub(crate) fn flush(&mut self, gateways: &Gateways) -> usize {
+        let mut count = 0;
+        self.bytes = 0;
         for (key, batch) in self.batches.drain() {
             let rest = match gateways.down(&key) {
                 Some(down) => down.send(batch).err().map(|refused| refused.rest).unwrap_or_default(),
                 None => batch,
             };
+            count += rest.len();
             for message in rest {
                 let lost = match message.message {
                     Some(Message::Notify(_)) => Lost::Notify,
@@ -139,6 +151,7 @@ impl Downs {
                 gateways.metrics.lost(lost, 1);
             }
         }
+        count
     }
 }
 

@@ -15,7 +15,7 @@ use berth_proto::{
     client,
     code::{CloseCode, ErrorCode},
     id::{self, SYSTEM_USER},
-    limits, validate,
+    limits, schedule, validate,
 };
 use ring::digest::{Digest, SHA256, digest};
 use serde::{Deserialize, Serialize};
@@ -97,14 +97,20 @@ async fn send(
     Json(mut body): Json<Value>,
 ) -> Result<Response, Problem> {
     let from = match body.get("from") {
-        None => SYSTEM_USER.to_owned(),
+        None | Some(Value::Null) => SYSTEM_USER.to_owned(),
         Some(Value::String(from)) => from.clone(),
         Some(_) => return Err(invalid(&api, "from is not a string")),
     };
     id::check(&from).map_err(|problem| invalid(&api, format!("from {problem}")))?;
+    drop_nulls(&mut body);
     if let Some(fields) = body.as_object_mut() {
         fields.remove("from");
-        if let (false, Some(key)) = (fields.contains_key("clientMsgId"), headers.get("idempotency-key")) {
+        // The default is the same as absent, in this form too.
+        let absent = match fields.get("clientMsgId") {
+            None | Some(Value::Null) => true,
+            Some(given) => given == "",
+        };
+        if let (true, Some(key)) = (absent, headers.get("idempotency-key")) {
             let key = key.to_str().map_err(|_| invalid(&api, "Idempotency-Key is not visible ASCII"))?;
             fields.insert("clientMsgId".to_owned(), key.into());
         }
@@ -119,15 +125,23 @@ async fn send(
     Ok(ok(&response))
 }
 
+/// JSON null is a field's default, which is the same as absent. Bounded by the parser's own depth.
+fn drop_nulls(value: &mut Value) {
+    if let Some(fields) = value.as_object_mut() {
+        fields.retain(|_, field| !field.is_null());
+        fields.values_mut().for_each(drop_nulls);
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct PresenceAsked {
     #[serde(default)]
-    user_ids: Vec<String>,
+    user_ids: Option<Vec<String>>,
 }
 
 async fn presence(State(api): State<Api>, Json(asked): Json<PresenceAsked>) -> Result<Response, Problem> {
-    let wanted = client::PresenceRequest { user_ids: asked.user_ids };
+    let wanted = client::PresenceRequest { user_ids: asked.user_ids.unwrap_or_default() };
     validate::method(&client::request::Method::Presence(wanted.clone()))
         .map_err(|problem| invalid(&api, problem.to_string()))?;
     let found =
@@ -138,7 +152,7 @@ async fn presence(State(api): State<Api>, Json(asked): Json<PresenceAsked>) -> R
 #[derive(Deserialize)]
 struct DisconnectAsked {
     #[serde(default)]
-    reason: String,
+    reason: Option<String>,
 }
 
 /// `POST /v1/users/{userId}:disconnect`: an id may contain colons, so the action is cut off at the end.
@@ -151,22 +165,22 @@ async fn user(
         return Err(refused(&api, ErrorCode::NotFound.error("there is nothing at this path")));
     };
     id::check(user).map_err(|problem| invalid(&api, format!("userId {problem}")))?;
-    if asked.reason.len() > REASON {
-        return Err(invalid(
-            &api,
-            format!("reason is {} bytes; at most {REASON} are allowed", asked.reason.len()),
-        ));
+    let reason = asked.reason.unwrap_or_default();
+    if reason.len() > REASON {
+        let problem = format!("reason is {} bytes; at most {REASON} are allowed", reason.len());
+        return Err(invalid(&api, problem));
     }
     let context = &api.context;
     let found = context.routes.lookup(&[user.to_owned()]).await;
     let routes = found.map_err(|error| refused(&api, context.routes_error(&error)))?.concat();
-    let reason = if asked.reason.is_empty() { "disconnected by the service" } else { &asked.reason };
+    let reason = if reason.is_empty() { "disconnected by the service" } else { &reason };
     let mut downs = Downs::default();
     for route in &routes {
         downs.close(route, CloseCode::Kicked, reason);
     }
-    downs.flush(&context.gateways);
-    Ok(ok(&json!({ "sessions": routes.len() })))
+    // Not those whose gateway is away: they are not closed.
+    let lost = downs.flush(&context.gateways);
+    Ok(ok(&json!({ "sessions": routes.len().saturating_sub(lost) })))
 }
 
 fn ok(body: &impl Serialize) -> Response {
@@ -199,20 +213,29 @@ impl From<client::Error> for Problem {
     }
 }
 
+/// After which a retry is worth it where the error says nothing better, in milliseconds: a restart or a backlog takes
+/// longer, but one try a second costs nobody anything.
+const RETRY_AFTER_MS: u32 = 1000;
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let body = json!({
-            "type": "about:blank",
-            "title": self.status.canonical_reason().unwrap_or_default(),
-            "status": self.status.as_u16(),
-            "detail": self.error.message,
-            "reason": self.error.code,
-            "requestId": format!("{:016x}", rand::random::<u64>()),
-        });
+        let wait = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&self.status);
+        let retry_after_ms = wait.then_some(RETRY_AFTER_MS);
+        let body = schedule::Problem {
+            r#type: "about:blank".to_owned(),
+            title: self.status.canonical_reason().unwrap_or_default().to_owned(),
+            status: self.status.as_u16(),
+            detail: self.error.message,
+            reason: self.error.code,
+            request_id: format!("{:016x}", rand::random::<u64>()),
+            retry_after_ms,
+        };
+        let body = serde_json::to_vec(&body).expect("strings and integers have a JSON form");
         let kind = [(header::CONTENT_TYPE, "application/problem+json")];
-        let mut response = (self.status, kind, body.to_string()).into_response();
-        if self.error.retryable {
-            response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        let mut response = (self.status, kind, body).into_response();
+        if let Some(ms) = retry_after_ms {
+            // In whole seconds, never sooner than said in milliseconds.
+            response.headers_mut().insert(header::RETRY_AFTER, ms.div_ceil(1000).into());
         }
         response
     }

@@ -36,6 +36,15 @@ const TAKE: usize = 256;
 /// Sends awaited at a time: above it the lane takes nothing more until one is answered.
 const AWAITED: usize = 1024;
 
+/// Bytes of answers gathered before they are handed over: a few of the largest (PROTOCOL.md: 1 MiB).
+const GATHERED: usize = 4 * 1024 * 1024;
+
+/// Messages taken up before their answers are handed over and other tasks have their turn: milliseconds of work.
+const STRETCH: usize = 64;
+
+/// Why the older session of a device is closed.
+const REPLACED: &str = "the same device connected again";
+
 /// A message and where it came from.
 pub(crate) struct Arrived {
     pub(crate) gateway: GatewayKey,
@@ -98,7 +107,11 @@ async fn handle(context: &Arc<Context>, taken: &mut Vec<Arrived>, acks: &mut Ack
         // A session's first request comes after its SessionOpened, so opening first overtakes nothing.
         open(context, opens, downs).await;
     }
-    for Arrived { gateway, message } in taken.drain(..) {
+    for (n, Arrived { gateway, message }) in taken.drain(..).enumerate() {
+        if downs.bytes() >= GATHERED || (n > 0 && n % STRETCH == 0) {
+            downs.flush(&context.gateways);
+            tokio::task::yield_now().await;
+        }
         match message {
             Up::Request(request) => take_up(context, gateway, request, acks, downs).await,
             Up::Close(close) => {
@@ -132,13 +145,14 @@ async fn open(context: &Context, opens: Vec<(GatewayKey, wire::OpenSession)>, do
         announced: open.session_epoch,
     });
     let users: Vec<String> = allowed.iter().map(|(_, open)| open.user_id.clone()).collect();
-    let opened = match context.routes.register(openings.collect(), context.now()).await {
-        Ok(opened) => context
-            .store
-            .inbox_seqs(&users)
-            .await
-            .map(|seqs| (opened, seqs))
-            .map_err(|e| context.store_error(&e)),
+    let opened = match context.routes.register(openings.collect(), context.steady_now()).await {
+        Ok(opened) => match context.store.inbox_seqs(&users).await {
+            Ok(seqs) => Ok((opened, seqs)),
+            Err(error) => {
+                take_back(context, &allowed, opened, downs).await;
+                Err(context.store_error(&error))
+            }
+        },
         Err(error) => Err(context.routes_error(&error)),
     };
     let (opened, seqs) = match opened {
@@ -159,6 +173,26 @@ async fn open(context: &Context, opens: Vec<(GatewayKey, wire::OpenSession)>, do
     }
 }
 
+/// Sessions that were registered but cannot be opened: nobody would ever close them. What they replaced is gone all the
+/// same, and its gateway must hear of it.
+async fn take_back(
+    context: &Context,
+    opens: &[(GatewayKey, wire::OpenSession)],
+    opened: Vec<Opened>,
+    downs: &mut Downs,
+) {
+    for ((_, open), opened) in opens.iter().zip(opened) {
+        let Opened::Registered { epoch, replaced } = opened else { continue };
+        if let Some(old) = replaced {
+            context.metrics.sessions_replaced.increment(1);
+            downs.close(&old, CloseCode::SessionReplaced, REPLACED);
+        }
+        if let Err(error) = context.routes.close(&open.user_id, &open.device_id, epoch).await {
+            context.routes_error(&error);
+        }
+    }
+}
+
 fn answer_open(
     context: &Context,
     open: wire::OpenSession,
@@ -171,7 +205,7 @@ fn answer_open(
             context.metrics.sessions_opened.increment(1);
             if let Some(old) = replaced {
                 context.metrics.sessions_replaced.increment(1);
-                downs.close(&old, CloseCode::SessionReplaced, "the same device connected again");
+                downs.close(&old, CloseCode::SessionReplaced, REPLACED);
             }
             wire::SessionOpened {
                 handle: open.handle,

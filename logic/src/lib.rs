@@ -28,6 +28,7 @@ pub mod metrics;
 pub mod queue;
 mod request;
 pub mod routes;
+mod serve;
 mod service;
 pub mod snowflake;
 mod spread;

@@ -18,10 +18,11 @@ use crate::{
     backend::{self, Backends},
     commit::{Commit, CommitError},
     config::{Config, StartError},
-    context::Context,
+    context::{Context, steady_clock},
     gateways::Gateways,
     http, lane,
     metrics::Metrics,
+    serve,
     service::{CONTROLS, LANES, Service},
     spread::Spreads,
     upkeep,
@@ -123,16 +124,18 @@ impl Logic {
             metrics,
             marker: backends.marker.map(Arc::new),
             clock: config.clock.clone(),
+            steady: steady_clock((config.clock)()),
             lease_ms: u32::try_from(config.lease.as_millis()).unwrap_or(u32::MAX),
             most_behind: config.most_behind,
-            behind: AtomicU64::new(0),
+            committed: AtomicU64::new(0),
+            outbox: AtomicU64::new(0),
             troubles: Mutex::default(),
         });
         let mut tasks = Tasks::new();
         // On an early return, too, the tasks end.
         let stop = tasks.stop.clone().drop_guard();
         replay(&context, &mut tasks).await?;
-        let service = serve(&context, &config, listener, &mut tasks)?;
+        let service = begin(&context, &config, listener, &mut tasks)?;
         tracing::info!(id = config.id, %local_addr, inbox_epoch = context.store.inbox_epoch(), "logic serves");
         Ok(Self { context, service, local_addr, stop, tasks })
     }
@@ -196,17 +199,17 @@ async fn replay(context: &Arc<Context>, tasks: &mut Tasks) -> Result<(), StartEr
         let run = spreads.clone().run(worker, context.clone(), stop.clone());
         tasks.spawn_thread(&format!("logic-spread-{worker}"), run)?;
     }
-    spreads.load(context).await?;
+    spreads.load(context, &stop).await?;
     let failed = |error| match error {
         CommitError::Store(error) => StartError::Store(error),
         CommitError::Queue(error) => StartError::Queue(error),
     };
-    let mut commit = Commit::new(context.clone(), spreads).await.map_err(failed)?;
+    let mut commit = Commit::new(context.clone(), spreads, stop).await.map_err(failed)?;
     commit.catch_up().await.map_err(failed)?;
-    tasks.spawn_thread("logic-commit", commit.run(stop))
+    tasks.spawn_thread("logic-commit", commit.run())
 }
 
-fn serve(
+fn begin(
     context: &Arc<Context>,
     config: &Config,
     listener: TcpListener,
@@ -223,18 +226,12 @@ fn serve(
     tasks.spawn(upkeep::control(context.clone(), controls, stop.clone()));
     tasks.spawn(upkeep::leases(context.clone(), stop.clone()));
     let router = http::router(context.clone(), &config.service_key);
-    let stopped = stop.clone().cancelled_owned();
-    tasks.spawn(async move {
-        let server = axum::serve(listener, router).with_graceful_shutdown(stopped);
-        if let Err(error) = server.await {
-            tracing::error!(%error, "the back-end API ended");
-        }
-    });
+    tasks.spawn(serve::serve(listener, router, stop.clone()));
     let sync = upkeep::sync(context.clone(), stop.clone());
     let sweep = upkeep::sweep(context.clone(), config.inbox_lifetime, stop);
-    tasks.spawn_thread("logic-upkeep", async {
-        tokio::join!(sync, sweep);
-    })?;
+    // Apart: what is removed in bulk must not delay the sync that bounds what a power cut costs.
+    tasks.spawn_thread("logic-sync", sync)?;
+    tasks.spawn_thread("logic-sweep", sweep)?;
     let (gateways, metrics) = (context.gateways.clone(), context.metrics.clone());
     Ok(Arc::new(Service { lanes, control, gateways, metrics }))
 }

@@ -84,6 +84,7 @@ pub struct Metrics {
     pub delivered: Counter,
     pub committed: Counter,
     pub poisoned: Counter,
+    pub set_aside: Counter,
     pub commit_lag: Gauge,
     pub outbox: Gauge,
     pub store_sync: Histogram,
@@ -124,6 +125,10 @@ impl Metrics {
             poisoned: counter(
                 "berth_logic_records_poisoned_total",
                 "Queue records set aside because unusable.",
+            ),
+            set_aside: counter(
+                "berth_logic_spread_set_aside_total",
+                "Messages that could not be given to a recipient because a row is damaged, and were set aside.",
             ),
             commit_lag: gauge("berth_logic_commit_lag_records", "Queue records not yet committed."),
             outbox: gauge(

@@ -32,7 +32,8 @@ const SWEEP_ROWS: usize = 500;
 /// Steps of the sweeper that rest after it has seen all users.
 const SWEEP_REST: u32 = 60;
 
-/// Dedup rows removed a step: ten times what one machine accepts in that time on average would be too little by far.
+/// Dedup rows removed a step, once a second: as many as one machine accepts in that time at its best, so that a whole
+/// day's rows go within a day whatever the load was; a batch that holds up the queue's writer for milliseconds.
 const PURGE_ROWS: usize = 20_000;
 
 /// A sync or trim that failed.
@@ -114,9 +115,11 @@ pub(crate) async fn sweep(context: Arc<Context>, lifetime: Duration, stop: Cance
 pub(crate) async fn leases(context: Arc<Context>, stop: CancellationToken) {
     let lease_ms = i64::from(context.lease_ms);
     let mut ticks = ticks(Duration::from_millis(u64::from(context.lease_ms / 10).max(1)));
-    let (mut last, mut not_before) = (context.now(), 0);
+    let mut last = context.steady_now();
+    // Before this served, too, nobody could renew.
+    let mut not_before = last + lease_ms;
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-        let now = context.now();
+        let now = context.steady_now();
         if now - last > lease_ms / 2 {
             not_before = now + lease_ms;
         }
@@ -157,9 +160,9 @@ pub(crate) async fn control(
 
 async fn take_up(context: &Context, control: Control, downs: &mut Downs) -> Result<(), RoutesError> {
     match control {
-        Control::Attached(gateway) => context.routes.attach(&gateway, context.now()).await,
+        Control::Attached(gateway) => context.routes.attach(&gateway, context.steady_now()).await,
         Control::Renew(gateway, renew) => {
-            let forgotten = context.routes.renew(&gateway, context.now()).await?;
+            let forgotten = context.routes.renew(&gateway, renew.sessions, context.steady_now()).await?;
             if forgotten {
                 tracing::warn!(
                     gateway = gateway.id,

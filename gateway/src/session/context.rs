@@ -32,10 +32,10 @@ pub(crate) struct Env {
 const STOP_LINGER_MS: i64 = 300;
 
 impl Env {
-    /// From the last byte written to the peer's end of stream, in milliseconds.
-    pub(super) fn linger_ms(&self) -> i64 {
+    /// For the peer's end of stream, in milliseconds. `written`: nothing is unsent, so only the peer's own end is missing.
+    pub(super) fn linger_ms(&self, written: bool) -> i64 {
         let linger = i64::try_from(self.timeouts.linger.as_millis()).unwrap_or(i64::MAX);
-        if self.stopping { linger.min(STOP_LINGER_MS) } else { linger }
+        if self.stopping && written { linger.min(STOP_LINGER_MS) } else { linger }
     }
 
     pub(super) fn request_timeout_ms(&self) -> i64 {

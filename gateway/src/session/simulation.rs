@@ -250,7 +250,7 @@ impl World {
     fn toggle_blocked(&mut self) {
         self.blocked = !self.blocked;
         if self.blocked {
-            self.session.blocked(self.harness.now);
+            self.harness.with(&mut self.session, |session, cx| session.blocked(cx));
         } else {
             self.harness.with(&mut self.session, |session, cx| session.unblocked(cx, true));
         }

@@ -27,9 +27,9 @@ fn the_linger_counts_from_the_last_byte_taken_up_to_a_cap() {
     let mut session =
         Session::new(harness.now, &harness.env.timeouts, (IpAddr::V4(Ipv4Addr::LOCALHOST), 1).into(), false);
     harness.with(&mut session, |session, cx| session.finish(cx, Closed::Client));
-    session.blocked(harness.now);
+    harness.with(&mut session, |session, cx| session.blocked(cx));
     let decided = harness.now.steady_ms;
-    let linger = harness.env.linger_ms();
+    let linger = harness.env.linger_ms(false);
     harness.now.steady_ms += linger - 1;
     harness.with(&mut session, |session, cx| session.unblocked(cx, false));
     assert_eq!(session.deadline_ms(&harness.env), decided + linger - 1 + linger);
@@ -42,4 +42,26 @@ fn the_linger_counts_from_the_last_byte_taken_up_to_a_cap() {
     harness.now.steady_ms += 1;
     harness.with(&mut session, |session, cx| session.expire(cx));
     assert!(session.gone());
+}
+
+#[test]
+fn at_a_stop_only_who_has_the_whole_goodbye_is_waited_for_less() {
+    let mut harness = simulation::Harness::new(1);
+    let peer = (IpAddr::V4(Ipv4Addr::LOCALHOST), 1).into();
+    let mut session = Session::new(harness.now, &harness.env.timeouts, peer, false);
+    let linger = harness.env.linger_ms(true);
+    harness.with(&mut session, |session, cx| session.finish(cx, Closed::Client));
+    let left = |session: &Session, harness: &simulation::Harness| {
+        session.deadline_ms(&harness.env) - harness.now.steady_ms
+    };
+    assert_eq!(left(&session, &harness), linger);
+    harness.env.stopping = true;
+    harness.with(&mut session, |session, cx| session.evict(cx, 0));
+    assert!(left(&session, &harness) <= 1_000);
+    harness.with(&mut session, |session, cx| session.blocked(cx));
+    assert_eq!(left(&session, &harness), linger, "its goodbye is not written yet");
+    harness.with(&mut session, |session, cx| session.evict(cx, 0));
+    assert_eq!(left(&session, &harness), linger);
+    harness.with(&mut session, |session, cx| session.unblocked(cx, true));
+    assert!(left(&session, &harness) <= 1_000);
 }

@@ -110,14 +110,14 @@ pub(super) async fn check_a_lease_that_ends(place: &dyn Place) {
     let (one, two) = (gateway("g1", 1), gateway("g2", 1));
     for gateway in [&one, &two] {
         routes.attach(gateway, NOW).await.expect("attaches");
-        assert!(!routes.renew(gateway, NOW).await.expect("renews"), "a new boot has nothing to announce");
+        assert!(!routes.renew(gateway, 1, NOW).await.expect("renews"), "a new boot has nothing to announce");
     }
     let mut epochs = Vec::new();
     for n in 0..20 {
         epochs.push(epoch(&routes, opening(&format!("u{n}"), "d", &one, n), NOW).await);
     }
     epoch(&routes, opening("u0", "d2", &two, 1), NOW).await;
-    assert!(!routes.renew(&two, NOW + LEASE_MS - 1).await.expect("renews"));
+    assert!(!routes.renew(&two, 1, NOW + LEASE_MS - 1).await.expect("renews"));
     assert!(routes.expire(NOW + LEASE_MS - 1).await.expect("expires").is_empty(), "not before its time");
     assert_eq!(routes.expire(NOW + LEASE_MS).await.expect("expires"), std::slice::from_ref(&one));
     assert!(routes.expire(NOW + LEASE_MS).await.expect("expires").is_empty(), "once");
@@ -129,10 +129,18 @@ pub(super) async fn check_a_lease_that_ends(place: &dyn Place) {
     let now = NOW + LEASE_MS + 1;
     epoch(&routes, opening("fresh", "d", &one, 99), now).await;
     assert!(live(&routes, "u1").await.is_empty(), "ended routes do not come back by themselves");
-    assert!(routes.renew(&one, now).await.expect("renews"), "forgotten");
-    assert!(!routes.renew(&one, now).await.expect("renews"), "said once");
+    assert!(routes.renew(&one, 1, now).await.expect("renews"), "forgotten");
+    assert!(
+        routes.renew(&one, 1, now).await.expect("renews"),
+        "said until it announces: an answer can be lost"
+    );
     let again = Opening { announced: epochs[1], ..opening("u1", "d", &one, 1) };
     assert_eq!(epoch(&routes, again, now).await, epochs[1]);
+    assert!(!routes.renew(&one, 1, now).await.expect("renews"), "it announces");
+    let bare = gateway("g3", 1);
+    assert!(routes.renew(&bare, 5, now).await.expect("renews"), "never seen, with sessions");
+    assert!(!routes.renew(&bare, 0, now).await.expect("renews"), "it has none any more");
+    assert!(!routes.renew(&bare, 1, now).await.expect("renews"), "new ones were opened here");
     assert_eq!(live(&routes, "u1").await.len(), 1);
 }
 
@@ -146,7 +154,7 @@ pub(super) async fn check_reopening_gives_a_lease_of_grace(place: &dyn Place) {
     let routes = place.routes(later);
     assert!(routes.expire(later + LEASE_MS - 1).await.expect("expires").is_empty(), "nobody could renew");
     assert_eq!(live(&routes, "alice").await.len(), 1);
-    assert!(!routes.renew(&one, later + 1).await.expect("renews"), "not forgotten");
+    assert!(!routes.renew(&one, 1, later + 1).await.expect("renews"), "not forgotten");
     for n in 0..10_050 {
         let next = epoch(&routes, opening("bob", "d", &one, n), later).await;
         assert!(next > highest, "above every epoch before the restart");
@@ -157,7 +165,7 @@ pub(super) async fn check_reopening_gives_a_lease_of_grace(place: &dyn Place) {
     let routes = place.routes(later);
     assert!(live(&routes, "alice").await.is_empty(), "ended stays ended");
     assert!(
-        routes.renew(&one, later).await.expect("renews"),
+        routes.renew(&one, 1, later).await.expect("renews"),
         "and the boot is told, also by the next process"
     );
 }

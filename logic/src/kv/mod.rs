@@ -73,6 +73,11 @@ pub struct KvError {
     pub detail: String,
 }
 
+impl KvError {
+    /// The action of an error that is about one row's content, not about the engine.
+    pub(crate) const DECODE: &str = "decode a row it holds";
+}
+
 /// What a scan does with a row; [`ControlFlow::Break`] ends it.
 pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
 

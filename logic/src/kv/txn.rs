@@ -80,5 +80,5 @@ impl<'k> Txn<'k> {
 
 /// Reads a message that this crate wrote.
 pub(crate) fn decode<M: Message + Default>(bytes: Bytes) -> Result<M, KvError> {
-    M::decode(bytes).map_err(|error| KvError { action: "decode a row it holds", detail: error.to_string() })
+    M::decode(bytes).map_err(|error| KvError { action: KvError::DECODE, detail: error.to_string() })
 }

@@ -99,11 +99,31 @@ pub(super) fn find(view: &dyn View, name: &Name, now_ms: i64) -> Result<Option<S
     Ok(None)
 }
 
-/// Keys of rows in windows that nothing looks at any more: at most `limit`.
-pub(super) fn expired(view: &dyn View, now_ms: i64, limit: usize) -> Result<Vec<Vec<u8>>, KvError> {
+/// Where the next purge goes on, so that it does not walk over the tombstones of those before.
+#[derive(Debug, Default)]
+pub(super) struct Purged {
+    end: [u8; 2],
+    through: Vec<u8>,
+}
+
+/// Keys of rows in windows that nothing looks at any more: at most `limit`, after those that `purged` remembers. It
+/// remembers these then.
+pub(super) fn expired(
+    view: &dyn View,
+    now_ms: i64,
+    limit: usize,
+    purged: &mut Purged,
+) -> Result<Vec<Vec<u8>>, KvError> {
     let end = window(now_ms).saturating_sub(1).to_be_bytes();
+    if purged.end != end {
+        // Once a day from the beginning: a clock that was ahead may have let rows come in behind.
+        *purged = Purged { end, through: Vec::new() };
+    }
+    let mut from = purged.through.clone();
+    // The first key after it.
+    from.push(0);
     let mut keys = Vec::new();
-    view.scan(DEDUP, &[], &end, Direction::Forward, &mut |key, _| {
+    view.scan(DEDUP, &from, &end, Direction::Forward, &mut |key, _| {
         keys.push(key.to_vec());
         if keys.len() < limit {
             std::ops::ControlFlow::Continue(())
@@ -111,6 +131,9 @@ pub(super) fn expired(view: &dyn View, now_ms: i64, limit: usize) -> Result<Vec<
             std::ops::ControlFlow::Break(())
         }
     })?;
+    if let Some(last) = keys.last() {
+        purged.through.clone_from(last);
+    }
     Ok(keys)
 }
 

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::{
     Pending, Poison, Queue, QueueError, Record, Stored,
-    dedup::{self, DEDUP},
+    dedup::{self, DEDUP, Purged},
     fingerprint, partition_of,
     writer::{Ask, Shown, Writer},
 };
@@ -49,6 +49,7 @@ pub struct KvQueue {
     writer: Mutex<Option<JoinHandle<()>>>,
     /// The lowest offset that may still be there, by partition.
     tails: tokio::sync::Mutex<Vec<u64>>,
+    purged: Mutex<Purged>,
 }
 
 impl KvQueue {
@@ -106,6 +107,7 @@ impl KvQueue {
             shown,
             writer: Mutex::new(Some(writer)),
             tails: tokio::sync::Mutex::new(tails),
+            purged: Mutex::default(),
         })
     }
 
@@ -192,7 +194,8 @@ impl Queue for KvQueue {
 
     async fn purge(&self, now_ms: i64, limit: usize) -> Result<usize, QueueError> {
         let kv = self.kv()?;
-        let keys = dedup::expired(&*kv.view(), now_ms, limit)?;
+        let mut purged = self.purged.lock().unwrap_or_else(PoisonError::into_inner);
+        let keys = dedup::expired(&*kv.view(), now_ms, limit, &mut purged)?;
         let gone = keys.len();
         let mut batch = Batch::default();
         for key in keys {

@@ -43,7 +43,7 @@ struct Lease {
     number: u64,
     expires_at_ms: i64,
     ended: bool,
-    /// It ended before; the boot has yet to be told.
+    /// It ended before; the boot has yet to announce its sessions again.
     forgotten: bool,
 }
 
@@ -193,6 +193,17 @@ impl KvRoutes {
         Ok(ended)
     }
 
+    /// Whether the boot has yet to announce its sessions again.
+    fn set_forgotten(&self, table: &mut Table, gateway: &GatewayKey, forgotten: bool) -> Result<(), KvError> {
+        let Some(lease) = table.leases.get_mut(gateway).filter(|lease| lease.forgotten != forgotten) else {
+            return Ok(());
+        };
+        lease.forgotten = forgotten;
+        let mut batch = Batch::default();
+        self.put_lease(&mut batch, gateway, lease, 0);
+        self.kv.write(batch, Durability::Buffered)
+    }
+
     fn open_one(
         &self,
         txn: &mut Txn<'_>,
@@ -252,6 +263,9 @@ impl Routes for KvRoutes {
             self.number(&mut table, needed)?;
             table.next = next;
         }
+        for announced in openings.iter().filter(|opening| opening.announced != 0) {
+            self.set_forgotten(&mut table, &announced.gateway, false)?;
+        }
         let mut txn = Txn::begin(&*self.kv);
         let opened = openings
             .into_iter()
@@ -295,19 +309,15 @@ impl Routes for KvRoutes {
         Ok(rows.into_iter().map(live).collect())
     }
 
-    async fn renew(&self, gateway: &GatewayKey, now_ms: i64) -> Result<bool, RoutesError> {
+    async fn renew(&self, gateway: &GatewayKey, sessions: u64, now_ms: i64) -> Result<bool, RoutesError> {
         let mut table = self.table();
         let unknown = !table.leases.contains_key(gateway);
         self.lease(&mut table, gateway, now_ms)?;
         let Some(lease) = table.leases.get_mut(gateway) else { return Ok(unknown) };
         lease.expires_at_ms = now_ms + self.lease_ms;
-        let forgotten = std::mem::take(&mut lease.forgotten);
-        if forgotten {
-            let mut batch = Batch::default();
-            self.put_lease(&mut batch, gateway, lease, 0);
-            self.kv.write(batch, Durability::Buffered)?;
-        }
-        Ok(forgotten || unknown)
+        let forgotten = sessions > 0 && (lease.forgotten || unknown);
+        self.set_forgotten(&mut table, gateway, forgotten)?;
+        Ok(forgotten)
     }
 
     async fn expire(&self, now_ms: i64) -> Result<Vec<GatewayKey>, RoutesError> {

@@ -80,7 +80,8 @@ pub enum RoutesError {
     Engine(#[from] KvError),
 }
 
-/// A table of routes.
+/// A table of routes. Its times are of a clock that never goes back or jumps while the process runs, and is near the
+/// wall clock, since the moment a lease ended outlives the process.
 #[async_trait]
 pub trait Routes: Send + Sync {
     /// A gateway attached: its lease begins or goes on; leases of other boots of the same gateway id end, since an id
@@ -96,8 +97,9 @@ pub trait Routes: Send + Sync {
     /// The live routes of each user, in order.
     async fn lookup(&self, users: &[String]) -> Result<Vec<Vec<Route>>, RoutesError>;
 
-    /// The boot is alive. Whether its lease had ended before: its sessions are forgotten, it must announce them again.
-    async fn renew(&self, gateway: &GatewayKey, now_ms: i64) -> Result<bool, RoutesError>;
+    /// The boot is alive and holds this many sessions. Whether its lease had ended before: its sessions are forgotten, it
+    /// must announce them again. Said until one was announced, since an answer can be lost; never of no sessions.
+    async fn renew(&self, gateway: &GatewayKey, sessions: u64, now_ms: i64) -> Result<bool, RoutesError>;
 
     /// Ends the leases that were not renewed in time, and with each all its routes; which.
     async fn expire(&self, now_ms: i64) -> Result<Vec<GatewayKey>, RoutesError>;

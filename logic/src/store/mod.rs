@@ -52,6 +52,18 @@ pub enum StoreError {
     Damaged(String),
 }
 
+impl StoreError {
+    /// Whether it is about rows that will never be right again: trying once more cannot help.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Engine(error) => error.action == KvError::DECODE,
+            Self::Damaged(_) => true,
+            Self::Gap { .. } | Self::Ahead { .. } => false,
+        }
+    }
+}
+
 /// What a conversation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -197,6 +209,10 @@ pub trait Store: Send + Sync {
     /// Gives messages to the other members, in the order given (ascending within a conversation), in one atomic step.
     /// A message already given changes nothing.
     async fn spread(&self, work: Vec<Unspread>, now_ms: i64) -> Result<Spread, StoreError>;
+
+    /// Takes a message off the outbox that [`Store::spread`] can never give ([`StoreError::is_damage`]), and keeps its
+    /// outbox row with the reason for the operator; the messages behind it can be given then.
+    async fn set_aside(&self, work: Unspread, reason: String, now_ms: i64) -> Result<(), StoreError>;
 
     /// The newest seq of each user's inbox, in order; 0: it never had a row.
     async fn inbox_seqs(&self, users: &[String]) -> Result<Vec<u64>, StoreError>;

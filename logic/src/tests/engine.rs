@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use crate::kv::{Batch, Durability, Kv, KvError, Memory, View};
+use crate::kv::{Batch, Durability, Kv, KvError, Memory, Space, View};
 
 /// Two databases in memory: what a process sees, and what the disk has.
 pub(super) struct Volatile {
@@ -13,6 +13,7 @@ pub(super) struct Volatile {
     live: Memory,
     disk: Mutex<Disk>,
     fail: AtomicBool,
+    refuse_spread: AtomicBool,
     crashed: AtomicBool,
 }
 
@@ -33,12 +34,17 @@ impl Volatile {
         }
         let disk = Mutex::new(Disk { synced, unsynced: Vec::new() });
         let (fail, crashed) = (AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Self { spaces, live, disk, fail, crashed })
+        Arc::new(Self { spaces, live, disk, fail, refuse_spread: AtomicBool::new(false), crashed })
     }
 
     /// From now on writes and syncs fail, or work again.
     pub(super) fn fail(&self, fail: bool) {
         self.fail.store(fail, Ordering::SeqCst);
+    }
+
+    /// From now on batches that take rows off the outbox fail, or work again.
+    pub(super) fn refuse_spread(&self, refuse: bool) {
+        self.refuse_spread.store(refuse, Ordering::SeqCst);
     }
 
     /// The operating system ends here: nothing later counts. What the disk had, as the next start finds it.
@@ -71,6 +77,12 @@ impl Kv for Volatile {
     fn write(&self, batch: Batch, durability: Durability) -> Result<(), KvError> {
         let mut disk = self.disk.lock().expect("not poisoned");
         self.check("write")?;
+        let spreads = |(space, key, value): &(Space, Vec<u8>, Option<_>)| {
+            *space == Space(2) && key.first() == Some(&b'o') && value.is_none()
+        };
+        if self.refuse_spread.load(Ordering::SeqCst) && batch.writes.iter().any(spreads) {
+            return Err(KvError { action: "write", detail: "spread is refused".to_owned() });
+        }
         disk.unsynced.push(Batch { writes: batch.writes.clone() });
         self.live.write(batch, durability)?;
         if durability == Durability::Synced {
@@ -96,7 +108,7 @@ impl Disk {
 }
 
 fn copy_into(from: &Memory, to: &Memory, spaces: usize) {
-    use crate::kv::{Direction, Space};
+    use crate::kv::Direction;
     let mut batch = Batch::default();
     for space in (0..).take(spaces).map(Space) {
         let visit = &mut |key: &[u8], value: &[u8]| {

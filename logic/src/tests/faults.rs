@@ -5,12 +5,19 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use berth_proto::client::response::Result as Answer;
 
 use super::{
-    DEADLINE, config,
+    DEADLINE, config, counted,
     engine::Volatile,
     gateway::{Gateway, send_to_user},
-    in_memory, over, try_over, until,
+    in_memory, over,
+    recorder::Counting,
+    try_over, until,
 };
-use crate::{Config, Logic, StoreChoice, backend::Marker, store::Epoch};
+use crate::{
+    Config, Logic, StoreChoice,
+    backend::Marker,
+    kv::{Batch, Durability, Kv, Space},
+    store::Epoch,
+};
 
 fn engines() -> (Arc<Volatile>, Arc<Volatile>) {
     (Volatile::new(2), Volatile::new(4))
@@ -78,6 +85,7 @@ async fn a_queue_that_is_older_than_its_store_is_refused() {
     for n in 0..3 {
         alice.sent(&format!("c-{n}"), "bob", "x").await;
     }
+    until("all are committed", async || (alice.messages().await.len() == 3).then_some(())).await;
     logic.stop().await;
     let empty = Volatile::new(2);
     let refused = try_over(config(StoreChoice::Memory), empty, store.clone(), Epoch::Keep, None).await;
@@ -136,6 +144,72 @@ async fn a_store_that_stays_away_bounds_what_is_accepted() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_spread_bounds_what_is_accepted() {
+    let (queue, store) = engines();
+    let config = Config { most_behind: 10, ..config(StoreChoice::Memory) };
+    let logic = over(config, queue, store.clone(), Epoch::Keep).await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let (alice, bob) = (gateway.open("alice", "d", 1).await, gateway.open("bob", "d", 2).await);
+    alice.sent("c", "bob", "before").await;
+    bob.notified(1).await;
+    store.refuse_spread(true);
+    let mut accepted = 1;
+    until("too much waits in the outbox", async || {
+        match alice.send(&format!("c{accepted}"), "bob", "x").await {
+            Answer::Send(_) => accepted += 1,
+            refused => {
+                assert_eq!(code(refused), "RESOURCE_EXHAUSTED");
+                return Some(());
+            }
+        }
+        None
+    })
+    .await;
+    until("it is committed", async || (alice.messages().await.len() == accepted).then_some(())).await;
+    assert_eq!(code(alice.send("more", "bob", "x").await), "RESOURCE_EXHAUSTED", "committed is not arrived");
+    until("it says so, and a sync does not hide it", async || logic.ready().err()).await;
+    store.refuse_spread(false);
+    until("what was accepted arrives", async || (bob.messages().await.len() == accepted).then_some(())).await;
+    until("it works again", async || logic.ready().ok()).await;
+    alice.sent("again", "bob", "x").await;
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn a_damaged_outbox_row_holds_up_nobody() {
+    let (queue, store) = engines();
+    let counting = Counting::default();
+    let logic = counted(&counting, queue, store.clone()).await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let (alice, bob) = (gateway.open("alice", "d", 1).await, gateway.open("bob", "d", 2).await);
+    store.refuse_spread(true);
+    let first = alice.sent("c-1", "bob", "damaged").await;
+    alice.sent("c-2", "bob", "behind it").await;
+    for n in 0..4 {
+        alice.sent(&format!("d-{n}"), &format!("other{n}"), "beside it").await;
+    }
+    until("all are committed", async || (alice.messages().await.len() == 6).then_some(())).await;
+    // Key and value as `store::kv::row` writes them.
+    let key = crate::kv::Key::new(b'o').number(first.conversation_id).number(1);
+    let mut batch = Batch::default();
+    batch.put(Space(2), key, vec![0xff; 5]);
+    store.write(batch, Durability::Buffered).expect("writes");
+    store.refuse_spread(false);
+    let messages = until("what is behind it arrives", async || {
+        Some(bob.messages().await).filter(|messages| !messages.is_empty())
+    })
+    .await;
+    assert_eq!(messages.iter().map(|m| m.body.as_ref()).collect::<Vec<_>>(), [b"behind it"]);
+    for n in 0..4 {
+        let other = gateway.open(&format!("other{n}"), "d", 10 + n).await;
+        until("others have theirs", async || (other.messages().await.len() == 1).then_some(())).await;
+    }
+    until("it works again", async || logic.ready().ok()).await;
+    assert_eq!(counting.counter("berth_logic_spread_set_aside_total"), 1);
+    logic.stop().await;
+}
+
+#[tokio::test]
 async fn a_gateway_that_falls_silent_loses_its_routes_and_announces_them_again() {
     let registry = berth_proto::metric::Registry::new(&metrics::NoopRecorder);
     let short = Config { lease: Duration::from_millis(300), ..config(StoreChoice::Memory) };
@@ -155,6 +229,52 @@ async fn a_gateway_that_falls_silent_loses_its_routes_and_announces_them_again()
     let again = silent.try_open("alice", "d", 1, alice.opened.session_epoch).await;
     assert_eq!((again.error, again.session_epoch), (None, alice.opened.session_epoch));
     assert!(bob.online("alice").await);
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn a_session_that_cannot_be_opened_leaves_no_ghost() {
+    let (queue, store) = engines();
+    let logic = over(config(StoreChoice::Memory), queue, store.clone(), Epoch::Keep).await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let (alice, bob) = (gateway.open("alice", "d", 1).await, gateway.open("bob", "d", 2).await);
+    // A head that cannot be read: the route is written, then the inbox seq is not found.
+    let mut batch = Batch::default();
+    batch.put(Space(2), crate::kv::Key::new(b'h').text("alice"), vec![0xff; 5]);
+    store.write(batch, Durability::Buffered).expect("writes");
+    let refused = gateway.try_open("alice", "d", 3, 0).await;
+    assert_eq!(refused.error.expect("not opened").code, "UNAVAILABLE");
+    assert_eq!(alice.closed().await.code, 4504, "its session was replaced all the same");
+    assert!(!bob.online("alice").await, "nobody holds the session that was not opened");
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_ahead_and_back_does_not_keep_leases_alive() {
+    let ahead = Arc::new(std::sync::atomic::AtomicI64::new(0));
+    let shift = ahead.clone();
+    let system = crate::system_clock();
+    let clock: crate::Clock = Arc::new(move || system() + shift.load(std::sync::atomic::Ordering::SeqCst));
+    let short = Config { lease: Duration::from_millis(300), clock, ..config(StoreChoice::Memory) };
+    let registry = berth_proto::metric::Registry::new(&metrics::NoopRecorder);
+    let logic = Logic::start(short, registry).await.expect("starts");
+    let (silent, lively) = (Gateway::attach(&logic, "g1", 1), Gateway::attach(&logic, "g2", 1));
+    ahead.store(86_400_000, std::sync::atomic::Ordering::SeqCst);
+    silent.open("alice", "d", 1).await;
+    let bob = lively.open("bob", "d", 1).await;
+    silent.renew(1).await;
+    // Some rounds of the task that ends leases must see the clock ahead.
+    for _ in 0..20 {
+        lively.renew(1).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(bob.online("bob").await);
+    ahead.store(0, std::sync::atomic::Ordering::SeqCst);
+    until("her routes end with the lease", async || {
+        lively.renew(1).await;
+        (!bob.online("alice").await).then_some(())
+    })
+    .await;
     logic.stop().await;
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc, Mutex,
-    atomic::{AtomicBool, AtomicU32, Ordering},
+    atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
 };
 
 use berth_proto::{
@@ -21,10 +21,14 @@ struct Received {
     more: Notify,
     /// Notifies are thrown away, as if they had been lost.
     deaf: AtomicBool,
+    /// Bytes of the largest batch that came.
+    largest: AtomicUsize,
 }
 
 impl Link<wire::ToGateway> for Received {
     fn send(&self, batch: Vec<wire::ToGateway>) -> Result<(), Refused<wire::ToGateway>> {
+        let bytes = batch.iter().map(prost::Message::encoded_len).sum();
+        self.largest.fetch_max(bytes, Ordering::SeqCst);
         let mut messages = self.messages.lock().expect("not poisoned");
         for message in batch.into_iter().filter_map(|message| message.message) {
             if !(matches!(message, Down::Notify(_)) && self.deaf.load(Ordering::SeqCst)) {
@@ -65,8 +69,17 @@ impl Gateway {
     }
 
     pub(super) fn say(&self, message: Up) {
-        let batch = vec![wire::ToLogic { message: Some(message) }];
-        self.up.send(batch).expect("there is room");
+        self.say_all(vec![message]);
+    }
+
+    pub(super) fn say_all(&self, messages: Vec<Up>) {
+        let batch = messages.into_iter().map(|message| wire::ToLogic { message: Some(message) });
+        self.up.send(batch.collect()).expect("there is room");
+    }
+
+    /// Bytes of the largest batch that came.
+    pub(super) fn largest_batch(&self) -> usize {
+        self.received.largest.load(Ordering::SeqCst)
     }
 
     /// Takes the first message that `pick` wants, waiting for it.
@@ -134,6 +147,13 @@ impl Gateway {
 impl Session {
     /// Says a request without waiting; its id.
     pub(super) fn say(&self, method: Option<Method>) -> u32 {
+        let (id, request) = self.request(method);
+        self.gateway.say(request);
+        id
+    }
+
+    /// A request to say, and its id.
+    pub(super) fn request(&self, method: Option<Method>) -> (u32, Up) {
         let id = self.gateway.requests.fetch_add(1, Ordering::SeqCst) + 1;
         let request = wire::ClientRequest {
             handle: self.handle,
@@ -142,8 +162,7 @@ impl Session {
             session_epoch: self.opened.session_epoch,
             request: Some(client::Request { id, method }),
         };
-        self.gateway.say(Up::Request(request));
-        id
+        (id, Up::Request(request))
     }
 
     pub(super) async fn answer(&self, id: u32) -> Answer {

@@ -6,8 +6,8 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{KEY, gateway::Gateway, in_memory, until};
-use crate::Logic;
+use super::{KEY, config, engine::Volatile, gateway::Gateway, in_memory, over, until};
+use crate::{Logic, StoreChoice, store::Epoch};
 
 async fn post(logic: &Logic, path: &str, headers: &str, body: &str) -> (u16, Value) {
     let mut stream = TcpStream::connect(logic.local_addr()).await.expect("connects");
@@ -52,6 +52,13 @@ async fn messages_of_the_back_end_arrive() {
     assert_eq!(post(&logic, "/v1/messages", &headers, &body).await.1["duplicate"], json!(true));
     until("once", async || (alice.messages().await.len() == 2).then_some(())).await;
     assert_eq!(alice.messages().await[1].client_msg_id, "k-1");
+    for absent in [json!(null), json!("")] {
+        let body = json!({"from": "bob", "to": {"userId": "alice"}, "clientMsgId": absent, "type": null, "body": "aGk="});
+        let (status, again) = post(&logic, "/v1/messages", &headers, &body.to_string()).await;
+        assert_eq!((status, &again["duplicate"]), (200, &json!(true)), "{body}: {again}");
+    }
+    let body = json!({"from": null, "to": {"userId": "alice"}, "clientMsgId": "n-2"});
+    assert_eq!(ask(&logic, "/v1/messages", body).await.0, 200);
     logic.stop().await;
 }
 
@@ -72,6 +79,23 @@ async fn presence_and_disconnect() {
         assert_eq!((closed.code, closed.reason.as_str()), (4503, "banned"));
         assert_eq!(closed.session_epoch, session.opened.session_epoch);
     }
+    let away = Gateway::attach(&logic, "g2", 1);
+    drop(away.open("a:b", "watch", 3).await);
+    drop(away);
+    let (status, done) = ask(&logic, "/v1/users/a:b:disconnect", json!({"reason": null})).await;
+    assert_eq!((status, &done["sessions"]), (200, &json!(2)), "the watch's gateway cannot be told");
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn what_may_be_tried_again_says_when() {
+    let store = Volatile::new(4);
+    let logic = over(config(StoreChoice::Memory), Volatile::new(2), store.clone(), Epoch::Keep).await;
+    store.fail(true);
+    let body = json!({"to": {"userId": "alice"}, "clientMsgId": "n-1"});
+    let (status, problem) = ask(&logic, "/v1/messages", body).await;
+    assert_eq!((status, &problem["reason"]), (503, &json!("UNAVAILABLE")), "{problem}");
+    assert_eq!(problem["retryAfterMs"], json!(1000));
     logic.stop().await;
 }
 
@@ -98,6 +122,7 @@ async fn what_cannot_be_is_a_problem() {
             "system",
         ),
         ("/v1/presence:batchGet", json!({"userIds": "alice"}), 400, "string"),
+        ("/v1/messages", json!({"to": {"userId": "alice"}, "clientMsgId": null}), 400, "send.clientMsgId"),
         ("/v1/presence:batchGet", json!({"userIds": vec!["u"; 201]}), 400, "presence.userIds"),
         ("/v1/users/alice:disconnect", json!({"reason": "r".repeat(101)}), 400, "reason"),
         ("/v1/users/a%20b:disconnect", json!({}), 400, "userId"),

@@ -10,11 +10,14 @@ mod road;
 
 use std::{sync::Arc, time::Duration};
 
+use berth_proto::metric::Registry;
+
 use crate::{
     Config, Logic, StartError, StoreChoice,
     backend::{Backends, Marker, ROUTES},
     conformance::no_metrics,
     kv::Kv,
+    metrics::Metrics,
     queue::KvQueue,
     routes::KvRoutes,
     store::{Epoch, KvStore},
@@ -44,6 +47,13 @@ pub(super) async fn over(config: Config, queue: Arc<dyn Kv>, store: Arc<dyn Kv>,
     try_over(config, queue, store, epoch, None).await.expect("starts")
 }
 
+/// The same, with metrics that a test reads.
+async fn counted(counting: &recorder::Counting, queue: Arc<dyn Kv>, store: Arc<dyn Kv>) -> Logic {
+    let config = config(StoreChoice::Memory);
+    let metrics = Metrics::new(Registry::new(counting));
+    with(config, queue, store, Epoch::Keep, None, metrics).await.expect("starts")
+}
+
 /// The same, where it may be refused.
 pub(super) async fn try_over(
     config: Config,
@@ -52,7 +62,17 @@ pub(super) async fn try_over(
     epoch: Epoch,
     marker: Option<Marker>,
 ) -> Result<Logic, StartError> {
-    let metrics = no_metrics();
+    with(config, queue, store, epoch, marker, no_metrics()).await
+}
+
+async fn with(
+    config: Config,
+    queue: Arc<dyn Kv>,
+    store: Arc<dyn Kv>,
+    epoch: Epoch,
+    marker: Option<Marker>,
+    metrics: Metrics,
+) -> Result<Logic, StartError> {
     let now = (config.clock)();
     let backends = Backends {
         queue: Arc::new(KvQueue::open(queue, config.partitions, 0, metrics.queue.clone()).expect("opens")),

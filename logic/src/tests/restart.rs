@@ -3,8 +3,9 @@
 use std::{fs, path::Path};
 
 use berth_proto::metric::Registry;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{config, gateway::Gateway, until};
+use super::{KEY, config, gateway::Gateway, until};
 use crate::{Config, Logic, StoreChoice};
 
 async fn start(directory: &Path, boot: &str, partitions: u16) -> Result<Logic, String> {
@@ -54,6 +55,30 @@ async fn a_clean_end_keeps_everything_and_the_epoch() {
     assert!(alice.sent("c-1", "bob", "x").await.duplicate, "names are remembered");
     assert_eq!(alice.messages().await.len(), 3);
     logic.stop().await;
+}
+
+#[tokio::test]
+async fn nobody_outside_can_make_an_end_unclean() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let logic = start(directory.path(), "boot-1", 16).await.expect("starts");
+    let mut slow = Vec::new();
+    for half in ["", "POST /v1/messages HTTP/1.1\r\nHost: lo", &post("Content-Length: 10\r\n\r\n{")] {
+        let mut stream = tokio::net::TcpStream::connect(logic.local_addr()).await.expect("connects");
+        stream.write_all(half.as_bytes()).await.expect("writes");
+        slow.push(stream);
+    }
+    // Answered: so the three before it are taken up too.
+    let mut last = tokio::net::TcpStream::connect(logic.local_addr()).await.expect("connects");
+    let whole = post("Connection: close\r\nContent-Length: 0\r\n\r\n");
+    last.write_all(whole.as_bytes()).await.expect("writes");
+    last.read_to_end(&mut Vec::new()).await.expect("reads");
+    logic.stop().await;
+    assert!(!directory.path().join("open").exists(), "a clean end, whatever half requests were there");
+}
+
+/// The head of a request as far as the service key, then `rest`.
+fn post(rest: &str) -> String {
+    format!("POST /v1/messages HTTP/1.1\r\nHost: logic\r\nAuthorization: Bearer {KEY}\r\n{rest}")
 }
 
 #[tokio::test]

@@ -248,3 +248,24 @@ async fn what_cannot_start_says_why() {
     let store = StoreChoice::Embedded(file.path().to_owned());
     assert!(start(crate::Config { store, ..good }).await.contains("data directory"));
 }
+
+#[tokio::test]
+async fn many_large_answers_are_handed_over_in_parts() {
+    let logic = in_memory().await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let alice = gateway.open("alice", "d", 1).await;
+    let body = "x".repeat(30_000);
+    for n in 0..20 {
+        alice.sent(&format!("c{n}"), "bob", &body).await;
+    }
+    until("all are there", async || (alice.messages().await.len() == 20).then_some(())).await;
+    let pull = || Some(Method::Pull(client::PullRequest { after_seq: 0, limit: 200 }));
+    let (ids, asked): (Vec<_>, Vec<_>) = (0..60).map(|_| alice.request(pull())).unzip();
+    gateway.say_all(asked);
+    for id in ids {
+        assert!(matches!(alice.answer(id).await, Answer::Pull(pulled) if !pulled.items.is_empty()));
+    }
+    let largest = gateway.largest_batch();
+    assert!(largest < 6 * 1024 * 1024, "{largest} bytes of some 30 MiB at once");
+    logic.stop().await;
+}

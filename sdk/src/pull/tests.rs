@@ -1,3 +1,5 @@
+//! The pull state machine: contiguity, gaps, epochs, floors, over random servers.
+
 use proptest::prelude::*;
 use rand::{SeedableRng, rngs::SmallRng};
 

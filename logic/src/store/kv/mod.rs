@@ -132,6 +132,13 @@ impl Store for KvStore {
         Ok(spread)
     }
 
+    async fn set_aside(&self, work: Unspread, reason: String, now_ms: i64) -> Result<(), StoreError> {
+        let _writer = self.write();
+        let mut txn = self.begin();
+        write::set_aside_unspread(&mut txn, work, reason, now_ms)?;
+        txn.commit(Durability::Buffered).map_err(StoreError::from)
+    }
+
     async fn inbox_seqs(&self, users: &[String]) -> Result<Vec<u64>, StoreError> {
         let view = self.kv.view();
         let seq = |user: &String| read::head(&*view, user).map(|head| head.latest_seq);

@@ -173,6 +173,10 @@ pub(super) fn poison(partition: u16, offset: u64) -> Key {
     Key::new(b'x').number(partition.into()).number(offset)
 }
 
+pub(super) fn poison_unspread(conversation_id: u64, seq: u64) -> Key {
+    Key::new(b'y').number(conversation_id).number(seq)
+}
+
 pub(super) fn acked(user: &str, device: &str) -> Key {
     Key::new(b'u').text(user).text(device)
 }

@@ -195,6 +195,21 @@ pub(super) fn spread(txn: &mut Txn<'_>, work: &[Unspread], now_ms: i64) -> Resul
     Ok(done)
 }
 
+/// Moves an outbox row that cannot be given to what was set aside.
+pub(super) fn set_aside_unspread(
+    txn: &mut Txn<'_>,
+    work: Unspread,
+    reason: String,
+    now_ms: i64,
+) -> Result<(), KvError> {
+    let key = row::outbox(work.conversation_id, work.seq);
+    let Some(bytes) = txn.get(STATE, key.bytes())? else { return Ok(()) };
+    txn.remove(STATE, key);
+    let row = PoisonRow { bytes, reason, at_ms: now_ms };
+    txn.put_message(STATE, row::poison_unspread(work.conversation_id, work.seq), &row);
+    Ok(())
+}
+
 /// Moves a member's read mark forward and both counts with it.
 pub(super) fn mark_read(
     txn: &mut Txn<'_>,

@@ -211,12 +211,15 @@ fn an_explanation_tells_every_stage() {
 
 #[test]
 fn an_explanation_of_a_second_try_allows_what_failed() {
-    let world = World { gateways: vec![Spec::of("g1", "stable")], ..World::default() };
+    let ids: Vec<_> = (0..7).map(|n| format!("g{n}")).collect();
+    let gateways = ids.iter().map(|id| Spec::of(id, "stable")).collect();
+    let world = World { gateways, ..World::default() };
     let (fleet, policy) = (world.fleet(), world.policy());
-    let asked = Asked { failed: vec!["g1".to_owned()], ..Asked::default() };
+    let asked = Asked { failed: ids, ..Asked::default() };
     let (decision, seen) = explain(&fleet, &policy, &asked.request(), NOW, &mut rng(1));
     assert!(decision.is_ok() && seen.pools.last().expect("tried twice").allow_failed);
-    assert_eq!(seen.gateways[0].dropped, None, "it was taken");
+    let dropped: Vec<_> = seen.gateways.iter().map(|seen| seen.dropped).collect();
+    assert_eq!(dropped, [None; 7], "five were taken, and the others could have been");
 }
 
 #[test]
