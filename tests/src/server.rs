@@ -277,7 +277,7 @@ impl Drop for Server {
     }
 }
 
-/// The child itself. Never left behind: [`Process::end`] kills and reaps it, and should this process be killed before, a
+/// The child itself. Never left behind: `Process::end` kills and reaps it, and should this process be killed before, a
 /// watchdog does, whose stdin then closes.
 pub struct Process {
     child: Child,
@@ -310,7 +310,7 @@ impl Process {
         Ok(kib * 1024)
     }
 
-    /// Sends a signal by its name without SIG. The child is not reaped before [`Process::end`], so its id is still its own.
+    /// Sends a signal by its name without SIG. The child is not reaped before `Process::end`, so its id is still its own.
     ///
     /// # Errors
     /// When `kill` fails.
