@@ -45,6 +45,8 @@ pub(crate) enum Part {
     Commit,
     /// Spreading by this worker; works again when a step went through and nothing is held back.
     Spread(usize),
+    /// A task that ended though nobody asked it to; only a restart helps.
+    Ended(&'static str),
     /// The store or the routes otherwise; works again when a sync went through.
     Store,
 }
@@ -126,7 +128,7 @@ impl Context {
         self.queue.health()?;
         let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
         match troubles.values().next() {
-            Some(reason) => Err(format!("the store failed: {reason}")),
+            Some(reason) => Err(format!("not everything works: {reason}")),
             None => Ok(()),
         }
     }

@@ -18,7 +18,7 @@ use crate::{
     backend::{self, Backends},
     commit::{Commit, CommitError},
     config::{Config, StartError},
-    context::{Context, steady_clock},
+    context::{Context, Part, steady_clock},
     gateways::Gateways,
     http, lane,
     metrics::Metrics,
@@ -45,6 +45,7 @@ pub struct Logic {
 
 /// What runs, and how it is told to end.
 struct Tasks {
+    context: Arc<Context>,
     stop: CancellationToken,
     /// On the caller's runtime: lanes and whatever else answers somebody.
     tracker: TaskTracker,
@@ -53,22 +54,35 @@ struct Tasks {
 }
 
 impl Tasks {
-    fn new() -> Self {
-        Self { stop: CancellationToken::new(), tracker: TaskTracker::new(), threads: Vec::new() }
+    fn new(context: Arc<Context>) -> Self {
+        let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
+        Self { context, stop, tracker, threads: Vec::new() }
     }
 
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tracker.spawn(task);
+    fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.tracker.spawn(self.watched(name, task));
+    }
+
+    /// The task, and a word to readiness should it end, or panic, though nobody asked it to.
+    fn watched<T>(&self, name: &'static str, task: T) -> impl Future<Output = ()> + Send + use<T>
+    where
+        T: Future<Output = ()> + Send + 'static,
+    {
+        let watch = Watch { context: self.context.clone(), stop: self.stop.clone(), name };
+        async move {
+            let _watch = watch;
+            task.await;
+        }
     }
 
     /// Runs a task on a thread of its own, with the timers of the caller's runtime.
     fn spawn_thread(
         &mut self,
-        name: &str,
+        name: &'static str,
         task: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), StartError> {
         let runtime = tokio::runtime::Handle::current();
-        let task = self.tracker.track_future(task);
+        let task = self.tracker.track_future(self.watched(name, task));
         let thread = std::thread::Builder::new().name(name.to_owned());
         let thread = thread.spawn(move || runtime.block_on(task)).map_err(StartError::Thread)?;
         self.threads.push(thread);
@@ -87,6 +101,21 @@ impl Tasks {
             tokio::task::spawn_blocking(|| self.threads.into_iter().all(|thread| thread.join().is_ok()));
         if !matches!(joined.await, Ok(true)) {
             tracing::error!("a thread of logic had panicked");
+        }
+    }
+}
+
+struct Watch {
+    context: Arc<Context>,
+    stop: CancellationToken,
+    name: &'static str,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if !self.stop.is_cancelled() {
+            let reason = format!("{} ended by itself; restart this process", self.name);
+            self.context.note(Part::Ended(self.name), Err(reason));
         }
     }
 }
@@ -131,7 +160,7 @@ impl Logic {
             outbox: AtomicU64::new(0),
             troubles: Mutex::default(),
         });
-        let mut tasks = Tasks::new();
+        let mut tasks = Tasks::new(context.clone());
         // On an early return, too, the tasks end.
         let stop = tasks.stop.clone().drop_guard();
         replay(&context, &mut tasks).await?;
@@ -197,7 +226,7 @@ async fn replay(context: &Arc<Context>, tasks: &mut Tasks) -> Result<(), StartEr
     let spreads = Arc::new(Spreads::new());
     for worker in spreads.workers() {
         let run = spreads.clone().run(worker, context.clone(), stop.clone());
-        tasks.spawn_thread(&format!("logic-spread-{worker}"), run)?;
+        tasks.spawn_thread("logic-spread", run)?;
     }
     spreads.load(context, &stop).await?;
     let failed = |error| match error {
@@ -218,15 +247,15 @@ fn begin(
     let stop = tasks.stop.clone();
     let lane = |_| {
         let (sender, arrivals) = mpsc::channel(lane::WAITING);
-        tasks.spawn(lane::run(context.clone(), arrivals, stop.clone()));
+        tasks.spawn("a lane", lane::run(context.clone(), arrivals, stop.clone()));
         sender
     };
     let lanes = (0..LANES).map(lane).collect();
     let (control, controls) = mpsc::channel(CONTROLS);
-    tasks.spawn(upkeep::control(context.clone(), controls, stop.clone()));
-    tasks.spawn(upkeep::leases(context.clone(), stop.clone()));
+    tasks.spawn("lease control", upkeep::control(context.clone(), controls, stop.clone()));
+    tasks.spawn("lease expiry", upkeep::leases(context.clone(), stop.clone()));
     let router = http::router(context.clone(), &config.service_key);
-    tasks.spawn(serve::serve(listener, router, stop.clone()));
+    tasks.spawn("the back-end API", serve::serve(listener, router, stop.clone()));
     let sync = upkeep::sync(context.clone(), stop.clone());
     let sweep = upkeep::sweep(context.clone(), config.inbox_lifetime, stop);
     // Apart: what is removed in bulk must not delay the sync that bounds what a power cut costs.

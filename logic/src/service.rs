@@ -138,7 +138,9 @@ impl Link<wire::ToLogic> for UpLink {
         match reason {
             None => Ok(()),
             Some(reason) => {
-                self.metrics.lane_full.increment(rest.len() as u64);
+                if reason == RefusedReason::Full {
+                    self.metrics.lane_full.increment(rest.len() as u64);
+                }
                 Err(Refused { rest, reason })
             }
         }

@@ -206,9 +206,14 @@ impl Queue for KvQueue {
     }
 
     fn health(&self) -> Result<(), String> {
-        match self.shown.failed() {
-            Some(reason) => Err(format!("the ingest queue stopped accepting: {reason}")),
-            None => Ok(()),
+        if let Some(reason) = self.shown.failed() {
+            return Err(format!("the ingest queue stopped accepting: {reason}"));
+        }
+        match &*self.asks.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(asks) if asks.is_closed() => {
+                Err("the ingest queue's writer thread ended; restart this process".to_owned())
+            }
+            _ => Ok(()),
         }
     }
 

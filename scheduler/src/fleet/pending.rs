@@ -84,7 +84,7 @@ pub struct Pending {
 
 impl Pending {
     /// Counts an assignment of a user to a gateway of `fleet`, under its schedule id. Of one user's at most
-    /// [`MAX_OF_USER`] count: a newer one ends the oldest.
+    /// `MAX_OF_USER` count: a newer one ends the oldest.
     pub fn assign(&mut self, fleet: &Fleet, gateway: u32, user_id: &str, schedule_id: u64, now_ms: i64) {
         while self.order.len() >= MAX_PENDING {
             self.drop_oldest(|counts| &mut counts.evicted);

@@ -76,6 +76,15 @@ impl KvStore {
     fn begin(&self) -> Txn<'_> {
         Txn::begin(&*self.kv)
     }
+
+    /// Removes at most `most` of a user's rows from before; others write between two such steps.
+    fn expire(&self, user: &str, before_ms: i64, most: usize) -> Result<u64, StoreError> {
+        let _writer = self.write();
+        let mut txn = self.begin();
+        let gone = write::expire(&mut txn, user, before_ms, most)?;
+        txn.commit(Durability::Buffered)?;
+        Ok(gone)
+    }
 }
 
 #[async_trait]
@@ -201,11 +210,23 @@ impl Store for KvStore {
     ) -> Result<Swept, StoreError> {
         let found = read::users(&*self.kv.view(), after.as_deref(), users)?;
         let mut swept = Swept::default();
+        let budget = users * rows;
+        let mut done = after.unwrap_or_default();
         for user in &found {
-            let _writer = self.write();
-            let mut txn = self.begin();
-            swept.rows += write::expire(&mut txn, user, before_ms, rows)?;
-            txn.commit(Durability::Buffered)?;
+            loop {
+                let most = rows.min(budget - swept.rows as usize);
+                let gone = self.expire(user, before_ms, most)?;
+                swept.rows += gone;
+                if gone < most as u64 {
+                    break;
+                }
+                if swept.rows as usize == budget {
+                    // He has more: the next step begins with him.
+                    swept.next = Some(done);
+                    return Ok(swept);
+                }
+            }
+            done.clone_from(user);
         }
         swept.next = if found.len() < users { None } else { found.into_iter().next_back() };
         Ok(swept)
