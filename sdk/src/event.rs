@@ -10,7 +10,8 @@ use thiserror::Error;
 
 use crate::transport::Transport;
 
-/// What happened, in the order in which it happened.
+/// What happened, in the order in which this device learns of it. Each conversation is in its own order of seqs, but for the
+/// user's own messages: their rows come at once, so one may precede a message of the other side with a lower seq.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// A gateway welcomed this device. After a redirect no [`Event::Disconnected`] comes before it.
