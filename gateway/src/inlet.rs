@@ -32,8 +32,10 @@ pub(crate) enum Delivery {
     Drain,
     /// Say goodbye and end.
     Stop,
-    /// The logic with that index forgot this gateway's sessions.
+    /// The logic with that index forgot this gateway's sessions, or may have missed what was said of them.
     Reannounce(u8),
+    /// The link to the logic with that index broke: what is not answered by now will not be.
+    Unanswered(u8),
 }
 
 /// What waits for a worker.
@@ -137,6 +139,23 @@ impl Link<ToGateway> for LogicDown {
     fn connected(&self) -> bool {
         self.shared.strong_count() > 0
     }
+
+    /// After a break both sides may have missed something: the lease is renewed at once, and every session is announced
+    /// again, which writes its route, reads its inbox seq, and tells of a newer session of the same device.
+    fn network(&self, up: bool) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let tell = |delivery: fn(u8) -> Delivery| {
+            shared.inlets.iter().for_each(|inlet| inlet.send(delivery(self.index)));
+        };
+        if up {
+            shared.mailbox.attached(self.index);
+            tell(Delivery::Reannounce);
+        } else {
+            tell(Delivery::Unanswered);
+            // Readiness may have changed.
+            shared.mailbox.poke();
+        }
+    }
 }
 
 impl LogicDown {
@@ -207,6 +226,13 @@ impl Link<FromScheduler> for SchedulerDown {
 
     fn connected(&self) -> bool {
         self.shared.strong_count() > 0
+    }
+
+    /// A scheduler that has just started learns of this gateway at once rather than at the next report.
+    fn network(&self, up: bool) {
+        if up && let Some(shared) = self.shared.upgrade() {
+            shared.mailbox.poke();
+        }
     }
 }
 

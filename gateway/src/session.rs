@@ -294,6 +294,30 @@ impl Session {
         }
     }
 
+    /// Whether something of this connection waits for an answer of the logic with that index.
+    pub(crate) fn waits_for(&self, logic: u8) -> bool {
+        match &self.stage {
+            Stage::Arriving(arriving) => arriving.opens_at(logic),
+            Stage::Identified(session) => session.waits_for(logic),
+            Stage::Closing { .. } | Stage::Gone => false,
+        }
+    }
+
+    /// The link to its logic broke: the answers it waits for will not come.
+    pub(crate) fn unanswered(&mut self, cx: &mut Cx<'_>) {
+        match &mut self.stage {
+            Stage::Arriving(_) => {
+                let goodbye = Goodbye::overloaded(cx.rng).because("the link to logic broke");
+                self.close(cx, goodbye);
+            }
+            Stage::Identified(session) => {
+                session.give_up(cx, self.wire, "the link to logic broke before it answered");
+                self.leave_when_answered(cx);
+            }
+            Stage::Closing { .. } | Stage::Gone => {}
+        }
+    }
+
     /// No scheduler took the question where the connection belongs.
     pub(crate) fn redirect_refused(&mut self, cx: &mut Cx<'_>) {
         if let Stage::Arriving(arriving) = &self.stage
@@ -324,7 +348,7 @@ impl Session {
     /// The gateway is about to end: says so to each request that waits, and 4001.
     pub(crate) fn dismiss(&mut self, cx: &mut Cx<'_>, retry_after_ms: u32) {
         if let Stage::Identified(session) = &mut self.stage {
-            session.give_up(cx, self.wire);
+            session.give_up(cx, self.wire, "the gateway stops before logic answered");
         }
         self.evict(cx, retry_after_ms);
     }

@@ -115,7 +115,7 @@ fn request(id: u32) -> ToLogic {
 
 fn close(session_epoch: u64) -> ToLogic {
     let (user_id, device_id) = ("alice".into(), "d".into());
-    to_logic(to_logic::Message::Close(wire::CloseSession { user_id, device_id, session_epoch }))
+    to_logic(to_logic::Message::Close(wire::CloseSession { user_id, device_id, session_epoch, handle: 0 }))
 }
 
 fn to_logic(message: to_logic::Message) -> ToLogic {

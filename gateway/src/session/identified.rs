@@ -74,7 +74,13 @@ impl Identity {
             user_id: self.user().to_owned(),
             device_id: self.device().to_owned(),
             session_epoch,
+            handle: 0,
         }
+    }
+
+    /// Closes the session that logic may have opened for the connection with that handle, without ever saying so.
+    pub(crate) fn close_unopened(&self, handle: u64) -> link::CloseSession {
+        link::CloseSession { handle, ..self.close(0) }
     }
 
     fn end(&self, index: usize) -> usize {
@@ -304,11 +310,16 @@ impl Identified {
         self.leaving.get_or_insert(retry_after_ms);
     }
 
-    /// Answers what is in flight without logic's answer.
-    pub(super) fn give_up(&mut self, cx: &mut Cx<'_>, wire: Wire) {
+    /// Whether a request waits for the logic with that index.
+    pub(super) fn waits_for(&self, logic: u8) -> bool {
+        self.logic == logic && self.in_flight.len() > 0
+    }
+
+    /// Answers what is in flight without logic's answer; `why` nobody waits for that.
+    pub(super) fn give_up(&mut self, cx: &mut Cx<'_>, wire: Wire, why: &str) {
         while let Some(waiting) = self.in_flight.remove_older(i64::MAX) {
             cx.env.metrics.requests.in_flight.decrement(1.0);
-            let message = "the gateway stops before logic answered; the outcome is unknown".to_owned();
+            let message = format!("{why}; the outcome is unknown");
             refuse(cx, wire, waiting.id, RequestRefused::Unavailable, ErrorCode::Unavailable, message);
         }
     }

@@ -45,6 +45,7 @@ impl Worker {
             Delivery::Drain => self.begin_eviction(),
             Delivery::Stop => self.begin_stop(),
             Delivery::Reannounce(logic) => self.begin_reannouncing(logic),
+            Delivery::Unanswered(logic) => self.give_up_on(logic),
         }
     }
 
@@ -61,6 +62,27 @@ impl Worker {
         if !found && late {
             self.shared.metrics.requests.late_responses.increment(1);
         }
+    }
+
+    /// The link to that logic broke: whoever waits for its answer is told at once. A session that it may have opened is to
+    /// be closed when it is back, whatever its epoch.
+    fn give_up_on(&mut self, logic: u8) {
+        let waiting: Vec<Place> = self
+            .table
+            .iter()
+            .filter(|(_, connection)| connection.session.waits_for(logic))
+            .map(|(place, _)| place)
+            .collect();
+        for place in waiting {
+            self.with(place, |session, cx| session.unanswered(cx));
+        }
+        let outlet = &mut self.outlet;
+        self.orphans.retain(|handle, (orphan, _)| {
+            if orphan.logic == logic {
+                outlet.close_later(logic, orphan.identity.close_unopened(*handle));
+            }
+            orphan.logic != logic
+        });
     }
 
     /// Logic opened a session whose connection has gone: nobody else will close it.

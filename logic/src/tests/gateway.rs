@@ -263,6 +263,7 @@ impl Session {
             user_id: self.user.clone(),
             device_id: self.device.clone(),
             session_epoch: self.opened.session_epoch,
+            handle: 0,
         }));
     }
 
