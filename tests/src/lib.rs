@@ -11,6 +11,7 @@ pub mod load;
 pub mod log;
 pub mod metrics;
 pub mod powercut;
+pub mod proxy;
 pub mod raw;
 pub mod server;
 pub mod tokens;
