@@ -33,6 +33,11 @@ impl Server {
         Ok(())
     }
 
+    /// Sets an environment variable for what is started from now on.
+    pub fn env(&mut self, name: &str, value: &str) {
+        self.change(&[(name, value)]);
+    }
+
     /// SIGKILL of one role, now; returns when the process is gone. Its log up to here is checked.
     pub fn kill9_role(&mut self, role: Role) {
         if let Some(process) = self.processes.remove(&role) {

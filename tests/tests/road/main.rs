@@ -1,5 +1,6 @@
 //! The behaviours of the running system, a module each, against the real binary.
 
+mod apart;
 mod backend;
 mod catch_up;
 mod cli;

@@ -86,7 +86,8 @@ fn form(command: &str) -> anyhow::Result<Form> {
 
 fn run(server: &Server, script: &str) -> anyhow::Result<Output> {
     let at = &server.at;
-    let ports = [("7700", &at.scheduler), ("7702", &at.admin), ("7720", &at.logic)];
+    let admin = at.admin.to_string();
+    let ports = [("7700", &at.scheduler), ("7702", &admin), ("7720", &at.logic)];
     let mut script = script.to_owned();
     for (port, ours) in ports {
         script = script.replace(&format!("http://127.0.0.1:{port}"), ours);
@@ -115,7 +116,8 @@ async fn every_command_of_the_readme_works() -> TestResult {
     let text = std::fs::read_to_string(root().join("README.md")).context("README.md")?;
     let blocks = blocks(&text);
     ensure!(!blocks.is_empty(), "README.md shows no command");
-    let server = Server::start(Options::default()).await?;
+    // The commands are those for `berth dev`.
+    let server = Server::start(Options::default().one()).await?;
     let (mut dev, mut tests) = (false, false);
     for block in blocks {
         let mut script = String::new();

@@ -75,6 +75,12 @@ impl FakeLogic {
         down.send(batch).expect("the gateway takes everything");
     }
 
+    /// The network to it breaks, or is there again.
+    pub fn network(&self, up: bool) {
+        let down = self.state().down.clone().expect("attached");
+        down.network(up);
+    }
+
     pub fn notify(&self, handle: u64, inbox_seq: u64) {
         self.send(vec![notify(handle, inbox_seq, Vec::new())]);
     }
