@@ -8,7 +8,7 @@ use berth_proto::{
     metric::Registry,
     ticket::TicketSigner,
     wire::{
-        AttachGateway, FromScheduler, InboxesRefreshed, NotifyConnection, SessionOpened, TicketKeys,
+        AttachGateway, FromScheduler, NotifyConnection, NotifyConnections, SessionOpened, TicketKeys,
         ToGateway, ToLogic, ToScheduler, from_scheduler, to_gateway, to_logic,
     },
 };
@@ -61,12 +61,10 @@ struct Logic {
 impl Logic {
     fn notify_all(&self, inbox_seq: u64) {
         let handles = self.handles.lock().expect("no panic");
-        let notify =
-            |handle: &u64| NotifyConnection { handle: *handle, inbox_seq, conversations: Vec::new() };
-        let batch =
-            handles.iter().map(notify).map(|n| ToGateway { message: Some(to_gateway::Message::Notify(n)) });
+        let mut batch = NotifyConnections::with_capacity(handles.len());
+        handles.iter().for_each(|handle| batch.push(*handle, inbox_seq));
         let down = self.down.lock().expect("no panic").clone().expect("attached");
-        down.send(batch.collect()).expect("taken");
+        down.send(vec![ToGateway { message: Some(to_gateway::Message::Notify(batch)) }]).expect("taken");
     }
 }
 
@@ -96,7 +94,7 @@ impl Link<ToLogic> for Up {
                     .inboxes
                     .iter()
                     .map(|query| NotifyConnection { handle: query.handle, ..NotifyConnection::default() });
-                Some(to_gateway::Message::Refreshed(InboxesRefreshed { inboxes: inboxes.collect() }))
+                Some(to_gateway::Message::Refreshed(inboxes.collect()))
             }
             _ => None,
         };
