@@ -142,6 +142,7 @@ pub(crate) struct Metrics {
     pub(crate) handshake_seconds: Histogram,
     pub(crate) accept_errors: Counter,
     pub(crate) worker_stalls: Counter,
+    pub(crate) worker_turn_seconds: Histogram,
     pub(crate) traffic: Traffic,
     pub(crate) requests: Requests,
     pub(crate) links: Links,
@@ -178,6 +179,7 @@ impl Metrics {
         let closed =
             "Connections ended, by close code; client: it left; lost: reset; http: it opened no WebSocket.";
         let stalls = "Times a worker did not come around for 5 s.";
+        let turns = "What a worker does at one wake-up: so long everybody else of that worker waits.";
         let errors = "Failed accepts: descriptors or kernel memory ran out.";
         let steps = "Connections that came so far on their way to a session.";
         let timeouts = "Connections closed for silence.";
@@ -190,6 +192,7 @@ impl Metrics {
             handshake_seconds: r.seconds("berth_gateway_handshake_seconds", "From accept to welcome.", &[]),
             accept_errors: r.counter("berth_gateway_accept_errors_total", errors, &[]),
             worker_stalls: r.counter("berth_gateway_worker_stalls_total", stalls, &[]),
+            worker_turn_seconds: r.seconds("berth_gateway_worker_turn_seconds", turns, &[]),
             traffic: Traffic::new(r),
             requests: Requests::new(r),
             links: Links::new(r),

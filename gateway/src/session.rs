@@ -3,6 +3,7 @@
 
 mod arriving;
 mod context;
+mod frames;
 mod goodbye;
 mod identified;
 mod in_flight;
@@ -31,6 +32,7 @@ use crate::{
 };
 use arriving::Arriving;
 pub(crate) use context::{Cx, Env, Orphan, Ups};
+pub(crate) use frames::Frames;
 pub(crate) use goodbye::Goodbye;
 use identified::Identified;
 pub(crate) use identified::Identity;
@@ -211,11 +213,10 @@ impl Session {
                 }
             }
             to_gateway::Message::Close(close) => self.on_close(cx, close),
-            to_gateway::Message::Notify(notify) => {
-                self.notify(cx, notify.inbox_seq, &notify.conversations);
-            }
             // For the worker and the supervisor, not for one connection.
-            to_gateway::Message::Refreshed(_) | to_gateway::Message::Lease(_) => {}
+            to_gateway::Message::Notify(_)
+            | to_gateway::Message::Refreshed(_)
+            | to_gateway::Message::Lease(_) => {}
         }
     }
 
@@ -265,6 +266,22 @@ impl Session {
     pub(crate) fn write_pending(&mut self, cx: &mut Cx<'_>) {
         if let Stage::Identified(session) = &mut self.stage {
             session.write_pending(cx, self.wire);
+        }
+    }
+
+    /// The frame of the notify that is pending, if it is about the inbox alone: most are. [`Session::told_inbox`] follows
+    /// once it is written.
+    pub(crate) fn inbox_notify<'a>(&self, frames: &'a mut Frames) -> Option<&'a [u8]> {
+        match &self.stage {
+            Stage::Identified(session) => frames.notify(self.wire, session.inbox_to_tell()?),
+            _ => None,
+        }
+    }
+
+    /// The frame that [`Session::inbox_notify`] gave is on its way.
+    pub(crate) fn told_inbox(&mut self) {
+        if let Stage::Identified(session) = &mut self.stage {
+            session.told_inbox();
         }
     }
 
@@ -380,6 +397,11 @@ impl Session {
             self.blocked_ms = cx.now.steady_ms;
             self.linger(cx);
         }
+    }
+
+    /// Whether the peer still has to take what was written before.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.blocked_ms > 0
     }
 
     /// The peer took some of what was unsent; `all`: nothing is unsent any more.

@@ -291,15 +291,8 @@ async fn refresh_inboxes(
         refresh.inboxes.into_iter().map(|query| (query.handle, query.user_id)).unzip();
     match context.store.inbox_seqs(&users).await {
         Ok(seqs) => {
-            let inboxes = handles.into_iter().zip(seqs);
-            let inboxes = inboxes
-                .map(|(handle, inbox_seq)| wire::NotifyConnection {
-                    handle,
-                    inbox_seq,
-                    conversations: Vec::new(),
-                })
-                .collect();
-            downs.push(&gateway, Down::Refreshed(wire::InboxesRefreshed { inboxes }));
+            let refreshed = wire::NotifyConnections { handles, inbox_seqs: seqs, others: Vec::new() };
+            downs.push(&gateway, Down::Refreshed(refreshed));
         }
         // The next heartbeat asks again.
         Err(error) => drop(context.store_error(&error)),

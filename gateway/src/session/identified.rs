@@ -305,6 +305,15 @@ impl Identified {
         }
     }
 
+    /// The inbox seq to tell, if that is all there is to tell.
+    pub(super) fn inbox_to_tell(&self) -> Option<u64> {
+        self.outlook.inbox_to_tell()
+    }
+
+    pub(super) fn told_inbox(&mut self) {
+        self.outlook.told_inbox();
+    }
+
     pub(super) fn leave(&mut self, retry_after_ms: u32) {
         // A stop after a drain finds it on its way.
         self.leaving.get_or_insert(retry_after_ms);

@@ -2,6 +2,7 @@
 
 mod bounds;
 mod churn;
+mod delivery;
 mod errors;
 mod handshake;
 mod lifecycle;
