@@ -89,6 +89,13 @@ pub struct Assembly {
     bytes: Vec<u8>,
 }
 
+impl Assembly {
+    /// Bytes of memory held.
+    pub fn memory(&self) -> usize {
+        self.bytes.capacity()
+    }
+}
+
 struct Header {
     last: bool,
     opcode: Opcode,

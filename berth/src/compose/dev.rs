@@ -202,6 +202,7 @@ fn gateway_config(config: &Config) -> berth_gateway::Config {
         capacity: (gateway.capacity > 0).then_some(gateway.capacity),
         handshakes_per_second: gateway.handshakes_per_second,
         heartbeat: heartbeat(config),
+        limits: gateway.limits(),
         ..berth_gateway::Config::new(gateway.id.clone(), gateway.listen)
     }
 }
@@ -221,6 +222,7 @@ fn logic_config(config: &Config, auth: &Auth, data_dir: &Path) -> anyhow::Result
         listen: logic.listen,
         inbox_lifetime: Duration::from_secs(u64::from(logic.inbox_lifetime_hours) * 3_600),
         partitions: logic.partitions,
+        sessions_per_user: usize::try_from(logic.sessions_per_user).unwrap_or(usize::MAX),
         os_boot_id,
         ..berth_logic::Config::new(logic.id.clone(), store, auth.service_key.clone())
     })

@@ -5,5 +5,6 @@ mod churn;
 mod errors;
 mod handshake;
 mod lifecycle;
+mod limits;
 mod road;
 mod support;
