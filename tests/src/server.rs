@@ -27,6 +27,7 @@ pub struct Options {
     expected: Vec<String>,
     makes_its_own_keys: bool,
     on_a_disk_that_can_fail: bool,
+    descriptors: Option<u32>,
 }
 
 impl Options {
@@ -62,6 +63,13 @@ impl Options {
     #[must_use]
     pub fn own_keys(mut self) -> Self {
         self.makes_its_own_keys = true;
+        self
+    }
+
+    /// Started with so many descriptors, soft and hard (`ulimit -n`).
+    #[must_use]
+    pub fn descriptors(mut self, limit: u32) -> Self {
+        self.descriptors = Some(limit);
         self
     }
 
@@ -381,7 +389,10 @@ pub fn binary() -> anyhow::Result<PathBuf> {
 /// # Errors
 /// As [`binary`].
 pub fn berth() -> anyhow::Result<Command> {
-    let mut command = Command::new(binary()?);
+    plain(Command::new(binary()?))
+}
+
+fn plain(mut command: Command) -> anyhow::Result<Command> {
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("BERTH_")) {
         command.env_remove(name);
     }
@@ -390,7 +401,15 @@ pub fn berth() -> anyhow::Result<Command> {
 }
 
 fn command(options: &Options, folder: &Path) -> anyhow::Result<Command> {
-    let mut command = berth()?;
+    let mut command = match options.descriptors {
+        None => berth()?,
+        Some(limit) => {
+            // prlimit(1) becomes the server, with the same process id.
+            let mut command = plain(Command::new("prlimit"))?;
+            command.arg(format!("--nofile={limit}:{limit}")).arg(binary()?);
+            command
+        }
+    };
     command.arg("dev").arg("--json").arg("--data-dir").arg(folder.join("data"));
     for port in ["scheduler", "gateway", "logic", "admin"] {
         command.args([&format!("--{port}-listen"), "127.0.0.1:0"]);
