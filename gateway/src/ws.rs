@@ -272,4 +272,6 @@ fn close_code(payload: &[u8]) -> Result<Option<u16>, WsError> {
 }
 
 #[cfg(test)]
+// By its path, so that the echo example finds this file whole.
+#[path = "ws/tests.rs"]
 mod tests;
