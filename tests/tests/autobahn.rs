@@ -69,3 +69,49 @@ fn run(address: &str, include: &[&str]) -> anyhow::Result<Vec<(String, String)>>
     let behaviour = |case: &serde_json::Value| case["behavior"].as_str().unwrap_or("none").to_owned();
     Ok(cases.iter().map(|(case, result)| (case.clone(), behaviour(result))).collect())
 }
+
+/// The cases that behaved so, joined.
+fn of(cases: &[(String, String)], behaviour: &str) -> Vec<String> {
+    cases.iter().filter(|(_, was)| was == behaviour).map(|(case, _)| case.clone()).collect()
+}
+
+#[test]
+fn every_case_passes() -> TestResult {
+    let echo = Echo::start(None)?;
+    let cases = run(&echo.address, &[])?;
+    let (ok, late, told) = (of(&cases, "OK"), of(&cases, "NON-STRICT"), of(&cases, "INFORMATIONAL"));
+    figure(&format!(
+        "Autobahn without compression: {} cases: {} OK, {} informational, {} non-strict ({})",
+        cases.len(),
+        ok.len(),
+        told.len(),
+        late.len(),
+        late.join(", ")
+    ));
+    let others: Vec<_> = cases
+        .iter()
+        .filter(|(_, was)| !["OK", "NON-STRICT", "INFORMATIONAL"].contains(&was.as_str()))
+        .collect();
+    ensure!(cases.len() >= 300, "{} cases", cases.len());
+    ensure!(others.is_empty(), "{others:?}");
+    // Text that is wrong in its first fragment is refused when the message is whole, not at once.
+    ensure!(late.iter().all(|case| case.starts_with("6.4.")), "{late:?}");
+    Ok(())
+}
+
+#[test]
+fn a_codec_with_a_check_taken_away_fails_the_cases_of_that_check() -> TestResult {
+    for (broken, section, others, least) in [("utf8", "6.", "3.*", 70), ("reserved", "3.", "6.*", 6)] {
+        let echo = Echo::start(Some(broken))?;
+        let cases = run(&echo.address, &[&format!("{section}*"), others])?;
+        let failed = of(&cases, "FAILED");
+        figure(&format!(
+            "Autobahn without the check of {broken}: {} of {} cases fail",
+            failed.len(),
+            cases.len()
+        ));
+        ensure!(failed.len() >= least, "{broken}: only {failed:?}");
+        ensure!(failed.iter().all(|case| case.starts_with(section)), "{broken}: {failed:?}");
+    }
+    Ok(())
+}
