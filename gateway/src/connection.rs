@@ -7,7 +7,10 @@ use std::{
 
 use mio::net::TcpStream;
 
-use crate::session::{Cx, Frames, Session, Stop};
+use crate::{
+    guard::Network,
+    session::{Cx, Frames, Session, Stop},
+};
 
 /// Reads of one connection before the others have their turn: one fills the scratch buffer, which holds the largest frame.
 const READS_PER_TURN: usize = 1;
@@ -34,6 +37,10 @@ pub(crate) struct Connection {
     pub(crate) dirty: bool,
     /// Listed to be settled because it has more to read.
     pub(crate) again: bool,
+    /// Counted among those who still have to say hello, with so many bytes kept.
+    pub(crate) pending: Option<u32>,
+    /// Counted among the connections of this network.
+    pub(crate) network: Option<Network>,
 }
 
 struct Held {
@@ -92,6 +99,8 @@ impl Connection {
             full: false,
             dirty: false,
             again: false,
+            pending: None,
+            network: None,
         }
     }
 
@@ -260,6 +269,11 @@ impl Connection {
         }
     }
 
+    /// Bytes of memory held for input: an incomplete frame, and fragments of a message.
+    pub(crate) fn input_memory(&self) -> usize {
+        self.input.as_ref().map_or(0, |held| held.bytes.capacity()) + self.session.assembled()
+    }
+
     fn write_held(&mut self, cx: &mut Cx<'_>) {
         let Some(held) = &mut self.output else { return };
         match write(&mut self.stream, &held.bytes[held.done..]) {
@@ -279,14 +293,6 @@ impl Connection {
                 self.session.peer_gone(cx, true);
             }
         }
-    }
-}
-
-#[cfg(test)]
-impl Connection {
-    /// Bytes of memory held for input.
-    pub(crate) fn input_memory(&self) -> usize {
-        self.input.as_ref().map_or(0, |held| held.bytes.capacity())
     }
 }
 

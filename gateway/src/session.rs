@@ -27,7 +27,7 @@ use link::{to_gateway, to_logic};
 use crate::{
     clock::Now,
     config::Timeouts,
-    metrics::{Closed, FrameIn},
+    metrics::{Closed, FrameIn, Limited},
     ws::{self, Event},
 };
 use arriving::Arriving;
@@ -45,6 +45,9 @@ const OUTPUT_PAUSE: usize = 64 * 1024;
 /// A peer that takes its last bytes slowly has so many lingers for all of them: half a minute at the default, in which
 /// even a bad mobile link takes the few frames that were unsent.
 const LINGERS: i64 = 6;
+
+/// Who is closed with 4007 comes back no sooner than this, in milliseconds.
+const FLOOD_RETRY_MS: u32 = 1_000;
 
 /// Why [`Session::receive`] stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +68,8 @@ pub(crate) struct Session {
     assembly: Option<Box<ws::Assembly>>,
     /// Since when the peer takes nothing of what is unsent; 0: nothing is unsent.
     blocked_ms: i64,
+    /// Of the limit on frames: see [`crate::guard::Rate::take`].
+    frames_due_us: i64,
 }
 
 enum Stage {
@@ -88,6 +93,28 @@ impl Session {
             wire: Wire::Unknown,
             assembly: None,
             blocked_ms: 0,
+            frames_due_us: 0,
+        }
+    }
+
+    /// Whether its hello is still to come.
+    pub(crate) fn pending(&self) -> bool {
+        matches!(&self.stage, Stage::Arriving(arriving) if !arriving.waits())
+    }
+
+    /// Bytes of memory held for the fragments of a message.
+    pub(crate) fn assembled(&self) -> usize {
+        self.assembly.as_ref().map_or(0, |assembly| assembly.memory())
+    }
+
+    /// Too many have not said hello: unless this one has, it is dropped with a word.
+    pub(crate) fn crowd_out(&mut self, cx: &mut Cx<'_>) {
+        if self.pending() {
+            cx.env.metrics.limited.one(Limited::PendingHandshakes);
+            let goodbye = Goodbye::overloaded(cx.rng).because("too many connections have not said hello");
+            self.close(cx, goodbye);
+            // Without waiting for its end: it had its time.
+            self.stage = Stage::Gone;
         }
     }
 
@@ -131,7 +158,13 @@ impl Session {
         match self.wire.next(&mut self.assembly, input, limits::CLIENT_FRAME) {
             Ok(None) => None,
             Ok(Some((event, taken))) => {
-                self.on_event(cx, event);
+                match cx.env.guard.frames.take(self.frames_due_us, cx.now.steady_ms) {
+                    Ok(due_us) => {
+                        self.frames_due_us = due_us;
+                        self.on_event(cx, event);
+                    }
+                    Err(wait_ms) => self.too_many_frames(cx, wait_ms),
+                }
                 Some(taken)
             }
             Err(problem) => {
@@ -140,6 +173,14 @@ impl Session {
                 Some(0)
             }
         }
+    }
+
+    fn too_many_frames(&mut self, cx: &mut Cx<'_>, wait_ms: u32) {
+        cx.env.metrics.limited.one(Limited::Frames);
+        // Whoever floods by mistake does not come back in a circle.
+        let retry_after_ms = wait_ms.max(FLOOD_RETRY_MS);
+        let goodbye = Goodbye::new(CloseCode::RateLimited).because("too many frames a second");
+        self.close(cx, goodbye.retry_after(retry_after_ms));
     }
 
     fn negotiate(&mut self, cx: &mut Cx<'_>, input: &[u8]) -> Option<usize> {
@@ -445,6 +486,10 @@ impl Session {
             Stage::Arriving(arriving) => {
                 let goodbye = arriving.expired(cx);
                 self.close(cx, goodbye);
+                if self.wire == Wire::Unknown {
+                    // Nothing was said, so nothing has to be taken.
+                    self.stage = Stage::Gone;
+                }
             }
             Stage::Identified(session) => match session.expire(cx, self.wire, blocked) {
                 Ok(()) => self.leave_when_answered(cx),

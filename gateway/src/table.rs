@@ -51,6 +51,12 @@ impl<T> Table<T> {
         self.len += 1;
     }
 
+    /// Who is at the place, if anybody.
+    pub(crate) fn get(&self, place: Place) -> Option<&T> {
+        let slot = self.slots.get(place.slot as usize)?;
+        slot.entry.as_deref().filter(|_| slot.generation == place.generation)
+    }
+
     /// Lends the entry out, so that the table's owner can work on it and on itself; [`Table::put_back`] or
     /// [`Table::remove`] follows. None when the place is empty or of another generation.
     pub(crate) fn take(&mut self, place: Place) -> Option<Box<T>> {

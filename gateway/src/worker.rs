@@ -4,6 +4,7 @@ mod accept;
 mod deliver;
 mod drain;
 mod outlet;
+mod pending;
 mod tell;
 
 use std::{
@@ -25,6 +26,7 @@ use rand::{SeedableRng, rngs::SmallRng};
 use crate::{
     clock::Now,
     connection::{Connection, Readiness, Verdict},
+    guard::{Network, Pending},
     inlet::{Inlet, Waiting},
     session::{Cx, Env, Frames, Orphan, Session, Ups},
     shared::{ENDED, Shared},
@@ -83,6 +85,8 @@ pub(crate) struct Worker {
     frames: Frames,
     /// Connections with more to read than their turn allowed.
     again: Vec<Place>,
+    /// Connections that have not said hello.
+    pending: Pending<Place>,
     /// Connections with a notify to write.
     dirty: Vec<Place>,
     /// Sessions to close as soon as logic says their epoch, by handle, with the time to give up.
@@ -120,8 +124,10 @@ impl Worker {
             stopping: false,
             spread_ms: shared.spread_ms.load(Relaxed),
             logics: Vec::new(),
+            guard: Arc::clone(&shared.guard),
             metrics: Arc::clone(&shared.metrics),
         };
+        let pending = pending::share(&shared);
         Ok(Self {
             index,
             inlet: Arc::clone(&shared.inlets[usize::from(index)]),
@@ -142,6 +148,7 @@ impl Worker {
             more_waits: false,
             frames: Frames::default(),
             again: Vec::new(),
+            pending,
             dirty: Vec::new(),
             orphans: HashMap::new(),
             eviction: None,
@@ -208,6 +215,7 @@ impl Worker {
             }
         }
         self.accept();
+        self.crowd_out();
         self.take_deliveries();
         self.merge_some();
         self.advance_wheel();
@@ -280,9 +288,12 @@ impl Worker {
         let verdict = connection.settle(&mut cx, &mut self.scratch);
         self.out.shrink_to(OUTPUT_KEPT);
         self.adopt();
+        if let Some(before) = connection.pending {
+            self.still_pending(&mut connection, before, verdict);
+        }
         if verdict == Verdict::Gone {
             self.table.remove(place);
-            self.forget_socket();
+            self.forget_socket(connection.network);
             return true;
         }
         let deadline = connection.session.deadline_ms(&self.env);
@@ -309,7 +320,10 @@ impl Worker {
         }
     }
 
-    fn forget_socket(&self) {
+    fn forget_socket(&self, network: Option<Network>) {
+        if let Some(network) = network {
+            self.shared.guard.addresses.leave(network);
+        }
         self.shared.connections.fetch_sub(1, Relaxed);
         self.shared.metrics.connections.decrement(1.0);
     }

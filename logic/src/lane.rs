@@ -232,8 +232,8 @@ fn answer_open(
             let error = ErrorCode::FailedPrecondition.error("a newer session of this device is connected");
             not_opened(open.handle, error, CloseCode::SessionReplaced)
         }
-        Opened::TooManyDevices => {
-            let limit = crate::routes::DEVICES;
+        Opened::TooManyDevices(limit) => {
+            context.metrics.sessions_refused.increment(1);
             let error =
                 ErrorCode::FailedPrecondition.error(format!("{limit} devices of this user are connected"));
             not_opened(open.handle, error, CloseCode::ConnectionLimit)

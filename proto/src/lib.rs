@@ -7,6 +7,8 @@ pub mod batch;
 pub mod bucket;
 pub mod code;
 pub mod frame;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod handle;
 pub mod id;
 pub mod limits;

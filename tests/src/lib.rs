@@ -6,6 +6,7 @@
 
 pub mod device;
 pub mod history;
+pub mod hostile;
 pub mod http;
 pub mod load;
 pub mod log;

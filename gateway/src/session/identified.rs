@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     clock::Now,
-    metrics::{Notified, RequestRefused},
+    metrics::{Limited, Notified, RequestRefused},
     notify::Outlook,
 };
 
@@ -150,7 +150,12 @@ impl Identified {
         let bad = |problem: String| Err(Goodbye::new(CloseCode::BadFrame).because(problem));
         match frame {
             Ok(client_frame::Frame::Heartbeat(_)) => self.on_heartbeat(cx, wire),
-            Ok(client_frame::Frame::Request(request)) => self.on_request(cx, wire, request),
+            Ok(client_frame::Frame::Request(request)) => {
+                match cx.env.guard.users.take(self.identity.user(), cx.now.steady_ms) {
+                    Ok(()) => self.on_request(cx, wire, request),
+                    Err(wait_ms) => refuse_for_now(cx, wire, request.id, wait_ms),
+                }
+            }
             Ok(client_frame::Frame::Hello(_)) => return bad("a second hello".to_owned()),
             Err(FrameError::BadRequest { id, message }) => {
                 refuse(cx, wire, id, RequestRefused::Invalid, ErrorCode::InvalidArgument, message);
@@ -387,6 +392,16 @@ impl Identified {
         metrics.requests.in_flight.decrement(self.in_flight.len() as f64);
         cx.ups.logic.push((self.logic, to_logic::Message::Close(self.identity.close(self.epoch))));
     }
+}
+
+/// The user asks for more than his share: answered with the wait after which there is room.
+fn refuse_for_now(cx: &mut Cx<'_>, wire: Wire, id: u32, wait_ms: u32) {
+    cx.env.metrics.limited.one(Limited::UserRequests);
+    cx.env.metrics.requests.refused.one(RequestRefused::RateLimited);
+    let mut error =
+        ErrorCode::ResourceExhausted.error("the user sends too many requests a second; try again later");
+    error.retry_after_ms = wait_ms;
+    write(cx, wire, Frame::Response(Response { id, result: Some(response::Result::Error(error)) }));
 }
 
 /// Answers a request with an error of the gateway's own.

@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use super::Cx;
 use crate::{
-    metrics::Handshake,
+    metrics::{Handshake, Limited},
     upgrade::{self, Upgrade},
     ws::{self, Event, WsError},
 };
@@ -53,7 +53,7 @@ pub(super) fn negotiate(cx: &mut Cx<'_>, input: &[u8], surplus: bool) -> Negotia
     if !is_method(head) {
         return Negotiated::Agreed(Wire::Tcp, 0);
     }
-    let refusal = match upgrade::read(input) {
+    let refusal = match upgrade::read(input, &cx.env.guard.origins) {
         Upgrade::Incomplete => return Negotiated::Incomplete,
         Upgrade::Accepted { .. } if surplus => upgrade::OVERLOADED,
         Upgrade::Accepted { encoding, consumed, response } => {
@@ -63,6 +63,9 @@ pub(super) fn negotiate(cx: &mut Cx<'_>, input: &[u8], surplus: bool) -> Negotia
         }
         Upgrade::Refused(refusal) => refusal,
     };
+    if refusal == upgrade::FORBIDDEN {
+        cx.env.metrics.limited.one(Limited::Origin);
+    }
     refusal.write(cx.out);
     Negotiated::Refused
 }

@@ -6,6 +6,7 @@ mod delivery;
 mod errors;
 mod handshake;
 mod lifecycle;
+mod limits;
 mod network;
 mod road;
 mod support;

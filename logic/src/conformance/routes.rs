@@ -204,7 +204,10 @@ pub(super) async fn check_too_many_devices(place: &dyn Place) {
     for n in 0..DEVICES as u64 {
         epoch(&routes, opening("alice", &format!("d{n}"), &one, n), NOW).await;
     }
-    assert_eq!(open(&routes, opening("alice", "more", &one, 900), NOW).await, Opened::TooManyDevices);
+    assert_eq!(
+        open(&routes, opening("alice", "more", &one, 900), NOW).await,
+        Opened::TooManyDevices(DEVICES)
+    );
     epoch(&routes, opening("alice", "d3", &one, 901), NOW).await;
     epoch(&routes, opening("bob", "more", &one, 902), NOW).await;
     let found = live(&routes, "alice").await;

@@ -28,6 +28,7 @@ pub struct KvRoutes {
     kv: Arc<dyn Kv>,
     space: Space,
     lease_ms: i64,
+    devices: usize,
     table: Mutex<Table>,
 }
 
@@ -136,7 +137,13 @@ impl KvRoutes {
         if !batch.is_empty() {
             kv.write(batch, Durability::Buffered)?;
         }
-        Ok(Self { kv, space, lease_ms, table: Mutex::new(table) })
+        Ok(Self { kv, space, lease_ms, devices: DEVICES, table: Mutex::new(table) })
+    }
+
+    /// With another number of devices that a user may have connected at a time than [`DEVICES`].
+    #[must_use]
+    pub fn with_devices(self, devices: usize) -> Self {
+        Self { devices, ..self }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -232,7 +239,9 @@ impl KvRoutes {
         row.devices.retain(|device| table.alive.contains_key(&device.lease));
         let place = row.devices.iter().position(|device| device.device == opening.device);
         let epoch = match (opening.announced, place) {
-            (0, None) if row.devices.len() >= DEVICES => return Ok(Opened::TooManyDevices),
+            (0, None) if row.devices.len() >= self.devices => {
+                return Ok(Opened::TooManyDevices(self.devices));
+            }
             (0, _) => self.number(table, 0)?,
             (announced, Some(place)) if row.devices[place].epoch > announced => return Ok(Opened::Stale),
             (announced, _) => {

@@ -12,8 +12,9 @@ use thiserror::Error;
 pub use self::kv::KvRoutes;
 use crate::kv::KvError;
 
-/// Devices of one user that may be connected at a time: a message costs a notify for each.
-pub const DEVICES: usize = 100;
+/// Devices of one user that may be connected at a time unless configured: more than anybody owns, and few enough that a
+/// message to a user, which costs a notify for each, stays cheap.
+pub const DEVICES: usize = 32;
 
 /// A gateway's process: the boot id is new for each start.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -88,8 +89,8 @@ pub enum Opened {
     },
     /// A newer session of the device is there.
     Stale,
-    /// The user has [`DEVICES`] others.
-    TooManyDevices,
+    /// The user has as many others as he may, which is so many.
+    TooManyDevices(usize),
 }
 
 /// The backend failed.
