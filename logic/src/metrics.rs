@@ -1,9 +1,13 @@
 //! Every series of this role: all there from the start, none with a user in a label.
 
-use std::collections::HashMap;
+mod http;
+
+use std::{collections::HashMap, time::Duration};
 
 use berth_proto::{code::ErrorCode, metric::Registry};
 use metrics::{Counter, Gauge, Histogram};
+
+pub use http::{HttpMetrics, Route};
 
 /// Of the ingest queue.
 #[derive(Clone)]
@@ -98,9 +102,10 @@ pub struct Metrics {
     pub notifies: Counter,
     pub refreshes: Counter,
     pub lane_full: Counter,
-    pub http_requests: Counter,
+    pub http: HttpMetrics,
     refused: HashMap<ErrorCode, Counter>,
     requests: HashMap<Asked, Counter>,
+    seconds: HashMap<Asked, Histogram>,
     lost: HashMap<Lost, Counter>,
 }
 
@@ -161,9 +166,10 @@ impl Metrics {
                 "berth_logic_lane_full_total",
                 "Messages of gateways refused because a lane was full.",
             ),
-            http_requests: counter("berth_logic_http_requests_total", "Requests of the back-end API."),
+            http: HttpMetrics::new(registry),
             refused: refused(registry),
             requests: requests(registry),
+            seconds: seconds(registry),
             lost: lost(registry),
         }
     }
@@ -178,6 +184,11 @@ impl Metrics {
     /// Counts a request.
     pub fn asked(&self, asked: Asked) {
         self.requests[&asked].increment(1);
+    }
+
+    /// A request was answered.
+    pub fn took(&self, asked: Asked, time: Duration) {
+        self.seconds[&asked].record(time.as_secs_f64());
     }
 
     /// Counts messages that a gateway's link did not take.
@@ -201,6 +212,16 @@ fn requests(registry: Registry<'_>) -> HashMap<Asked, Counter> {
     Asked::ALL
         .into_iter()
         .map(|(asked, method)| (asked, registry.counter(name, help, &[("method", method)])))
+        .collect()
+}
+
+fn seconds(registry: Registry<'_>) -> HashMap<Asked, Histogram> {
+    let name = "berth_logic_request_seconds";
+    let help =
+        "From taking up a client's request to its answer, by method; a send waits for the queue's disk.";
+    Asked::ALL
+        .into_iter()
+        .map(|(asked, method)| (asked, registry.seconds(name, help, &[("method", method)])))
         .collect()
 }
 

@@ -9,7 +9,12 @@ use mio::{
 
 use super::{LISTENER, Worker, pack};
 use crate::{
-    budget::Budget, clock::Now, connection::Connection, metrics::Handshake, session::Session, shared::SURPLUS,
+    budget::Budget,
+    clock::Now,
+    connection::Connection,
+    metrics::{Closed, Handshake},
+    session::Session,
+    shared::SURPLUS,
 };
 
 /// Accepts of one wake-up before the connections have their turn.
@@ -105,6 +110,7 @@ impl Worker {
         let held = self.shared.connections.load(Relaxed);
         if held >= self.shared.capacity + SURPLUS {
             metrics.handshakes.one(Handshake::Refused);
+            metrics.handshakes_failed.one(Closed::Overloaded);
             return;
         }
         let Some(place) = self.table.vacant() else { return };
