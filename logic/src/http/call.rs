@@ -52,6 +52,9 @@ impl Call {
 
     /// The body. A fault in it is told with the field.
     pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, client::Error> {
+        if self.body.trim_ascii_start().first() != Some(&b'{') {
+            return Err(ErrorCode::InvalidArgument.error("the body: is no JSON object"));
+        }
         let parsed = serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(&self.body));
         parsed.map_err(|error| ErrorCode::InvalidArgument.error(format!("the body: {error}")))
     }
