@@ -12,8 +12,10 @@ pub mod log;
 pub mod metrics;
 pub mod powercut;
 pub mod raw;
+pub mod schema;
 pub mod server;
 pub mod tokens;
+pub mod transcript;
 pub mod wait;
 
 use std::{

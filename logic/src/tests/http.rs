@@ -184,6 +184,21 @@ async fn what_http_has_its_own_status_for_is_a_problem_too() {
 }
 
 #[tokio::test]
+async fn a_body_that_does_not_come_is_not_waited_for_for_ever() {
+    let logic = in_memory().await;
+    let headers = format!("Authorization: Bearer {KEY}\r\nConnection: close\r\nContent-Length: 10\r\n");
+    for (method, path) in [("POST", "/v1/messages"), ("PUT", "/v1/groups/g")] {
+        let mut stream = TcpStream::connect(logic.local_addr()).await.expect("connects");
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: logic\r\n{headers}\r\n{{");
+        stream.write_all(request.as_bytes()).await.expect("writes");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("reads");
+        assert!(answer.starts_with("HTTP/1.1 504 ") && answer.contains("DEADLINE_EXCEEDED"), "{answer}");
+    }
+    logic.stop().await;
+}
+
+#[tokio::test]
 async fn a_body_that_got_lost_changes_no_group_and_each_bad_member_is_named() {
     let logic = in_memory().await;
     let long = json!({ "members": vec!["m".repeat(64); 16_000] }).to_string();
