@@ -9,7 +9,7 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::post,
+    routing::{get, post},
 };
 use berth_proto::{
     client,
@@ -21,7 +21,7 @@ use ring::digest::{Digest, SHA256, digest};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{context::Context, gateways::Downs, ingest, request};
+use crate::{context::Context, gateways::Downs, group, ingest, request};
 
 /// Longest body of a request: a message as large as a client's.
 const BODY: usize = limits::CLIENT_FRAME;
@@ -46,6 +46,7 @@ pub(crate) fn router(context: Arc<Context>, service_key: &str) -> Router {
         .route("/v1/messages", post(send))
         .route("/v1/presence:batchGet", post(presence))
         .route("/v1/users/{action}", post(user))
+        .merge(groups())
         .fallback(|| async { Problem::from(ErrorCode::NotFound.error("there is nothing at this path")) })
         .method_not_allowed_fallback(|| async {
             Problem {
@@ -181,6 +182,58 @@ async fn user(
     // Not those whose gateway is away: they are not closed.
     let lost = downs.flush(&context.gateways);
     Ok(ok(&json!({ "sessions": routes.len().saturating_sub(lost) })))
+}
+
+/// Longest body of a request that lists members: 10,000 ids of the greatest length, and more of a usual one.
+const MEMBERS_BODY: usize = 1024 * 1024;
+
+fn groups() -> Router<Api> {
+    Router::new()
+        .route("/v1/groups/{group}", get(group_get).put(group_put))
+        .route("/v1/groups/{group}/{action}", post(group_members))
+        .layer(DefaultBodyLimit::max(MEMBERS_BODY))
+}
+
+#[derive(Deserialize)]
+struct MembersAsked {
+    #[serde(default)]
+    members: Option<Vec<String>>,
+}
+
+async fn group_put(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    Json(asked): Json<MembersAsked>,
+) -> Result<Response, Problem> {
+    let done = group::put(&api.context, &id, asked.members.unwrap_or_default()).await;
+    Ok(ok(&group_json(&done.map_err(|error| refused(&api, error))?)))
+}
+
+async fn group_members(
+    State(api): State<Api>,
+    Path((id, action)): Path<(String, String)>,
+    Json(asked): Json<MembersAsked>,
+) -> Result<Response, Problem> {
+    let members = asked.members.unwrap_or_default();
+    let done = match action.as_str() {
+        "members:add" => group::add(&api.context, &id, members).await,
+        "members:remove" => group::remove(&api.context, &id, members).await,
+        _ => Err(ErrorCode::NotFound.error("there is nothing at this path")),
+    };
+    Ok(ok(&group_json(&done.map_err(|error| refused(&api, error))?)))
+}
+
+async fn group_get(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, Problem> {
+    let found = group::get(&api.context, &id, None, group::PAGE).await;
+    let found = found.map_err(|error| refused(&api, error))?;
+    let mut body = group_json(&found);
+    body["members"] = json!(found.members);
+    Ok(ok(&body))
+}
+
+fn group_json(group: &group::Group) -> Value {
+    let group::Group { group_id, conversation_id, member_count, .. } = group;
+    json!({ "groupId": group_id, "conversationId": conversation_id.to_string(), "memberCount": member_count })
 }
 
 fn ok(body: &impl Serialize) -> Response {
