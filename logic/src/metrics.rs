@@ -86,6 +86,13 @@ pub struct Metrics {
     pub accepted: Counter,
     pub duplicates: Counter,
     pub delivered: Counter,
+    pub group_delivered: Counter,
+    pub groups_created: Counter,
+    pub members_joined: Counter,
+    pub members_left: Counter,
+    pub failed: Counter,
+    pub spread_slice: Histogram,
+    pub outbox_age: Gauge,
     pub committed: Counter,
     pub poisoned: Counter,
     pub set_aside: Counter,
@@ -109,6 +116,9 @@ pub struct Metrics {
     lost: HashMap<Lost, Counter>,
 }
 
+const MEMBERSHIPS: &str = "berth_logic_memberships_changed_total";
+const MEMBERSHIPS_HELP: &str = "Users who joined a group or left one.";
+
 impl Metrics {
     /// Registers them.
     #[must_use]
@@ -125,6 +135,26 @@ impl Metrics {
             delivered: counter(
                 "berth_logic_messages_delivered_total",
                 "Inbox rows written to recipients; the sender's own row is not counted.",
+            ),
+            group_delivered: counter(
+                "berth_logic_group_messages_delivered_total",
+                "Those of berth_logic_messages_delivered_total that were written for messages to groups.",
+            ),
+            groups_created: counter("berth_logic_groups_created_total", "Groups created."),
+            members_joined: registry.counter(MEMBERSHIPS, MEMBERSHIPS_HELP, &[("kind", "joined")]),
+            members_left: registry.counter(MEMBERSHIPS, MEMBERSHIPS_HELP, &[("kind", "left")]),
+            failed: counter(
+                "berth_logic_messages_failed_total",
+                "Accepted messages to groups whose senders had left by the time of the commit: each has a failure in his inbox.",
+            ),
+            spread_slice: registry.seconds(
+                "berth_logic_spread_slice_seconds",
+                "One slice of a group's messages to some of its members: as long as the store's writer is held.",
+                &[],
+            ),
+            outbox_age: gauge(
+                "berth_logic_outbox_oldest_age_seconds",
+                "Age of the oldest accepted message that somebody has yet to get; 0: nothing waits. Read each second.",
             ),
             committed: counter("berth_logic_messages_committed_total", "Messages put into their timelines."),
             poisoned: counter(
