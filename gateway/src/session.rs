@@ -537,7 +537,10 @@ impl Session {
     /// Books the end and lets go of what logic holds for the session.
     fn end(&mut self, cx: &mut Cx<'_>, how: Closed) {
         match &mut self.stage {
-            Stage::Arriving(arriving) => arriving.end(cx),
+            Stage::Arriving(arriving) => {
+                arriving.end(cx);
+                cx.env.metrics.handshakes_failed.one(how);
+            }
             Stage::Identified(session) => session.end(cx),
             Stage::Closing { .. } | Stage::Gone => return,
         }

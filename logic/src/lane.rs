@@ -5,7 +5,7 @@
 //! queue in its turn and awaited beside the others, so that one sync serves many; everything else is answered inline,
 //! since an embedded store's calls are short. What arrives while the lane is full is handed back to the gateway.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use berth_proto::{
     client::{self, request::Method, response::Result as Answer},
@@ -265,6 +265,7 @@ async fn take_up(
         return;
     };
     context.metrics.asked(Asked::Send);
+    let begun = Instant::now();
     match ingest::enter(context, &request.user_id, send).await {
         Err(error) => downs.respond(&gateway, handle, id, request::refuse(context, error)),
         Ok(pending) => {
@@ -274,6 +275,7 @@ async fn take_up(
                     Ok(response) => Answer::Send(response),
                     Err(error) => request::refuse(&context, error),
                 };
+                context.metrics.took(Asked::Send, begun.elapsed());
                 Acked { gateway, handle, id, answer }
             }));
         }

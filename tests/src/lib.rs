@@ -14,8 +14,10 @@ pub mod metrics;
 pub mod powercut;
 pub mod proxy;
 pub mod raw;
+pub mod schema;
 pub mod server;
 pub mod tokens;
+pub mod transcript;
 pub mod wait;
 
 use std::{

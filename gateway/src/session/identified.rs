@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     clock::Now,
-    metrics::{Limited, Notified, RequestRefused},
+    metrics::{Asked, Limited, Notified, RequestRefused},
     notify::Outlook,
 };
 
@@ -190,9 +190,9 @@ impl Identified {
             let message = "the request has no method that this server knows";
             return no(RequestRefused::Unimplemented, ErrorCode::Unimplemented, message.to_owned());
         };
-        let valid = validate::method(method);
+        let (asked, valid) = (Asked::from(method), validate::method(method));
         // A duplicate id is worse than a bad field: its answer could be taken for the first one's.
-        match self.in_flight.insert(id, cx.now.steady_ms) {
+        match self.in_flight.insert(id, asked, cx.now.steady_ms) {
             Err(NotTaken::Duplicate) => {
                 let message = format!("request.id {id} is in flight already");
                 refuse(cx, wire, id, RequestRefused::Invalid, ErrorCode::InvalidArgument, message);
@@ -245,7 +245,7 @@ impl Identified {
         };
         let metrics = &cx.env.metrics;
         metrics.requests.in_flight.decrement(1.0);
-        metrics.requests.seconds.record(seconds(cx.now.steady_ms - waiting.since_ms));
+        metrics.requests.seconds.record(waiting.asked, seconds(cx.now.steady_ms - waiting.since_ms));
         response.id = waiting.id;
         if !write(cx, wire, Frame::Response(response)) {
             let message = "the answer is larger than a frame may be; ask for fewer rows";

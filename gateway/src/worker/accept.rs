@@ -13,7 +13,7 @@ use crate::{
     clock::Now,
     connection::Connection,
     guard::{Crowded, Network},
-    metrics::{Handshake, Limited},
+    metrics::{Closed, Handshake, Limited},
     session::Session,
     shared::SURPLUS,
 };
@@ -149,6 +149,7 @@ impl Worker {
         }
         if held >= self.shared.capacity + SURPLUS {
             metrics.handshakes.one(Handshake::Refused);
+            metrics.handshakes_failed.one(Closed::Overloaded);
             return;
         }
         let Some(place) = self.table.vacant() else { return };
