@@ -97,11 +97,6 @@ impl Pool {
         token.0 >= FIRST_TOKEN && token.0 < FIRST_TOKEN << 1
     }
 
-    /// Asks that wait for a connection.
-    pub fn waiting(&self) -> usize {
-        self.waiting.len()
-    }
-
     /// The answers since the last call.
     pub fn answers(&mut self) -> Vec<Answer> {
         std::mem::take(&mut self.answers)
