@@ -199,7 +199,8 @@ impl Fleet {
             }
             (AskKind::Schedule, Ok((status, body))) => {
                 let problem: Problem = serde_json::from_slice(&body).unwrap_or_default();
-                let wait = matches!(status, 429 | 503).then(|| u64::from(problem.retry_after_ms.unwrap_or(1_000)) * 1_000_000);
+                let wait = matches!(status, 429 | 503)
+                    .then(|| u64::from(problem.retry_after_ms.unwrap_or(1_000)) * 1_000_000);
                 self.refused(who, format!("schedule:{status}:{}", problem.reason), wait, now);
             }
             (kind, Err(reason)) => {
