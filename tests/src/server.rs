@@ -22,7 +22,7 @@ use tokio::sync::{Mutex, oneshot};
 
 use self::layout::Layout;
 pub use self::{
-    layout::{Composition, GATEWAYS, Role, SCHEDULERS},
+    layout::{Composition, GATEWAYS, Role, SCHEDULERS, port},
     process::{Process, Processes, berth, binary},
 };
 use crate::{

@@ -212,7 +212,7 @@ fn addresses(command: &mut Command, flags: &[&str], addresses: &[SocketAddr]) {
 
 /// A port that is free now and that nobody takes by chance: outside of what the kernel gives to outgoing connections, so
 /// that it is still free when a killed role comes back to it.
-fn port() -> SocketAddr {
+pub fn port() -> SocketAddr {
     static TAKEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
