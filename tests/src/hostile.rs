@@ -58,6 +58,22 @@ pub fn processor_time(process: u32) -> anyhow::Result<Duration> {
     Ok(Duration::from_millis(10 * (ticks(11)? + ticks(12)?)))
 }
 
+/// The most bytes that the kernel holds unsent for one connection of a server at `host:port`.
+///
+/// # Errors
+/// When the kernel's table cannot be read.
+pub fn unsent(server: &str) -> anyhow::Result<u64> {
+    // proc_net_tcp(5): local address, remote address, state, tx_queue:rx_queue; all in hexadecimal.
+    let port = format!(":{:04X}", server.rsplit_once(':').context("a port")?.1.parse::<u16>()?);
+    let table = fs::read_to_string("/proc/net/tcp")?;
+    let queued = table.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let queue = fields.get(4)?.split_once(':')?.0;
+        fields.get(1)?.ends_with(&port).then(|| u64::from_str_radix(queue, 16).ok())?
+    });
+    Ok(queued.max().unwrap_or(0))
+}
+
 /// Descriptors a process has open.
 ///
 /// # Errors
