@@ -14,8 +14,8 @@ use berth_tests::{
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::{
-    BUSY, LEASE, LEASE_TICK, LINK_BACK, LINK_LOST, all_online, at_gateway, metric, online, options,
-    refused_send,
+    BUSY, LEASE, LEASE_TICK, LINK_BACK, LINK_LOST, all_online, at_gateway, metric, online,
+    options_for_an_ended_lease, refused_send,
 };
 
 const SESSIONS: usize = 2_000;
@@ -40,8 +40,10 @@ struct Site {
 
 impl Site {
     async fn start() -> anyhow::Result<Self> {
-        let server =
-            Server::start(options().links_that_can_be_cut().env("BERTH_GATEWAY__WORKERS", 1)).await?;
+        let server = Server::start(
+            options_for_an_ended_lease().links_that_can_be_cut().env("BERTH_GATEWAY__WORKERS", 1),
+        )
+        .await?;
         let users: Vec<String> = (0..SESSIONS).map(|_| fresh("user")).collect();
         let devices = stream::iter(&users).map(|user| at_gateway(&server, 0, user, "phone"));
         let devices = devices.buffered(32).try_collect().await?;
@@ -127,7 +129,7 @@ impl Site {
 async fn a_gateway_cut_off_from_logic_keeps_its_sessions_and_leaves_no_ghost() -> TestResult {
     let mut site = Site::start().await?;
     ensure!(all_online(&mut site.watcher, &site.users[..PAGE]).await?);
-    let moved = site.cut().await?;
+    let mut moved = site.cut().await?;
     let (peak, back) = site.heal().await?;
     figure(&format!(
         "gateway back after a cut: {SESSIONS} sessions online after {} ms, announced at {peak:.0}/s at most",
@@ -142,7 +144,7 @@ async fn a_gateway_cut_off_from_logic_keeps_its_sessions_and_leaves_no_ghost() -
         let ending = older.ending().await?;
         ensure!(ending.code(Transport::Tcp)? == 4504, "{ending:?}");
     }
-    for mut newer in moved {
+    for newer in &mut moved {
         newer.heartbeat().await?;
     }
     for page in site.users.chunks(PAGE) {

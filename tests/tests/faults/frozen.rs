@@ -15,7 +15,10 @@ use berth_tests::{
     server::{Role, Server},
 };
 
-use crate::{BUSY, LEASE, LEASE_TICK, LINK_BACK, all_online, at_gateway, crowd::sdk_options, options};
+use crate::{
+    BUSY, LEASE, LEASE_TICK, LINK_BACK, all_online, at_gateway, crowd::sdk_options,
+    options_for_an_ended_lease,
+};
 
 /// Longer than [`LEASE`] and [`TIMEOUT_MS`].
 const FROZEN: Duration = Duration::from_secs(10);
@@ -116,7 +119,7 @@ async fn a_frozen_scheduler(server: &Server) -> TestResult {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_and_a_scheduler_that_froze_go_on_where_they_were() -> TestResult {
-    let server = Server::start(options().heartbeat(INTERVAL_MS, TIMEOUT_MS)).await?;
+    let server = Server::start(options_for_an_ended_lease().heartbeat(INTERVAL_MS, TIMEOUT_MS)).await?;
     tokio::try_join!(a_frozen_gateway(&server), a_frozen_scheduler(&server))?;
     server.ready().await
 }

@@ -39,12 +39,20 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 /// Added to each bound above: two cores run five processes, the load and other tests. What is measured is in the figures.
 const BUSY: Duration = Duration::from_secs(10);
 
+/// Between two looks at a condition.
+const POLL: Duration = Duration::from_millis(5);
+
 /// For every reader to have everything after the last fault.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Roles apart with [`LEASE`]; links are expected to break.
 fn options() -> Options {
     Options::default().apart().env("BERTH_LOGIC__LEASE_SECONDS", LEASE.as_secs()).expect_warning("link down")
+}
+
+/// [`options`], where a gateway's lease is expected to end, which logic tells its operator.
+fn options_for_an_ended_lease() -> Options {
+    options().expect_warning("its lease ended").expect_warning("its lease had ended")
 }
 
 /// A device of a user at that gateway, by index.
@@ -56,6 +64,8 @@ async fn at_gateway(server: &Server, index: usize, user: &str, device: &str) -> 
 /// How many of these users (at most 200) are online; asked by somebody else.
 async fn online(watcher: &mut Device, users: &[String]) -> anyhow::Result<usize> {
     let users: Vec<&str> = users.iter().map(String::as_str).collect();
+    // Most who call this ask until something has changed: a user may make 1,000 requests a second.
+    tokio::time::sleep(POLL).await;
     Ok(watcher.presence(&users).await?.iter().filter(|user| user.online).count())
 }
 
