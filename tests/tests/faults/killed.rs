@@ -25,8 +25,9 @@ const CROWD: usize = 16;
 /// Users whose only connection was at the gateway that died, and who do not come back.
 const GHOSTS: usize = 20;
 
-/// A client whose gateway died waits up to 0.5 s (PROTOCOL.md: reconnect.baseMs), then goes on along its list.
-const BACK: Duration = Duration::from_millis(500);
+/// A client whose gateway died tries it again after up to 0.5 s (PROTOCOL.md: reconnect.baseMs), and after up to 1 s more the
+/// next one of its list.
+const BACK: Duration = Duration::from_millis(1_500);
 /// The other scheduler knows the fleet: the next schedule is answered at once. The promise is a second.
 const SCHEDULES_GO_ON: Duration = Duration::from_secs(1);
 /// A scheduler that comes back: the gateways dial within 0.5 s, and it waits a report interval (0.5 s) for all of them.
