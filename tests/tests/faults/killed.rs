@@ -16,7 +16,7 @@ use berth_tests::{
 
 use crate::{
     BUSY, LINK_BACK, PATIENCE, REQUEST_DEADLINE, all_online, at_gateway, check_clean, crowd::Crowd, online,
-    options, refused_send,
+    options_for_an_ended_lease, refused_send,
 };
 
 const SHAPE: Shape = Shape { senders: 8, receivers: 4 };
@@ -28,6 +28,9 @@ const GHOSTS: usize = 20;
 /// A client whose gateway died tries it again after up to 0.5 s (PROTOCOL.md: reconnect.baseMs), and after up to 1 s more the
 /// next one of its list.
 const BACK: Duration = Duration::from_millis(1_500);
+/// So long sessions last before the next gateway is killed: the SDK takes shorter ones for the work of a gateway that is ill, and
+/// waits longer each time (`sdk/src/reconnect.rs`: as long as the wait before, and 2 s).
+const SETTLED: Duration = Duration::from_secs(3);
 /// The other scheduler knows the fleet: the next schedule is answered at once. The promise is a second.
 const SCHEDULES_GO_ON: Duration = Duration::from_secs(1);
 /// A scheduler that comes back: the gateways dial within 0.5 s, and it waits a report interval (0.5 s) for all of them.
@@ -60,7 +63,7 @@ impl Longest {
 
 impl Site {
     async fn start() -> anyhow::Result<Self> {
-        let server = Server::start(options()).await?;
+        let server = Server::start(options_for_an_ended_lease()).await?;
         let crowd = Crowd::connect(&server.at, CROWD, &fresh("crowd")).await?;
         let load = Load::start(&server.at, SHAPE, &fresh("kill"));
         Ok(Self { server, load, crowd })
@@ -78,6 +81,10 @@ impl Site {
         let mut watcher = at_gateway(&self.server, 1 - victim, &fresh("watcher"), "d").await?;
         ensure!(all_online(&mut watcher, &ghosts).await?);
         self.load.more_acked(100 + 67 * round % 300).await?;
+        let settling = Instant::now();
+        while round > 0 && settling.elapsed() < SETTLED {
+            self.load.more_acked(20).await?;
+        }
 
         self.server.kill9_role(Role::Gateway(victim));
         let back = self.crowd.all_back(&format!("gw-{}", victim + 1)).await?;
