@@ -6,6 +6,7 @@ mod context;
 mod goodbye;
 mod identified;
 mod in_flight;
+mod limited;
 mod wire;
 
 #[cfg(test)]
@@ -26,7 +27,7 @@ use link::{to_gateway, to_logic};
 use crate::{
     clock::Now,
     config::Timeouts,
-    metrics::{Closed, FrameIn, Limited},
+    metrics::{Closed, FrameIn},
     ws::{self, Event},
 };
 use arriving::Arriving;
@@ -43,9 +44,6 @@ const OUTPUT_PAUSE: usize = 64 * 1024;
 /// A peer that takes its last bytes slowly has so many lingers for all of them: half a minute at the default, in which
 /// even a bad mobile link takes the few frames that were unsent.
 const LINGERS: i64 = 6;
-
-/// Who is closed with 4007 comes back no sooner than this, in milliseconds.
-const FLOOD_RETRY_MS: u32 = 1_000;
 
 /// Why [`Session::receive`] stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,27 +90,6 @@ impl Session {
             assembly: None,
             blocked_ms: 0,
             frames_due_us: 0,
-        }
-    }
-
-    /// Whether its hello is still to come.
-    pub(crate) fn pending(&self) -> bool {
-        matches!(&self.stage, Stage::Arriving(arriving) if !arriving.waits())
-    }
-
-    /// Bytes of memory held for the fragments of a message.
-    pub(crate) fn assembled(&self) -> usize {
-        self.assembly.as_ref().map_or(0, |assembly| assembly.memory())
-    }
-
-    /// Too many have not said hello: unless this one has, it is dropped with a word.
-    pub(crate) fn crowd_out(&mut self, cx: &mut Cx<'_>) {
-        if self.pending() {
-            cx.env.metrics.limited.one(Limited::PendingHandshakes);
-            let goodbye = Goodbye::overloaded(cx.rng).because("too many connections have not said hello");
-            self.close(cx, goodbye);
-            // Without waiting for its end: it had its time.
-            self.stage = Stage::Gone;
         }
     }
 
@@ -171,14 +148,6 @@ impl Session {
                 Some(0)
             }
         }
-    }
-
-    fn too_many_frames(&mut self, cx: &mut Cx<'_>, wait_ms: u32) {
-        cx.env.metrics.limited.one(Limited::Frames);
-        // Whoever floods by mistake does not come back in a circle.
-        let retry_after_ms = wait_ms.max(FLOOD_RETRY_MS);
-        let goodbye = Goodbye::new(CloseCode::RateLimited).because("too many frames a second");
-        self.close(cx, goodbye.retry_after(retry_after_ms));
     }
 
     fn negotiate(&mut self, cx: &mut Cx<'_>, input: &[u8]) -> Option<usize> {
