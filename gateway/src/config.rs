@@ -161,7 +161,7 @@ impl Config {
 }
 
 /// A handle has 8 bits for the worker; more threads than this would not be one a core anyway.
-const MAX_WORKERS: usize = 128;
+pub(crate) const MAX_WORKERS: usize = 128;
 
 #[cfg(test)]
 mod tests {

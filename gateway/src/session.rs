@@ -3,6 +3,7 @@
 
 mod arriving;
 mod context;
+mod frames;
 mod goodbye;
 mod identified;
 mod in_flight;
@@ -32,6 +33,7 @@ use crate::{
 };
 use arriving::Arriving;
 pub(crate) use context::{Cx, Env, Orphan, Ups};
+pub(crate) use frames::Frames;
 pub(crate) use goodbye::Goodbye;
 use identified::Identified;
 pub(crate) use identified::Identity;
@@ -221,11 +223,10 @@ impl Session {
                 }
             }
             to_gateway::Message::Close(close) => self.on_close(cx, close),
-            to_gateway::Message::Notify(notify) => {
-                self.notify(cx, notify.inbox_seq, &notify.conversations);
-            }
             // For the worker and the supervisor, not for one connection.
-            to_gateway::Message::Refreshed(_) | to_gateway::Message::Lease(_) => {}
+            to_gateway::Message::Notify(_)
+            | to_gateway::Message::Refreshed(_)
+            | to_gateway::Message::Lease(_) => {}
         }
     }
 
@@ -278,6 +279,22 @@ impl Session {
         }
     }
 
+    /// The frame of the notify that is pending, if it is about the inbox alone: most are. [`Session::told_inbox`] follows
+    /// once it is written.
+    pub(crate) fn inbox_notify<'a>(&self, frames: &'a mut Frames) -> Option<&'a [u8]> {
+        match &self.stage {
+            Stage::Identified(session) => frames.notify(self.wire, session.inbox_to_tell()?),
+            _ => None,
+        }
+    }
+
+    /// The frame that [`Session::inbox_notify`] gave is on its way.
+    pub(crate) fn told_inbox(&mut self) {
+        if let Stage::Identified(session) = &mut self.stage {
+            session.told_inbox();
+        }
+    }
+
     /// A scheduler's answer about a ticket of other gateways.
     pub(crate) fn redirected(&mut self, cx: &mut Cx<'_>, answer: link::RedirectAnswer) {
         if let Stage::Arriving(arriving) = &mut self.stage
@@ -301,6 +318,30 @@ impl Session {
         if let Stage::Identified(session) = &mut self.stage {
             session.on_refused(cx, self.wire, number);
             self.leave_when_answered(cx);
+        }
+    }
+
+    /// Whether something of this connection waits for an answer of the logic with that index.
+    pub(crate) fn waits_for(&self, logic: u8) -> bool {
+        match &self.stage {
+            Stage::Arriving(arriving) => arriving.opens_at(logic),
+            Stage::Identified(session) => session.waits_for(logic),
+            Stage::Closing { .. } | Stage::Gone => false,
+        }
+    }
+
+    /// The link to its logic broke: the answers it waits for will not come.
+    pub(crate) fn unanswered(&mut self, cx: &mut Cx<'_>) {
+        match &mut self.stage {
+            Stage::Arriving(_) => {
+                let goodbye = Goodbye::overloaded(cx.rng).because("the link to logic broke");
+                self.close(cx, goodbye);
+            }
+            Stage::Identified(session) => {
+                session.give_up(cx, self.wire, "the link to logic broke before it answered");
+                self.leave_when_answered(cx);
+            }
+            Stage::Closing { .. } | Stage::Gone => {}
         }
     }
 
@@ -334,7 +375,7 @@ impl Session {
     /// The gateway is about to end: says so to each request that waits, and 4001.
     pub(crate) fn dismiss(&mut self, cx: &mut Cx<'_>, retry_after_ms: u32) {
         if let Stage::Identified(session) = &mut self.stage {
-            session.give_up(cx, self.wire);
+            session.give_up(cx, self.wire, "the gateway stops before logic answered");
         }
         self.evict(cx, retry_after_ms);
     }
@@ -366,6 +407,11 @@ impl Session {
             self.blocked_ms = cx.now.steady_ms;
             self.linger(cx);
         }
+    }
+
+    /// Whether the peer still has to take what was written before.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.blocked_ms > 0
     }
 
     /// The peer took some of what was unsent; `all`: nothing is unsent any more.
@@ -460,7 +506,10 @@ impl Session {
     /// Books the end and lets go of what logic holds for the session.
     fn end(&mut self, cx: &mut Cx<'_>, how: Closed) {
         match &mut self.stage {
-            Stage::Arriving(arriving) => arriving.end(cx),
+            Stage::Arriving(arriving) => {
+                arriving.end(cx);
+                cx.env.metrics.handshakes_failed.one(how);
+            }
             Stage::Identified(session) => session.end(cx),
             Stage::Closing { .. } | Stage::Gone => return,
         }

@@ -67,6 +67,13 @@ impl<T> Table<T> {
             .take()
     }
 
+    /// The entry, where it is.
+    pub(crate) fn get_mut(&mut self, place: Place) -> Option<&mut T> {
+        let slot =
+            self.slots.get_mut(place.slot as usize).filter(|slot| slot.generation == place.generation)?;
+        slot.entry.as_deref_mut()
+    }
+
     pub(crate) fn put_back(&mut self, place: Place, entry: Box<T>) {
         self.slots[place.slot as usize].entry = Some(entry);
     }

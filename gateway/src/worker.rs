@@ -5,6 +5,7 @@ mod deliver;
 mod drain;
 mod outlet;
 mod pending;
+mod tell;
 
 use std::{
     any::Any,
@@ -27,7 +28,7 @@ use crate::{
     connection::{Connection, Readiness, Verdict},
     guard::{Network, Pending},
     inlet::{Inlet, Waiting},
-    session::{Cx, Env, Orphan, Session, Ups},
+    session::{Cx, Env, Frames, Orphan, Session, Ups},
     shared::{ENDED, Shared},
     table::{Place, Table},
     wheel::Wheel,
@@ -79,6 +80,9 @@ pub(crate) struct Worker {
     out: Vec<u8>,
     scratch: Vec<u8>,
     waiting: Waiting,
+    /// The inlet holds notifies that come when those in `waiting` are done.
+    more_waits: bool,
+    frames: Frames,
     /// Connections with more to read than their turn allowed.
     again: Vec<Place>,
     /// Connections that have not said hello.
@@ -141,6 +145,8 @@ impl Worker {
             out: Vec::new(),
             scratch: vec![0; SCRATCH],
             waiting: Waiting::default(),
+            more_waits: false,
+            frames: Frames::default(),
             again: Vec::new(),
             pending,
             dirty: Vec::new(),
@@ -186,6 +192,7 @@ impl Worker {
 
     /// One wake-up.
     fn turn(&mut self, events: &Events) {
+        let began = self.shared.clock.precise();
         self.now = self.shared.clock.now();
         self.shared.rounds[usize::from(self.index)].fetch_add(1, Relaxed);
         self.refresh_env();
@@ -210,19 +217,23 @@ impl Worker {
         self.accept();
         self.crowd_out();
         self.take_deliveries();
+        self.merge_some();
         self.advance_wheel();
         self.evict_some();
         self.last_call();
         self.reannounce_some();
-        self.settle_dirty();
+        self.tell_dirty();
         self.flush_ups();
         self.sweep();
+        let took = self.shared.clock.precise().saturating_sub(began);
+        self.shared.metrics.worker_turn_seconds.record(took);
     }
 
     /// How long to wait for events.
     fn sleep(&self) -> Duration {
         let now = self.shared.clock.now().steady_ms;
-        let idle = self.again.is_empty() && self.eviction.is_none() && self.ups.is_empty();
+        let idle =
+            self.again.is_empty() && self.eviction.is_none() && self.ups.is_empty() && !self.has_notifies();
         let until = [
             Some(now + if idle { LONGEST_SLEEP_MS } else { 0 }),
             self.wheel.next_ms(),

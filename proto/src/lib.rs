@@ -3,6 +3,7 @@
 //! Pure: no tokio, no sockets, no clock, no randomness. Time is an argument, in milliseconds since the Unix epoch.
 //! `scheduler`, `gateway` and `logic` depend on this crate and never on each other.
 
+pub mod batch;
 pub mod bucket;
 pub mod code;
 pub mod frame;

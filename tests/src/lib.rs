@@ -12,9 +12,12 @@ pub mod load;
 pub mod log;
 pub mod metrics;
 pub mod powercut;
+pub mod proxy;
 pub mod raw;
+pub mod schema;
 pub mod server;
 pub mod tokens;
+pub mod transcript;
 pub mod wait;
 
 use std::{

@@ -55,6 +55,10 @@ pub struct Auth {
 pub struct Scheduler {
     /// Clients' HTTP.
     pub listen: SocketAddr,
+    /// Role to role: gateways dial in here. Not used by `berth dev`.
+    pub rpc_listen: SocketAddr,
+    /// Its operator's port. Not used by `berth dev`, which has one for all: admin.listen.
+    pub admin_listen: SocketAddr,
     /// Empty: everybody into pool stable.
     pub policy_file: String,
     /// How long a ticket is good for, in seconds.
@@ -67,6 +71,8 @@ impl Default for Scheduler {
     fn default() -> Self {
         Self {
             listen: loopback(7700),
+            rpc_listen: loopback(7701),
+            admin_listen: loopback(7702),
             policy_file: String::new(),
             ticket_ttl_seconds: 300,
             requests_per_second_per_user: 1_000,
@@ -82,6 +88,12 @@ pub struct Gateway {
     pub id: String,
     /// Clients' WebSocket and TCP.
     pub listen: SocketAddr,
+    /// Its operator's port. Not used by `berth dev`, which has one for all: admin.listen.
+    pub admin_listen: SocketAddr,
+    /// HOST:PORT of every scheduler's rpc_listen: it reports to each. Not used by `berth dev`.
+    pub schedulers: Vec<String>,
+    /// HOST:PORT of logic's rpc_listen. Not used by `berth dev`.
+    pub logics: Vec<String>,
     /// HOST:PORT by which clients reach it. Empty: the listen address.
     pub advertise: String,
     /// Where it stands.
@@ -124,6 +136,9 @@ impl Default for Gateway {
         Self {
             id: "gw-1".to_owned(),
             listen: loopback(7710),
+            admin_listen: loopback(7712),
+            schedulers: vec!["127.0.0.1:7701".to_owned()],
+            logics: vec!["127.0.0.1:7721".to_owned()],
             advertise: String::new(),
             region: String::new(),
             zone: String::new(),
@@ -155,6 +170,10 @@ pub struct Logic {
     pub node: u16,
     /// The back end's HTTP.
     pub listen: SocketAddr,
+    /// Role to role: gateways dial in here. Not used by `berth dev`.
+    pub rpc_listen: SocketAddr,
+    /// Its operator's port. Not used by `berth dev`, which has one for all: admin.listen.
+    pub admin_listen: SocketAddr,
     /// Ingest partitions. Kept with the queue; changed only when that is drained.
     pub partitions: u16,
     /// How long an inbox row is kept, in hours. The conversations' timelines are kept for ever.
@@ -169,6 +188,8 @@ impl Default for Logic {
             id: "logic-1".to_owned(),
             node: 0,
             listen: loopback(7720),
+            rpc_listen: loopback(7721),
+            admin_listen: loopback(7722),
             partitions: 16,
             inbox_lifetime_hours: 7 * 24,
             sessions_per_user: 32,
@@ -177,15 +198,23 @@ impl Default for Logic {
 }
 
 /// Where messages are kept.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Store {
+    /// `memory` (gone with the process) or `embedded:DIR`. `berth dev` keeps them in its --data-dir instead.
+    pub backend: String,
     /// What names this start of the operating system: after another one, writes that were never synced may be gone.
     /// Empty: read from /proc/sys/kernel/random/boot_id.
     pub os_boot_id: String,
 }
 
-/// The operator's port: /livez, /readyz, /metrics, /version.
+impl Default for Store {
+    fn default() -> Self {
+        Self { backend: "embedded:berth-data".to_owned(), os_boot_id: String::new() }
+    }
+}
+
+/// The operator's port of `berth dev`: /livez, /readyz, /metrics, /version. Roles on their own have theirs in their section.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Admin {

@@ -114,6 +114,16 @@ impl Wire {
 
     /// Appends a frame in its envelope if its payload has at most `limit` bytes; whether it had.
     pub(super) fn write(self, frame: server_frame::Frame, out: &mut Vec<u8>, limit: usize) -> bool {
+        self.write_with(|encoding, out| encode_server(encoding, frame, out), out, limit)
+    }
+
+    /// The same of a payload that `encode` appends.
+    pub(super) fn write_with(
+        self,
+        encode: impl FnOnce(Encoding, &mut Vec<u8>),
+        out: &mut Vec<u8>,
+        limit: usize,
+    ) -> bool {
         let start = out.len();
         let encoding = match self {
             // Nothing can be said before the peer has shown what it speaks.
@@ -125,7 +135,7 @@ impl Wire {
             out.extend_from_slice(&tcp::prefix(0));
         }
         let payload = out.len();
-        encode_server(encoding, frame, out);
+        encode(encoding, out);
         let length = out.len() - payload;
         if length > limit {
             out.truncate(start);

@@ -13,7 +13,7 @@ use crate::{
     clock::Now,
     connection::Connection,
     guard::{Crowded, Network},
-    metrics::{Handshake, Limited},
+    metrics::{Closed, Handshake, Limited},
     session::Session,
     shared::SURPLUS,
 };
@@ -134,10 +134,12 @@ impl Worker {
             // What is dropped at once costs little: it does not use up the others' handshakes.
             self.acceptor.budget.give_back();
             self.shared.metrics.handshakes.one(Handshake::Refused);
-            self.shared.metrics.limited.one(match crowded {
-                Crowded::Connections => Limited::AddressConnections,
-                Crowded::Rate => Limited::AddressRate,
-            });
+            let (limit, code) = match crowded {
+                Crowded::Connections => (Limited::AddressConnections, Closed::ConnectionLimit),
+                Crowded::Rate => (Limited::AddressRate, Closed::RateLimited),
+            };
+            self.shared.metrics.limited.one(limit);
+            self.shared.metrics.handshakes_failed.one(code);
         })
     }
 
@@ -149,6 +151,7 @@ impl Worker {
         }
         if held >= self.shared.capacity + SURPLUS {
             metrics.handshakes.one(Handshake::Refused);
+            metrics.handshakes_failed.one(Closed::Overloaded);
             return;
         }
         let Some(place) = self.table.vacant() else { return };

@@ -11,7 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::{DEVICES, GatewayKey, Opened, Opening, Route, Routes, RoutesError};
+use super::{Connection, Connections, DEVICES, GatewayKey, Opened, Opening, Route, Routes, RoutesError};
 use crate::kv::{Batch, Direction, Durability, Key, Kv, KvError, Space, Txn, decode, last_number};
 
 /// Session epochs reserved by one durable write: a restart skips at most these.
@@ -81,6 +81,22 @@ struct DeviceRow {
     handle: u64,
     #[prost(uint64, tag = "5")]
     epoch: u64,
+}
+
+/// A [`UserRow`] of which only the places are read: the rest is passed over.
+#[derive(Clone, PartialEq, prost::Message)]
+struct PlacesRow {
+    #[prost(message, repeated, tag = "1")]
+    devices: Vec<PlaceRow>,
+}
+
+/// The place of a [`DeviceRow`].
+#[derive(Clone, PartialEq, prost::Message)]
+struct PlaceRow {
+    #[prost(uint64, tag = "3")]
+    lease: u64,
+    #[prost(fixed64, tag = "4")]
+    handle: u64,
 }
 
 impl KvRoutes {
@@ -316,6 +332,43 @@ impl Routes for KvRoutes {
         let live =
             |row: UserRow| row.devices.into_iter().filter_map(|row| route(&table.alive, row)).collect();
         Ok(rows.into_iter().map(live).collect())
+    }
+
+    async fn locate(&self, users: &[&str]) -> Result<Connections, RoutesError> {
+        let mut found: Vec<(usize, PlaceRow)> = Vec::with_capacity(users.len());
+        {
+            let view = self.kv.view();
+            let (mut row, mut key) = (PlacesRow::default(), Key::new(b'r'));
+            for (user, id) in users.iter().enumerate() {
+                key.set(b'r', id);
+                let Some(bytes) = view.get(self.space, key.bytes())? else { continue };
+                prost::Message::clear(&mut row);
+                prost::Message::merge(&mut row, bytes)
+                    .map_err(|e| KvError { action: KvError::DECODE, detail: e.to_string() })?;
+                found.extend(row.devices.drain(..).map(|place| (user, place)));
+            }
+        }
+        let table = self.table();
+        let mut all = Connections { gateways: Vec::new(), connections: Vec::with_capacity(found.len()) };
+        // Which of the gateways a lease is of: a handful of them, and neighbours often share one.
+        let mut leases: Vec<(u64, Option<usize>)> = Vec::new();
+        for (user, place) in found {
+            let gateway = match leases.iter().find(|(lease, _)| *lease == place.lease) {
+                Some((_, gateway)) => *gateway,
+                None => {
+                    let gateway = table.alive.get(&place.lease).map(|key| {
+                        all.gateways.push(key.clone());
+                        all.gateways.len() - 1
+                    });
+                    leases.push((place.lease, gateway));
+                    gateway
+                }
+            };
+            if let Some(gateway) = gateway {
+                all.connections.push(Connection { user, gateway, handle: place.handle });
+            }
+        }
+        Ok(all)
     }
 
     async fn renew(&self, gateway: &GatewayKey, sessions: u64, now_ms: i64) -> Result<bool, RoutesError> {

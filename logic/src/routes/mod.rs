@@ -40,6 +40,26 @@ pub struct Route {
     pub epoch: u64,
 }
 
+/// Where users are connected: what a notify needs of their routes, and no more.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Connections {
+    /// The gateways that any of them is connected to, each once.
+    pub gateways: Vec<GatewayKey>,
+    /// Each connection.
+    pub connections: Vec<Connection>,
+}
+
+/// One of [`Connections`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connection {
+    /// Whose: the place among the users asked for.
+    pub user: usize,
+    /// Where: the place in [`Connections::gateways`].
+    pub gateway: usize,
+    /// Its name there.
+    pub handle: u64,
+}
+
 /// A session to register.
 #[derive(Debug, Clone)]
 pub struct Opening {
@@ -97,6 +117,10 @@ pub trait Routes: Send + Sync {
 
     /// The live routes of each user, in order.
     async fn lookup(&self, users: &[String]) -> Result<Vec<Vec<Route>>, RoutesError>;
+
+    /// Where these users are connected, for thousands at a time: faster with the users in order, and without an
+    /// allocation for each. In no order.
+    async fn locate(&self, users: &[&str]) -> Result<Connections, RoutesError>;
 
     /// The boot is alive and holds this many sessions. Whether its lease had ended before: its sessions are forgotten, it
     /// must announce them again. Said until one was announced, since an answer can be lost; never of no sessions.

@@ -1,5 +1,6 @@
 //! The behaviours of the running system, a module each, against the real binary.
 
+mod apart;
 mod backend;
 mod catch_up;
 mod cli;
@@ -7,10 +8,13 @@ mod conversations;
 mod crash;
 mod dedup;
 mod descriptors;
+mod docs;
 mod frames;
 mod frozen;
 mod heartbeats;
+mod metrics;
 mod noisy;
+mod openapi;
 mod operation;
 mod order;
 mod policy;
@@ -26,3 +30,4 @@ mod stop;
 mod the_road;
 mod third_party;
 mod tickets;
+mod transcripts;
