@@ -15,6 +15,7 @@ use berth_tests::{
     metrics::Scrape,
     raw::Transport,
     server::{Options, Server},
+    tokens::{sign, ticket},
     wait,
 };
 use tokio::net::TcpStream;
@@ -98,7 +99,7 @@ async fn a_server_started_with_256_descriptors_keeps_some_for_itself_and_tells_t
         }
     };
     let bob = fresh("bob");
-    let mut alice = Device::connect(&server.at, Transport::Tcp, &fresh("alice"), "d").await?;
+    let mut alice = honest(&server, Transport::Tcp, &fresh("alice")).await?;
     let mut crowd = Vec::new();
     for _ in 0..400 {
         crowd.push(TcpStream::connect(&server.at.gateway).await?);
@@ -112,7 +113,7 @@ async fn a_server_started_with_256_descriptors_keeps_some_for_itself_and_tells_t
     let refused = loop {
         ensure!(devices.len() < 256, "more connections than descriptors");
         let user = fresh("honest");
-        match Device::connect(&server.at, Transport::ALL[devices.len() % 3], &user, "d").await {
+        match honest(&server, Transport::ALL[devices.len() % 3], &user).await {
             Ok(device) => devices.push(device),
             Err(refused) => break refused,
         }
@@ -124,11 +125,16 @@ async fn a_server_started_with_256_descriptors_keeps_some_for_itself_and_tells_t
     let held = devices.len();
     drop((crowd, devices));
     let again = wait::until("others are let in again", || async {
-        Ok(Device::connect(&server.at, Transport::WsJson, &bob, "d").await.ok())
+        Ok(honest(&server, Transport::WsJson, &bob).await.ok())
     });
     ensure!(again.await?.receive(1).await?.len() == 1);
     figure(&format!(
         "descriptors: started with 256: {held} came in beside 400 who say nothing, {open} descriptors open when full"
     ));
     Ok(())
+}
+
+/// A device at the gateway that the crowd is at.
+async fn honest(server: &Server, transport: Transport, user: &str) -> anyhow::Result<Device> {
+    Device::connect_to(&server.at.gateway, transport, &sign(&ticket(user, "d", "gw-1")), "d").await
 }
