@@ -279,6 +279,13 @@ impl Session {
         }
     }
 
+    /// Everything is written: requests that waited for that go on.
+    pub(crate) fn all_written(&mut self, cx: &mut Cx<'_>) {
+        if let Stage::Identified(session) = &mut self.stage {
+            session.forward_parked(cx);
+        }
+    }
+
     /// The frame of the notify that is pending, if it is about the inbox alone: most are. [`Session::told_inbox`] follows
     /// once it is written.
     pub(crate) fn inbox_notify<'a>(&self, frames: &'a mut Frames) -> Option<&'a [u8]> {
@@ -420,6 +427,9 @@ impl Session {
         self.linger(cx);
         // We did not read meanwhile: the silence was ours, and taking bytes is a sign of life.
         self.lives(cx.now);
+        if let Stage::Identified(session) = &mut self.stage {
+            session.unblocked(cx.now);
+        }
     }
 
     /// Counts the linger from now, if everything is said.
