@@ -15,7 +15,7 @@ use berth_proto::{metric::Registry, schedule::HeartbeatParameters};
 use berth_scheduler::{JwtKeys, Scheduler};
 use tokio::{net::TcpListener, runtime::Runtime};
 
-use super::{keys, token_endpoint};
+use super::{back_end_endpoint::BackEnd, keys, token_endpoint};
 use crate::{
     admin::{Admin, Readiness},
     config::{Auth, Config},
@@ -62,8 +62,11 @@ impl Dev {
         let admin = runtime
             .block_on(TcpListener::bind(config.admin.listen))
             .with_context(|| format!("binding the admin port {}", config.admin.listen))?;
+        let back_end = BackEnd::new(&auth.service_key);
+        let mut scheduler = scheduler_config(config, &auth)?;
+        scheduler.extra_routes = scheduler.extra_routes.map(|routes| routes.merge(back_end.router()));
         let scheduler = runtime
-            .block_on(Scheduler::start(scheduler_config(config, &auth)?, metrics))
+            .block_on(Scheduler::start(scheduler, metrics))
             .with_context(|| format!("starting the scheduler on {}", config.scheduler.listen))?;
         let gateway = Gateway::start(gateway_config(config), metrics)
             .with_context(|| format!("starting the gateway on {}", config.gateway.listen))?;
@@ -72,6 +75,7 @@ impl Dev {
             .with_context(|| {
                 format!("starting logic on {} in {}", config.logic.listen, data_dir.display())
             })?;
+        back_end.is_at(logic.local_addr());
         gateway.attach_logic(logic.service());
         gateway.attach_scheduler(scheduler.service());
 

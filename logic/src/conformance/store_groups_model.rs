@@ -129,7 +129,7 @@ async fn run(place: &dyn Place, number: u32, steps: &[Step]) {
             Step::Send { from, group } => {
                 let model = &mut models[*group];
                 let mut ingest = Ingest { store: store.clone(), partition: 0, offset };
-                let record = ingest.to_group(&name(*from), model.id, "x");
+                let record = ingest.group_record(&name(*from), model.id, "x");
                 offset = ingest.offset;
                 let committed = store.commit(0, vec![record], NOW).await.expect("commits");
                 let member = model.members.contains(from);

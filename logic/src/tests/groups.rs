@@ -65,9 +65,10 @@ async fn members_are_told_and_get_what_is_said() {
     assert!(matches!(phone.ask(by_id).await, Answer::Send(_)));
     for session in [&alice, &phone, &tablet] {
         session.notified(3).await;
-        let got: BTreeSet<_> =
-            session.messages().await.into_iter().map(|m| (m.conversation_seq, m.body)).collect();
-        assert_eq!(got, BTreeSet::from([(1, "hi".into()), (2, "ho".into())]));
+        let messages = session.messages().await;
+        let seqs: BTreeSet<_> = messages.iter().map(|message| message.conversation_seq).collect();
+        let bodies: BTreeSet<_> = messages.into_iter().map(|message| message.body).collect();
+        assert_eq!((seqs, bodies), (BTreeSet::from([1, 2]), BTreeSet::from(["hi".into(), "ho".into()])));
     }
     for (method, code) in [
         (to_group("c", "team", "x"), "PERMISSION_DENIED"),

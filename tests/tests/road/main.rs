@@ -7,6 +7,7 @@ mod conversations;
 mod crash;
 mod dedup;
 mod frames;
+mod groups;
 mod heartbeats;
 mod operation;
 mod order;
