@@ -56,7 +56,8 @@ async fn everybody_in_a_group_sees_one_order_on_every_transport() -> TestResult 
     for (n, device) in devices.iter_mut().enumerate() {
         for m in 0..5 {
             let id = send(device, to_group(&group, &format!("{n}-{m}"), "x")).await?;
-            ensure!(made["conversationId"] == id.to_string(), "{id} is not {made}");
+            let id = id.to_string();
+            ensure!(made["conversationId"].as_str() == Some(&id), "{id} is not {made}");
         }
     }
     let mut orders = Vec::new();
