@@ -19,7 +19,8 @@ const NOW: i64 = 1_767_225_600_000;
 
 fn main() {
     let mut arguments = std::env::args().skip(1).filter_map(|text| text.parse().ok());
-    let (members, messages) = (arguments.next().unwrap_or(5_000), arguments.next().unwrap_or(64) as u64);
+    let members = arguments.next().unwrap_or(5_000);
+    let messages = arguments.next().unwrap_or(64) as u64;
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(measure(members, messages));
 }

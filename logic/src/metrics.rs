@@ -1,9 +1,13 @@
 //! Every series of this role: all there from the start, none with a user in a label.
 
-use std::collections::HashMap;
+mod http;
+
+use std::{collections::HashMap, time::Duration};
 
 use berth_proto::{code::ErrorCode, metric::Registry};
 use metrics::{Counter, Gauge, Histogram};
+
+pub use http::{HttpMetrics, Route};
 
 /// Of the ingest queue.
 #[derive(Clone)]
@@ -99,15 +103,17 @@ pub struct Metrics {
     pub expired_rows: Counter,
     pub sessions_opened: Counter,
     pub sessions_replaced: Counter,
+    pub sessions_refused: Counter,
     pub leases_expired: Counter,
     pub gateways: Gauge,
     pub gateway_sessions: Gauge,
     pub notifies: Counter,
     pub refreshes: Counter,
     pub lane_full: Counter,
-    pub http_requests: Counter,
+    pub http: HttpMetrics,
     refused: HashMap<ErrorCode, Counter>,
     requests: HashMap<Asked, Counter>,
+    seconds: HashMap<Asked, Histogram>,
     lost: HashMap<Lost, Counter>,
 }
 
@@ -179,6 +185,10 @@ impl Metrics {
                 "berth_logic_sessions_replaced_total",
                 "Sessions replaced by a newer one.",
             ),
+            sessions_refused: counter(
+                "berth_logic_sessions_refused_total",
+                "Sessions not opened because the user had as many devices connected as he may.",
+            ),
             leases_expired: counter("berth_logic_leases_expired_total", "Gateway boots whose lease ran out."),
             gateways: gauge("berth_logic_gateways", "Gateways attached."),
             gateway_sessions: gauge(
@@ -191,9 +201,10 @@ impl Metrics {
                 "berth_logic_lane_full_total",
                 "Messages of gateways refused because a lane was full.",
             ),
-            http_requests: counter("berth_logic_http_requests_total", "Requests of the back-end API."),
+            http: HttpMetrics::new(registry),
             refused: refused(registry),
             requests: requests(registry),
+            seconds: seconds(registry),
             lost: lost(registry),
         }
     }
@@ -208,6 +219,11 @@ impl Metrics {
     /// Counts a request.
     pub fn asked(&self, asked: Asked) {
         self.requests[&asked].increment(1);
+    }
+
+    /// A request was answered.
+    pub fn took(&self, asked: Asked, time: Duration) {
+        self.seconds[&asked].record(time.as_secs_f64());
     }
 
     /// Counts messages that a gateway's link did not take.
@@ -231,6 +247,16 @@ fn requests(registry: Registry<'_>) -> HashMap<Asked, Counter> {
     Asked::ALL
         .into_iter()
         .map(|(asked, method)| (asked, registry.counter(name, help, &[("method", method)])))
+        .collect()
+}
+
+fn seconds(registry: Registry<'_>) -> HashMap<Asked, Histogram> {
+    let name = "berth_logic_request_seconds";
+    let help =
+        "From taking up a client's request to its answer, by method; a send waits for the queue's disk.";
+    Asked::ALL
+        .into_iter()
+        .map(|(asked, method)| (asked, registry.seconds(name, help, &[("method", method)])))
         .collect()
 }
 

@@ -7,14 +7,18 @@
 pub mod device;
 pub mod group_load;
 pub mod history;
+pub mod hostile;
 pub mod http;
 pub mod load;
 pub mod log;
 pub mod metrics;
 pub mod powercut;
+pub mod proxy;
 pub mod raw;
+pub mod schema;
 pub mod server;
 pub mod tokens;
+pub mod transcript;
 pub mod wait;
 
 use std::{

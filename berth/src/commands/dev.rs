@@ -17,7 +17,7 @@ use crate::{
     config::{Effective, Layers},
     exit::Failure,
     lifecycle::{Asked, Signals},
-    telemetry,
+    output, telemetry,
 };
 
 /// A start that takes longer than this has gone wrong: replay of a full queue is seconds.
@@ -25,9 +25,6 @@ const READY_WITHIN: Duration = Duration::from_secs(120);
 
 /// How often readiness is looked at while starting.
 const READY_POLL: Duration = Duration::from_millis(20);
-
-/// What a shell shows for a process that SIGTERM ended: 128 + 15.
-const SECOND_SIGNAL: i32 = 143;
 
 /// Arguments of `berth dev`.
 #[derive(Debug, clap::Args)]
@@ -89,19 +86,10 @@ pub fn run(args: Args) -> Result<(), Failure> {
             "berth dev gives anybody who reaches this address a token for any user, and the back end's key"
         );
     }
-    let dev = Dev::start(&config, &args.data_dir, runtime).map_err(failure)?;
+    let dev = Dev::start(&config, &args.data_dir, runtime).map_err(super::started)?;
     let served = serve(&dev, signals, args.json);
     dev.stop();
     served.map_err(Failure::Start)
-}
-
-/// A policy that cannot be is the person's to mend, like every other configuration.
-fn failure(error: anyhow::Error) -> Failure {
-    use berth_scheduler::StartError::{Policy, PolicyFile};
-    match error.downcast_ref() {
-        Some(Policy { .. } | PolicyFile { .. }) => Failure::Configuration(error),
-        _ => Failure::Start(error),
-    }
 }
 
 /// Until a signal asks to stop, or readiness does not come.
@@ -114,19 +102,14 @@ fn serve(dev: &Dev, mut signals: Signals, as_json: bool) -> anyhow::Result<()> {
         };
         let announced = async {
             ready(dev).await?;
-            announce(dev, as_json);
+            announce(dev, as_json).context("writing to stdout")?;
             std::future::pending::<anyhow::Result<()>>().await
         };
         let served = tokio::select! {
             () = stopped => Ok(()),
             failed = announced => failed,
         };
-        // The second signal does not wait.
-        tokio::spawn(async move {
-            while signals.next().await == Asked::Reload {}
-            tracing::warn!("stopped by a second signal, before everything was closed");
-            std::process::exit(SECOND_SIGNAL);
-        });
+        tokio::spawn(signals.exit_at_once());
         tracing::info!("stopping");
         served
     })
@@ -143,7 +126,8 @@ async fn ready(dev: &Dev) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn announce(dev: &Dev, as_json: bool) {
+/// A reader who has gone is no reason to stop: the addresses are in the log too.
+fn announce(dev: &Dev, as_json: bool) -> std::io::Result<output::Reader> {
     let Addresses { scheduler, gateway, logic, admin } = dev.addresses();
     tracing::info!(%scheduler, %gateway, %logic, %admin, "ready");
     let (alice, bob) = (dev.token("alice"), dev.token("bob"));
@@ -157,11 +141,10 @@ fn announce(dev: &Dev, as_json: bool) {
             "adminKey": dev.auth.admin_key,
             "tokens": { "alice": alice, "bob": bob },
         });
-        println!("{line}");
-        return;
+        return output::print(format_args!("{line}"));
     }
     let (service_key, admin_key) = (&dev.auth.service_key, &dev.auth.admin_key);
-    println!(
+    output::print(format_args!(
         "\
 Berth is ready.
 
@@ -186,5 +169,5 @@ Try next, in other terminals:
     -H 'Content-Type: application/json' -d '{{\"deviceId\":\"d1\"}}'
 
 Ctrl-C stops it; its data stays."
-    );
+    ))
 }

@@ -80,9 +80,11 @@ impl Layers {
     pub fn environment(mut self, variables: impl Iterator<Item = (OsString, OsString)>) -> Self {
         for (name, value) in variables {
             let name = name.to_string_lossy();
-            let Some(path) = name.strip_prefix(ENVIRONMENT_PREFIX).filter(|path| path.contains("__")) else {
+            let Some(path) = name.strip_prefix(ENVIRONMENT_PREFIX) else { continue };
+            if !path.contains("__") {
+                self.one_underscore(&name, path);
                 continue;
-            };
+            }
             let key = path.to_ascii_lowercase().replacen("__", ".", 1);
             match value.to_str() {
                 Some(text) => self.text(&key, text, &name),
@@ -92,10 +94,35 @@ impl Layers {
         self
     }
 
+    /// `BERTH_GATEWAY_ID` is a slip for `BERTH_GATEWAY__ID`; what begins with no section (`BERTH_BIN`) is somebody else's.
+    fn one_underscore(&mut self, name: &str, path: &str) {
+        let path = path.to_ascii_lowercase();
+        let rest =
+            |section: &String| path.strip_prefix(section.as_str())?.strip_prefix('_').map(str::to_owned);
+        let Some((section, key)) =
+            self.values.keys().find_map(|section| Some((section.clone(), rest(section)?)))
+        else {
+            return;
+        };
+        let meant = nearest(&self.values, &format!("{section}.{key}")).unwrap_or_default();
+        let variable = meant.to_ascii_uppercase().replacen('.', "__", 1);
+        self.problems.push(format!(
+            "{name}: a section and its key are parted by two underscores; did you mean {ENVIRONMENT_PREFIX}{variable}?"
+        ));
+    }
+
     /// Lays one flag over what is there, if it was given.
     pub fn flag(mut self, name: &str, key: &str, value: Option<impl ToString>) -> Self {
         if let Some(value) = value {
             self.text(key, &value.to_string(), name);
+        }
+        self
+    }
+
+    /// Lays a flag that may be given several times over what is there, if it was given.
+    pub fn flags(mut self, name: &str, key: &str, values: &[String]) -> Self {
+        if !values.is_empty() {
+            self.set(key, Value::Array(values.iter().cloned().map(Value::String).collect()), name);
         }
         self
     }
@@ -124,6 +151,7 @@ impl Layers {
             Some(Value::Integer(_)) => text.parse().map(Value::Integer).map_err(|_| "a whole number"),
             Some(Value::Float(_)) => text.parse().map(Value::Float).map_err(|_| "a number"),
             Some(Value::Boolean(_)) => text.parse().map(Value::Boolean).map_err(|_| "true or false"),
+            Some(Value::Array(_)) => Ok(list(text)),
             Some(_) => Ok(Value::String(text.to_owned())),
         };
         match value {
@@ -160,10 +188,16 @@ impl Layers {
     }
 
     fn unknown(&mut self, key: &str, origin: &str) {
-        let nearest = keys(&self.values).min_by_key(|known| strsim::damerau_levenshtein(known, key));
-        let hint = nearest.map(|known| format!("; did you mean {known}?")).unwrap_or_default();
+        let hint =
+            nearest(&self.values, key).map(|known| format!("; did you mean {known}?")).unwrap_or_default();
         self.problems.push(format!("{origin}: unknown key {key}{hint}"));
     }
+}
+
+/// Several values in one variable, with commas between.
+fn list(text: &str) -> Value {
+    let values = text.split(',').map(str::trim).filter(|value| !value.is_empty());
+    Value::Array(values.map(|value| Value::String(value.to_owned())).collect())
 }
 
 /// Line and reason. Not the line's text, which the parser's own message shows: it may be a key.
@@ -183,6 +217,10 @@ fn typed(key: &str, value: &Value) -> Result<(), String> {
         Ok(_) => Ok(()),
         Err(error) => Err(error.message().to_owned()),
     }
+}
+
+fn nearest(values: &Table, key: &str) -> Option<String> {
+    keys(values).min_by_key(|known| strsim::damerau_levenshtein(known, key))
 }
 
 fn keys(values: &Table) -> impl Iterator<Item = String> {
@@ -229,6 +267,23 @@ mod tests {
     }
 
     #[test]
+    fn a_list_is_given_by_repeated_flags_or_with_commas() {
+        let variables = [("BERTH_GATEWAY__SCHEDULERS", "a:1, b:2,")];
+        let effective = environment(&variables).expect("valid");
+        assert_eq!(effective.config.gateway.schedulers, ["a:1", "b:2"]);
+        let effective = Layers::defaults()
+            .flags("--scheduler", "gateway.schedulers", &["c:3".to_owned(), "d:4".to_owned()])
+            .flags("--logic", "gateway.logics", &[])
+            .finish()
+            .expect("valid");
+        assert_eq!(effective.config.gateway.schedulers, ["c:3", "d:4"]);
+        assert_eq!(effective.config.gateway.logics, ["127.0.0.1:7721"]);
+        assert_eq!(effective.origins["gateway.schedulers"], "--scheduler");
+        let problem = file("[gateway]\nlogics = [1]").err().expect("no text");
+        assert!(problem.contains("gateway.logics"), "{problem}");
+    }
+
+    #[test]
     fn every_fault_is_told_with_its_place_and_value() {
         for (text, expected) in [
             ("[gateway]\nregoin = \"eu\"", "unknown key gateway.regoin; did you mean gateway.region?"),
@@ -253,6 +308,15 @@ mod tests {
             problem.contains("BERTH_GATWAY__ID: unknown key gatway.id; did you mean gateway.id?"),
             "{problem}"
         );
+    }
+
+    #[test]
+    fn one_underscore_is_told_and_other_programs_variables_are_not() {
+        let problem = environment(&[("BERTH_GATEWAY_HEARTBEAT_INTERVAL_MS", "5")]).err();
+        let problem = problem.map(|p| p.to_string()).unwrap_or_default();
+        assert!(problem.contains("BERTH_GATEWAY_HEARTBEAT_INTERVAL_MS: "), "{problem}");
+        assert!(problem.contains("did you mean BERTH_GATEWAY__HEARTBEAT_INTERVAL_MS?"), "{problem}");
+        assert!(environment(&[("BERTH_BIN", "x"), ("BERTH_TEST_FIGURES", "y")]).is_ok());
     }
 
     #[test]

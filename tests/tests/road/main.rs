@@ -1,14 +1,21 @@
 //! The behaviours of the running system, a module each, against the real binary.
 
+mod apart;
 mod backend;
 mod catch_up;
 mod cli;
 mod conversations;
 mod crash;
 mod dedup;
+mod descriptors;
+mod docs;
 mod frames;
+mod frozen;
 mod groups;
 mod heartbeats;
+mod metrics;
+mod noisy;
+mod openapi;
 mod operation;
 mod order;
 mod policy;
@@ -17,8 +24,11 @@ mod readme;
 mod replacement;
 mod requests;
 mod schedule;
+mod secrets;
 mod slow;
+mod slowloris;
 mod stop;
 mod the_road;
 mod third_party;
 mod tickets;
+mod transcripts;

@@ -1,10 +1,11 @@
-//! README.md's commands work as they stand there.
+//! The commands of README.md and docs/ work as they stand there.
 //!
 //! The convention: every ```sh block must consist of these forms, one command a line (`\` continues a line), or this fails:
 //!
 //! | form | what happens here |
 //! |---|---|
 //! | `cargo run --release -- dev …` | not run again: it is what the harness starts, on free ports |
+//! | `berth scheduler …`, `berth gateway …`, `berth logic …` | run by a test of their own, on free ports, with the `toml` block that comes before |
 //! | `./tests/run …` | must exist and be executable: it is what runs this test |
 //! | `git clone …`, `cd …` | passed over |
 //! | `cargo run --release -- SUB …`, `berth SUB …`, `./target/release/berth SUB …` | run, with `--scheduler` where SUB takes it; exit code 0 |
@@ -15,22 +16,27 @@
 
 use std::{
     os::unix::fs::PermissionsExt,
-    process::{Command, Output, Stdio},
+    path::Path,
+    process::{Child, Command, Output, Stdio},
 };
 
 use anyhow::{Context, bail, ensure};
 use berth_tests::{
-    TestResult, root,
-    server::{Options, Server, berth, binary},
-    tokens,
+    TestResult, http, root,
+    server::{Options, Server, berth, binary, port},
+    tokens, wait,
 };
 
 /// The `sh` blocks of a Markdown text.
 fn blocks(text: &str) -> Vec<String> {
+    blocks_of(text, &["```sh", "```bash", "```console", "```shell"])
+}
+
+fn blocks_of(text: &str, fences: &[&str]) -> Vec<String> {
     let mut blocks = Vec::new();
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
-        if matches!(line.trim(), "```sh" | "```bash" | "```console" | "```shell") {
+        if fences.contains(&line.trim()) {
             blocks
                 .push(lines.by_ref().take_while(|line| line.trim() != "```").collect::<Vec<_>>().join("\n"));
         }
@@ -63,7 +69,7 @@ fn form(command: &str) -> anyhow::Result<Form> {
         if let Some(rest) = command.strip_prefix(prefix) {
             let subcommand = rest.split_whitespace().next().unwrap_or_default();
             return Ok(match subcommand {
-                "dev" => Form::Known,
+                "dev" | "scheduler" | "gateway" | "logic" => Form::Known,
                 _ if SPEAKS.contains(&subcommand) && !rest.contains("--scheduler") => {
                     Form::Run(format!("\"$BERTH\" {rest} --scheduler \"$SCHEDULER\""))
                 }
@@ -80,13 +86,14 @@ fn form(command: &str) -> anyhow::Result<Form> {
         Some("git") if command.starts_with("git clone ") => Ok(Form::Known),
         Some("curl") => Ok(Form::Run(command.to_owned())),
         _ if assigned => Ok(Form::Run(command.to_owned())),
-        _ => bail!("README.md has a command of no runnable form (see tests/tests/road/readme.rs): {command}"),
+        _ => bail!("a command of no runnable form (see tests/tests/road/readme.rs): {command}"),
     }
 }
 
 fn run(server: &Server, script: &str) -> anyhow::Result<Output> {
     let at = &server.at;
-    let ports = [("7700", &at.scheduler), ("7702", &at.admin), ("7720", &at.logic)];
+    let admin = at.admin.to_string();
+    let ports = [("7700", &at.scheduler), ("7702", &admin), ("7720", &at.logic)];
     let mut script = script.to_owned();
     for (port, ours) in ports {
         script = script.replace(&format!("http://127.0.0.1:{port}"), ours);
@@ -112,33 +119,120 @@ fn run(server: &Server, script: &str) -> anyhow::Result<Output> {
 
 #[tokio::test]
 async fn every_command_of_the_readme_works() -> TestResult {
-    let text = std::fs::read_to_string(root().join("README.md")).context("README.md")?;
-    let blocks = blocks(&text);
-    ensure!(!blocks.is_empty(), "README.md shows no command");
-    let server = Server::start(Options::default()).await?;
-    let (mut dev, mut tests) = (false, false);
-    for block in blocks {
+    // The commands are those for `berth dev`.
+    let server = Server::start(Options::default().one()).await?;
+    let shown = check_commands(&server, &root().join("README.md"))?;
+    ensure!(!shown.is_empty(), "README.md shows no command");
+    let dev = shown.iter().any(|command| command == "cargo run --release -- dev");
+    let tests = shown.iter().any(|command| command == "./tests/run");
+    ensure!(dev && tests, "the two commands stand in README.md: dev {dev}, tests {tests}");
+    ensure!(binary()?.exists());
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_command_of_the_documents_works() -> TestResult {
+    let server = Server::start(Options::default().one()).await?;
+    let mut shown = Vec::new();
+    for path in crate::docs::documents()?.iter().skip(1) {
+        shown.extend(check_commands(&server, path)?);
+    }
+    ensure!(shown.len() >= 5, "the documents show only {shown:?}");
+    Ok(())
+}
+
+/// Runs every command of a document; returns them all.
+fn check_commands(server: &Server, path: &Path) -> anyhow::Result<Vec<String>> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let mut shown = Vec::new();
+    for block in blocks(&text) {
         let mut script = String::new();
         for command in commands(&block) {
-            dev |= command == "cargo run --release -- dev";
-            match form(&command)? {
+            match form(&command).with_context(|| path.display().to_string())? {
                 Form::Known => {}
-                Form::Script(path) => {
-                    tests = true;
+                Form::Script(script) => {
                     let mode =
-                        root().join(&path).metadata().with_context(|| path.clone())?.permissions().mode();
-                    ensure!(mode & 0o111 != 0, "{path} is not executable");
+                        root().join(&script).metadata().with_context(|| script.clone())?.permissions().mode();
+                    ensure!(mode & 0o111 != 0, "{script} is not executable");
                 }
                 Form::Run(line) => script.push_str(&format!("{line}\n")),
             }
+            shown.push(command);
         }
-        let output = run(&server, &script)?;
+        let output = run(server, &script)?;
         let (said, complained) =
             (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        ensure!(output.status.success(), "{block}\n{} {said}\n{complained}", output.status);
+        ensure!(
+            output.status.success(),
+            "{}: {block}\n{} {said}\n{complained}",
+            path.display(),
+            output.status
+        );
     }
-    ensure!(dev && tests, "the two commands stand in README.md: dev {dev}, tests {tests}");
-    ensure!(binary()?.exists());
+    Ok(shown)
+}
+
+/// A child that is gone when the test is.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Errors mean that it is gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Where each role listens instead of its defaults: key of the configuration, default port, ours.
+fn ports() -> Vec<(String, String, String)> {
+    let listens = [
+        ("SCHEDULER__LISTEN", 7700),
+        ("SCHEDULER__RPC_LISTEN", 7701),
+        ("SCHEDULER__ADMIN_LISTEN", 7702),
+        ("GATEWAY__LISTEN", 7710),
+        ("GATEWAY__ADMIN_LISTEN", 7712),
+        ("LOGIC__LISTEN", 7720),
+        ("LOGIC__RPC_LISTEN", 7721),
+        ("LOGIC__ADMIN_LISTEN", 7722),
+    ];
+    let ours = |(key, default)| (format!("BERTH_{key}"), format!("127.0.0.1:{default}"), port().to_string());
+    listens.into_iter().map(ours).collect()
+}
+
+#[tokio::test]
+async fn the_commands_that_run_each_role_on_its_own_work() -> TestResult {
+    let text = std::fs::read_to_string(root().join("README.md")).context("README.md")?;
+    let section = text.split("### Each role in its own process").nth(1).context("the section")?;
+    let folder = tempfile::tempdir()?;
+    let keys = blocks_of(section, &["```toml"]).into_iter().next().context("the keys")?;
+    std::fs::write(folder.path().join("berth.toml"), &keys)?;
+    let ports = ports();
+    let mut running = Vec::new();
+    for command in commands(blocks(section).first().context("the commands")?) {
+        let moved =
+            ports.iter().fold(command.clone(), |text, (_, default, ours)| text.replace(default, ours));
+        let arguments = moved.strip_prefix("berth ").with_context(|| command.clone())?;
+        let mut child = berth()?;
+        child.args(arguments.split_whitespace()).current_dir(folder.path());
+        child.envs(ports.iter().map(|(key, _, ours)| (key, ours)));
+        child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        running.push(Running(child.spawn()?));
+    }
+    ensure!(running.len() == 3, "a scheduler, a gateway and a logic");
+    let at =
+        |key: &str| ports.iter().find(|(name, ..)| name == key).map(|(_, _, ours)| format!("http://{ours}"));
+    let ready = format!("{}/readyz", at("BERTH_SCHEDULER__ADMIN_LISTEN").context("listed")?);
+    wait::until("the scheduler is ready", || async {
+        Ok(http::get(&ready, None).await.is_ok_and(|answer| answer.status == 200).then_some(()))
+    })
+    .await?;
+    let keys: toml::Table = keys.parse()?;
+    let secret = keys["auth"]["jwt_secret"].as_str().context("a secret")?.to_owned();
+    let mut demo = berth()?;
+    demo.args(["demo", "--scheduler", &at("BERTH_SCHEDULER__LISTEN").context("listed")?]);
+    demo.env("BERTH_AUTH__JWT_SECRET", secret);
+    let output = tokio::task::spawn_blocking(move || demo.output()).await??;
+    ensure!(output.status.success(), "{output:?}");
     Ok(())
 }
 
