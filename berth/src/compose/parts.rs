@@ -81,7 +81,6 @@ pub fn logic(config: &Config, auth: &Auth, store: StoreChoice) -> anyhow::Result
         listen: logic.listen,
         inbox_lifetime: Duration::from_secs(u64::from(logic.inbox_lifetime_hours) * 3_600),
         partitions: logic.partitions,
-        lease: Duration::from_millis(logic.lease_ms.into()),
         os_boot_id,
         ..berth_logic::Config::new(logic.id.clone(), store, auth.service_key.clone())
     })

@@ -153,8 +153,6 @@ pub struct Logic {
     pub admin_listen: SocketAddr,
     /// Ingest partitions. Kept with the queue; changed only when that is drained.
     pub partitions: u16,
-    /// How long a gateway's routes outlive its silence: a gateway that died is offline after this. It renews at a third.
-    pub lease_ms: u32,
     /// How long an inbox row is kept, in hours. The conversations' timelines are kept for ever.
     pub inbox_lifetime_hours: u32,
 }
@@ -168,7 +166,6 @@ impl Default for Logic {
             rpc_listen: loopback(7721),
             admin_listen: loopback(7722),
             partitions: 16,
-            lease_ms: 15_000,
             inbox_lifetime_hours: 7 * 24,
         }
     }
@@ -277,7 +274,6 @@ impl Config {
         range("gateway.drain_spread_ms", self.gateway.drain_spread_ms.into(), 0, 600_000);
         range("logic.node", self.logic.node.into(), 0, 1_023);
         range("logic.partitions", self.logic.partitions.into(), 1, 1_024);
-        range("logic.lease_ms", self.logic.lease_ms.into(), 1_000, 3_600_000);
         range("logic.inbox_lifetime_hours", self.logic.inbox_lifetime_hours.into(), 1, 24 * 3_650);
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
             problems.push(format!("log.filter = {:?} is no filter: {error}", self.log.filter));
