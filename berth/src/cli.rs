@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::{
-    commands::{chat, config, demo, dev, gateway, logic, scheduler, token},
+    commands::{bench, chat, config, demo, dev, gateway, logic, scheduler, token},
     exit::Failure,
 };
 
@@ -32,6 +32,8 @@ enum Command {
     Chat(chat::ChatArgs),
     /// Walk the whole road once, with checks: schedule, connect, send, notify, pull, catch up.
     Demo(demo::DemoArgs),
+    /// Put load on a running deployment and measure it.
+    Bench(bench::Args),
     /// Check or print the configuration.
     Config(config::Args),
 }
@@ -47,6 +49,7 @@ impl Cli {
             Command::Token(args) => token::run(args),
             Command::Chat(args) => chat::run(args),
             Command::Demo(args) => demo::run(args),
+            Command::Bench(args) => bench::run(args),
             Command::Config(args) => config::run(args),
         }
     }

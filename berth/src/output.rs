@@ -5,6 +5,8 @@ use std::{
     io::{self, Write},
 };
 
+use crate::exit::Failure;
+
 /// Whether somebody reads what is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reader {
@@ -20,6 +22,17 @@ pub enum Reader {
 /// When stdout cannot be written for another reason than that its reader has gone.
 pub fn print(line: fmt::Arguments<'_>) -> io::Result<Reader> {
     print_to(&mut io::stdout().lock(), line)
+}
+
+/// What a command whose work is done by printing ends with: a reader who has gone does not make it fail.
+///
+/// # Errors
+/// When stdout could not be written.
+pub fn written(printed: io::Result<Reader>) -> Result<(), Failure> {
+    match printed {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Failure::Start(anyhow::Error::new(error).context("writing to stdout"))),
+    }
 }
 
 /// Prints a remark to stderr. When that fails, nobody is left to be told.

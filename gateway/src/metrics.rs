@@ -1,6 +1,10 @@
 //! The gateway's series: typed handles, all there from the start.
 
-use berth_proto::{client::server_frame::Frame, code::CloseCode, metric::Registry};
+use berth_proto::{
+    client::{request::Method, server_frame::Frame},
+    code::CloseCode,
+    metric::Registry,
+};
 use metrics::{Counter, Gauge, Histogram};
 
 /// Counters indexed by an enum that knows all its labels.
@@ -29,6 +33,24 @@ impl<L: Label> Family<L> {
 
     pub(crate) fn one(&self, label: L) {
         self.add(label, 1);
+    }
+}
+
+/// Histograms of seconds, indexed likewise.
+pub(crate) struct Timings<L> {
+    histograms: Vec<Histogram>,
+    label: std::marker::PhantomData<L>,
+}
+
+impl<L: Label> Timings<L> {
+    fn new(registry: Registry<'_>, name: &'static str, help: &'static str, label: &'static str) -> Self {
+        let histograms =
+            L::ALL.iter().map(|(_, value)| registry.seconds(name, help, &[(label, value)])).collect();
+        Self { histograms, label: std::marker::PhantomData }
+    }
+
+    pub(crate) fn record(&self, label: L, seconds: f64) {
+        self.histograms[label.index()].record(seconds);
     }
 }
 
@@ -87,7 +109,25 @@ labels!(
     /// Why the gateway itself answered a request with an error.
     RequestRefused {
         Invalid => "invalid", Unimplemented => "unimplemented", TooMany => "too_many", Unavailable => "unavailable",
-        Deadline => "deadline", Oversize => "oversize",
+        Deadline => "deadline", Oversize => "oversize", RateLimited => "rate_limited",
+    }
+);
+
+labels!(
+    /// A limit that somebody met. The first five cost a connection before it had a session, frames costs it afterwards,
+    /// user_requests costs the answer.
+    Limited {
+        Capacity => "capacity", AddressConnections => "address_connections", AddressRate => "address_rate",
+        PendingHandshakes => "pending_handshakes", Origin => "origin", Frames => "frames",
+        UserRequests => "user_requests",
+    }
+);
+
+labels!(
+    /// What clients ask logic for.
+    Asked {
+        Send => "send", Pull => "pull", Ack => "ack", History => "history", Conversations => "conversations",
+        MarkRead => "mark_read", Presence => "presence",
     }
 );
 
@@ -120,6 +160,20 @@ impl From<CloseCode> for Closed {
     }
 }
 
+impl From<&Method> for Asked {
+    fn from(method: &Method) -> Self {
+        match method {
+            Method::Send(_) => Self::Send,
+            Method::Pull(_) => Self::Pull,
+            Method::Ack(_) => Self::Ack,
+            Method::History(_) => Self::History,
+            Method::Conversations(_) => Self::Conversations,
+            Method::MarkRead(_) => Self::MarkRead,
+            Method::Presence(_) => Self::Presence,
+        }
+    }
+}
+
 impl From<&Frame> for FrameOut {
     fn from(frame: &Frame) -> Self {
         match frame {
@@ -139,9 +193,13 @@ pub(crate) struct Metrics {
     pub(crate) closed: Family<Closed>,
     pub(crate) heartbeat_timeouts: Counter,
     pub(crate) handshakes: Family<Handshake>,
+    pub(crate) handshakes_failed: Family<Closed>,
     pub(crate) handshake_seconds: Histogram,
     pub(crate) accept_errors: Counter,
+    pub(crate) limited: Family<Limited>,
+    pub(crate) pending: Gauge,
     pub(crate) worker_stalls: Counter,
+    pub(crate) worker_turn_seconds: Histogram,
     pub(crate) traffic: Traffic,
     pub(crate) requests: Requests,
     pub(crate) links: Links,
@@ -161,7 +219,7 @@ pub(crate) struct Traffic {
 pub(crate) struct Requests {
     pub(crate) in_flight: Gauge,
     pub(crate) refused: Family<RequestRefused>,
-    pub(crate) seconds: Histogram,
+    pub(crate) seconds: Timings<Asked>,
     pub(crate) late_responses: Counter,
 }
 
@@ -178,8 +236,12 @@ impl Metrics {
         let closed =
             "Connections ended, by close code; client: it left; lost: reset; http: it opened no WebSocket.";
         let stalls = "Times a worker did not come around for 5 s.";
+        let turns = "What a worker does at one wake-up: so long everybody else of that worker waits.";
         let errors = "Failed accepts: descriptors or kernel memory ran out.";
+        let limited = "Times a peer met a limit, by the limit.";
         let steps = "Connections that came so far on their way to a session.";
+        let failed =
+            "Connections that ended before they were welcomed, by close code as in connections_closed.";
         let timeouts = "Connections closed for silence.";
         Self {
             connections: r.gauge("berth_gateway_connections", "Sockets held, whatever their state.", &[]),
@@ -187,9 +249,17 @@ impl Metrics {
             closed: Family::new(r, "berth_gateway_connections_closed_total", closed, "code"),
             heartbeat_timeouts: r.counter("berth_gateway_heartbeat_timeouts_total", timeouts, &[]),
             handshakes: Family::new(r, "berth_gateway_handshakes_total", steps, "result"),
+            handshakes_failed: Family::new(r, "berth_gateway_handshakes_failed_total", failed, "code"),
             handshake_seconds: r.seconds("berth_gateway_handshake_seconds", "From accept to welcome.", &[]),
             accept_errors: r.counter("berth_gateway_accept_errors_total", errors, &[]),
+            limited: Family::new(r, "berth_gateway_limited_total", limited, "limit"),
+            pending: r.gauge(
+                "berth_gateway_pending_handshakes",
+                "Connections that have not said hello.",
+                &[],
+            ),
             worker_stalls: r.counter("berth_gateway_worker_stalls_total", stalls, &[]),
+            worker_turn_seconds: r.seconds("berth_gateway_worker_turn_seconds", turns, &[]),
             traffic: Traffic::new(r),
             requests: Requests::new(r),
             links: Links::new(r),
@@ -216,11 +286,12 @@ impl Traffic {
 impl Requests {
     fn new(r: Registry<'_>) -> Self {
         let refused = "Requests the gateway answered with an error itself.";
+        let answer = "From a request to logic's answer, by method.";
         let late = "Answers of logic that nobody waited for any more.";
         Self {
             in_flight: r.gauge("berth_gateway_requests_in_flight", "Requests waiting for logic.", &[]),
             refused: Family::new(r, "berth_gateway_requests_refused_total", refused, "reason"),
-            seconds: r.seconds("berth_gateway_request_seconds", "From a request to logic's answer.", &[]),
+            seconds: Timings::new(r, "berth_gateway_request_seconds", answer, "method"),
             late_responses: r.counter("berth_gateway_late_responses_total", late, &[]),
         }
     }

@@ -3,6 +3,7 @@
 
 mod arriving;
 mod context;
+mod frames;
 mod goodbye;
 mod identified;
 mod in_flight;
@@ -27,11 +28,12 @@ use link::{to_gateway, to_logic};
 use crate::{
     clock::Now,
     config::Timeouts,
-    metrics::{Closed, FrameIn},
+    metrics::{Closed, FrameIn, Limited},
     ws::{self, Event},
 };
 use arriving::Arriving;
 pub(crate) use context::{Cx, Env, Orphan, Ups};
+pub(crate) use frames::Frames;
 pub(crate) use goodbye::Goodbye;
 use identified::Identified;
 pub(crate) use identified::Identity;
@@ -44,6 +46,9 @@ const OUTPUT_PAUSE: usize = 64 * 1024;
 /// A peer that takes its last bytes slowly has so many lingers for all of them: half a minute at the default, in which
 /// even a bad mobile link takes the few frames that were unsent.
 const LINGERS: i64 = 6;
+
+/// Who is closed with 4007 comes back no sooner than this, in milliseconds.
+const FLOOD_RETRY_MS: u32 = 1_000;
 
 /// Why [`Session::receive`] stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +69,8 @@ pub(crate) struct Session {
     assembly: Option<Box<ws::Assembly>>,
     /// Since when the peer takes nothing of what is unsent; 0: nothing is unsent.
     blocked_ms: i64,
+    /// Of the limit on frames: see [`crate::guard::Rate::take`].
+    frames_due_us: i64,
 }
 
 enum Stage {
@@ -87,6 +94,28 @@ impl Session {
             wire: Wire::Unknown,
             assembly: None,
             blocked_ms: 0,
+            frames_due_us: 0,
+        }
+    }
+
+    /// Whether its hello is still to come.
+    pub(crate) fn pending(&self) -> bool {
+        matches!(&self.stage, Stage::Arriving(arriving) if !arriving.waits())
+    }
+
+    /// Bytes of memory held for the fragments of a message.
+    pub(crate) fn assembled(&self) -> usize {
+        self.assembly.as_ref().map_or(0, |assembly| assembly.memory())
+    }
+
+    /// Too many have not said hello: unless this one has, it is dropped with a word.
+    pub(crate) fn crowd_out(&mut self, cx: &mut Cx<'_>) {
+        if self.pending() {
+            cx.env.metrics.limited.one(Limited::PendingHandshakes);
+            let goodbye = Goodbye::overloaded(cx.rng).because("too many connections have not said hello");
+            self.close(cx, goodbye);
+            // Without waiting for its end: it had its time.
+            self.stage = Stage::Gone;
         }
     }
 
@@ -130,7 +159,13 @@ impl Session {
         match self.wire.next(&mut self.assembly, input, limits::CLIENT_FRAME) {
             Ok(None) => None,
             Ok(Some((event, taken))) => {
-                self.on_event(cx, event);
+                match cx.env.guard.frames.take(self.frames_due_us, cx.now.steady_ms) {
+                    Ok(due_us) => {
+                        self.frames_due_us = due_us;
+                        self.on_event(cx, event);
+                    }
+                    Err(wait_ms) => self.too_many_frames(cx, wait_ms),
+                }
                 Some(taken)
             }
             Err(problem) => {
@@ -139,6 +174,14 @@ impl Session {
                 Some(0)
             }
         }
+    }
+
+    fn too_many_frames(&mut self, cx: &mut Cx<'_>, wait_ms: u32) {
+        cx.env.metrics.limited.one(Limited::Frames);
+        // Whoever floods by mistake does not come back in a circle.
+        let retry_after_ms = wait_ms.max(FLOOD_RETRY_MS);
+        let goodbye = Goodbye::new(CloseCode::RateLimited).because("too many frames a second");
+        self.close(cx, goodbye.retry_after(retry_after_ms));
     }
 
     fn negotiate(&mut self, cx: &mut Cx<'_>, input: &[u8]) -> Option<usize> {
@@ -212,11 +255,10 @@ impl Session {
                 }
             }
             to_gateway::Message::Close(close) => self.on_close(cx, close),
-            to_gateway::Message::Notify(notify) => {
-                self.notify(cx, notify.inbox_seq, &notify.conversations);
-            }
             // For the worker and the supervisor, not for one connection.
-            to_gateway::Message::Refreshed(_) | to_gateway::Message::Lease(_) => {}
+            to_gateway::Message::Notify(_)
+            | to_gateway::Message::Refreshed(_)
+            | to_gateway::Message::Lease(_) => {}
         }
     }
 
@@ -266,6 +308,22 @@ impl Session {
     pub(crate) fn write_pending(&mut self, cx: &mut Cx<'_>) {
         if let Stage::Identified(session) = &mut self.stage {
             session.write_pending(cx, self.wire);
+        }
+    }
+
+    /// The frame of the notify that is pending, if it is about the inbox alone: most are. [`Session::told_inbox`] follows
+    /// once it is written.
+    pub(crate) fn inbox_notify<'a>(&self, frames: &'a mut Frames) -> Option<&'a [u8]> {
+        match &self.stage {
+            Stage::Identified(session) => frames.notify(self.wire, session.inbox_to_tell()?),
+            _ => None,
+        }
+    }
+
+    /// The frame that [`Session::inbox_notify`] gave is on its way.
+    pub(crate) fn told_inbox(&mut self) {
+        if let Stage::Identified(session) = &mut self.stage {
+            session.told_inbox();
         }
     }
 
@@ -359,6 +417,11 @@ impl Session {
         }
     }
 
+    /// Whether the peer still has to take what was written before.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.blocked_ms > 0
+    }
+
     /// The peer took some of what was unsent; `all`: nothing is unsent any more.
     pub(crate) fn unblocked(&mut self, cx: &Cx<'_>, all: bool) {
         self.blocked_ms = if all { 0 } else { cx.now.steady_ms };
@@ -400,6 +463,10 @@ impl Session {
             Stage::Arriving(arriving) => {
                 let goodbye = arriving.expired(cx);
                 self.close(cx, goodbye);
+                if self.wire == Wire::Unknown {
+                    // Nothing was said, so nothing has to be taken.
+                    self.stage = Stage::Gone;
+                }
             }
             Stage::Identified(session) => match session.expire(cx, self.wire, blocked) {
                 Ok(()) => self.leave_when_answered(cx),
@@ -447,7 +514,10 @@ impl Session {
     /// Books the end and lets go of what logic holds for the session.
     fn end(&mut self, cx: &mut Cx<'_>, how: Closed) {
         match &mut self.stage {
-            Stage::Arriving(arriving) => arriving.end(cx),
+            Stage::Arriving(arriving) => {
+                arriving.end(cx);
+                cx.env.metrics.handshakes_failed.one(how);
+            }
             Stage::Identified(session) => session.end(cx),
             Stage::Closing { .. } | Stage::Gone => return,
         }

@@ -129,8 +129,9 @@ fn to_logic(message: to_logic::Message) -> ToLogic {
 }
 
 fn notify(inbox_seq: u64) -> ToGateway {
-    let notify = wire::NotifyConnection { handle: 5, inbox_seq, conversations: vec![] };
-    ToGateway { message: Some(to_gateway::Message::Notify(notify)) }
+    let mut batch = wire::NotifyConnections::default();
+    batch.push(5, inbox_seq);
+    ToGateway { message: Some(to_gateway::Message::Notify(batch)) }
 }
 
 async fn soon<T>(what: impl Future<Output = Option<T>>) -> T {

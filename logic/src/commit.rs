@@ -116,7 +116,8 @@ impl Commit {
         // The outbox first: what moves from the one to the other must not look gone in between.
         context.outbox_gained(committed.unspread.len());
         context.committed.fetch_add(committed.mark.saturating_sub(before), Ordering::Relaxed);
-        context.metrics.committed.increment(expected - committed.poisoned);
+        context.metrics.committed.increment(expected - committed.poisoned - committed.failed);
+        context.metrics.failed.increment(committed.failed);
         context.metrics.poisoned.increment(committed.poisoned);
         self.spreads.offer(committed.unspread, &self.stop).await;
         gateways::notify(&*context.routes, &context.gateways, committed.moved).await;

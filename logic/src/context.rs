@@ -13,9 +13,11 @@ use berth_proto::{client, code::ErrorCode};
 use crate::{
     backend::Marker,
     gateways::Gateways,
+    group::Turnstiles,
     metrics::Metrics,
     queue::{Queue, QueueError},
     routes::{Routes, RoutesError},
+    spread::Spreads,
     store::{Store, StoreError},
 };
 
@@ -65,6 +67,10 @@ pub(crate) struct Context {
     pub(crate) steady: Clock,
     pub(crate) lease_ms: u32,
     pub(crate) most_behind: u64,
+    /// What waits to be spread.
+    pub(crate) spreads: Arc<Spreads>,
+    /// One change of members of a group at a time.
+    pub(crate) memberships: Turnstiles,
     /// Queue records committed: the sum of the store's marks.
     pub(crate) committed: AtomicU64,
     /// Messages in the outbox.

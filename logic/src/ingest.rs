@@ -12,10 +12,15 @@ use berth_proto::{
 use crate::{
     context::{Context, queue_error},
     queue::{Pending, Record},
+    store::{Conversation, Group},
 };
 
 /// How long a sender waits for his ack: far above a slow sync, below a client's patience.
 pub(crate) const ACK_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Inbox rows that a group's committed messages may still have to become before sends to it are refused: some ten
+/// seconds of spread on two cores, so that what is accepted arrives in seconds, whatever one group is flooded with.
+const GROUP_BACKLOG: u64 = 1_000_000;
 
 /// Checks a send, finds its conversation and enters it into the queue; sends of one caller are appended in the order
 /// of these calls. The answer comes from [`accepted`].
@@ -33,9 +38,7 @@ pub(crate) async fn enter(
     let (conversation_id, peer) = match to {
         Some(To::UserId(user)) => direct(context, sender, user).await?,
         Some(To::ConversationId(id)) => existing(context, sender, id).await?,
-        Some(To::GroupId(group)) => {
-            return Err(ErrorCode::NotFound.error(format!("group {group} does not exist")));
-        }
+        Some(To::GroupId(group)) => (named(context, sender, &group).await?, String::new()),
         None => return Err(ErrorCode::InvalidArgument.error("send.to is missing")),
     };
     let kind = if request.r#type.is_empty() { "text".to_owned() } else { request.r#type };
@@ -63,7 +66,14 @@ async fn direct(context: &Context, sender: &str, user: String) -> Result<(u64, S
 /// A conversation that does not exist and one of other people are answered alike: ids are not to be probed.
 async fn existing(context: &Context, sender: &str, id: u64) -> Result<(u64, String), client::Error> {
     let conversation = context.store.conversation(id).await.map_err(|error| context.store_error(&error))?;
-    let peer = conversation.as_ref().and_then(|conversation| conversation.peer_of(sender));
+    let peer = match &conversation {
+        Some(Conversation::Group(group)) => {
+            may_send(context, sender, group, || format!("conversation {id}")).await?;
+            return Ok((id, String::new()));
+        }
+        Some(direct) => direct.peer_of(sender),
+        None => None,
+    };
     match peer {
         Some(SYSTEM_USER) if sender != SYSTEM_USER => {
             Err(ErrorCode::PermissionDenied.error("the conversation with system cannot be answered"))
@@ -71,6 +81,36 @@ async fn existing(context: &Context, sender: &str, id: u64) -> Result<(u64, Stri
         Some(peer) => Ok((id, peer.to_owned())),
         None => Err(ErrorCode::PermissionDenied.error(format!("you are no member of conversation {id}"))),
     }
+}
+
+async fn named(context: &Context, sender: &str, group_id: &str) -> Result<u64, client::Error> {
+    let group = context.store.group(group_id).await.map_err(|error| context.store_error(&error))?;
+    let group = group.ok_or_else(|| ErrorCode::NotFound.error(format!("group {group_id} does not exist")))?;
+    may_send(context, sender, &group, || format!("group {group_id}")).await?;
+    Ok(group.conversation_id)
+}
+
+/// Members may send, and the server itself; nobody while the group has too much waiting.
+async fn may_send(
+    context: &Context,
+    sender: &str,
+    group: &Group,
+    name: impl Fn() -> String,
+) -> Result<(), client::Error> {
+    let id = group.conversation_id;
+    if sender != SYSTEM_USER {
+        let member =
+            context.store.is_member(id, sender).await.map_err(|error| context.store_error(&error))?;
+        if !member {
+            return Err(ErrorCode::PermissionDenied.error(format!("you are no member of {}", name())));
+        }
+    }
+    let rows = context.spreads.backlog(id).saturating_mul(group.member_count);
+    if rows > GROUP_BACKLOG {
+        let problem = format!("{} has too many messages waiting to be delivered; retry later", name());
+        return Err(ErrorCode::ResourceExhausted.error(problem));
+    }
+    Ok(())
 }
 
 /// Waits for the queue's answer to what [`enter`] entered.

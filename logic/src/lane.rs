@@ -5,7 +5,7 @@
 //! queue in its turn and awaited beside the others, so that one sync serves many; everything else is answered inline,
 //! since an embedded store's calls are short. What arrives while the lane is full is handed back to the gateway.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use berth_proto::{
     client::{self, request::Method, response::Result as Answer},
@@ -232,8 +232,8 @@ fn answer_open(
             let error = ErrorCode::FailedPrecondition.error("a newer session of this device is connected");
             not_opened(open.handle, error, CloseCode::SessionReplaced)
         }
-        Opened::TooManyDevices => {
-            let limit = crate::routes::DEVICES;
+        Opened::TooManyDevices(limit) => {
+            context.metrics.sessions_refused.increment(1);
             let error =
                 ErrorCode::FailedPrecondition.error(format!("{limit} devices of this user are connected"));
             not_opened(open.handle, error, CloseCode::ConnectionLimit)
@@ -265,6 +265,7 @@ async fn take_up(
         return;
     };
     context.metrics.asked(Asked::Send);
+    let begun = Instant::now();
     match ingest::enter(context, &request.user_id, send).await {
         Err(error) => downs.respond(&gateway, handle, id, request::refuse(context, error)),
         Ok(pending) => {
@@ -274,6 +275,7 @@ async fn take_up(
                     Ok(response) => Answer::Send(response),
                     Err(error) => request::refuse(&context, error),
                 };
+                context.metrics.took(Asked::Send, begun.elapsed());
                 Acked { gateway, handle, id, answer }
             }));
         }
@@ -291,15 +293,8 @@ async fn refresh_inboxes(
         refresh.inboxes.into_iter().map(|query| (query.handle, query.user_id)).unzip();
     match context.store.inbox_seqs(&users).await {
         Ok(seqs) => {
-            let inboxes = handles.into_iter().zip(seqs);
-            let inboxes = inboxes
-                .map(|(handle, inbox_seq)| wire::NotifyConnection {
-                    handle,
-                    inbox_seq,
-                    conversations: Vec::new(),
-                })
-                .collect();
-            downs.push(&gateway, Down::Refreshed(wire::InboxesRefreshed { inboxes }));
+            let refreshed = wire::NotifyConnections { handles, inbox_seqs: seqs, others: Vec::new() };
+            downs.push(&gateway, Down::Refreshed(refreshed));
         }
         // The next heartbeat asks again.
         Err(error) => drop(context.store_error(&error)),

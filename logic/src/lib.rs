@@ -19,6 +19,7 @@ mod config;
 mod conformance;
 mod context;
 mod gateways;
+mod group;
 mod http;
 mod ingest;
 pub mod kv;

@@ -20,6 +20,7 @@ use crate::{
     config::{Config, StartError},
     context::{Context, Part, steady_clock},
     gateways::Gateways,
+    group::Turnstiles,
     http, lane,
     metrics::Metrics,
     serve,
@@ -156,6 +157,8 @@ impl Logic {
             steady: steady_clock((config.clock)()),
             lease_ms: u32::try_from(config.lease.as_millis()).unwrap_or(u32::MAX),
             most_behind: config.most_behind,
+            spreads: Arc::new(Spreads::new()),
+            memberships: Turnstiles::default(),
             committed: AtomicU64::new(0),
             outbox: AtomicU64::new(0),
             troubles: Mutex::default(),
@@ -179,6 +182,12 @@ impl Logic {
     #[must_use]
     pub fn service(&self) -> Arc<dyn LogicService> {
         self.service.clone()
+    }
+
+    /// What its parts share, for tests that call below the HTTP API.
+    #[cfg(test)]
+    pub(crate) fn context(&self) -> &Context {
+        &self.context
     }
 
     /// Whether messages are accepted and delivered.
@@ -223,7 +232,7 @@ impl Logic {
 /// Commits what the queue has and the store has not; spread goes on while serving.
 async fn replay(context: &Arc<Context>, tasks: &mut Tasks) -> Result<(), StartError> {
     let stop = tasks.stop.clone();
-    let spreads = Arc::new(Spreads::new());
+    let spreads = context.spreads.clone();
     for worker in spreads.workers() {
         let run = spreads.clone().run(worker, context.clone(), stop.clone());
         tasks.spawn_thread("logic-spread", run)?;

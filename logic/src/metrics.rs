@@ -1,9 +1,13 @@
 //! Every series of this role: all there from the start, none with a user in a label.
 
-use std::collections::HashMap;
+mod http;
+
+use std::{collections::HashMap, time::Duration};
 
 use berth_proto::{code::ErrorCode, metric::Registry};
 use metrics::{Counter, Gauge, Histogram};
+
+pub use http::{HttpMetrics, Route};
 
 /// Of the ingest queue.
 #[derive(Clone)]
@@ -82,6 +86,13 @@ pub struct Metrics {
     pub accepted: Counter,
     pub duplicates: Counter,
     pub delivered: Counter,
+    pub group_delivered: Counter,
+    pub groups_created: Counter,
+    pub members_joined: Counter,
+    pub members_left: Counter,
+    pub failed: Counter,
+    pub spread_slice: Histogram,
+    pub outbox_age: Gauge,
     pub committed: Counter,
     pub poisoned: Counter,
     pub set_aside: Counter,
@@ -92,17 +103,22 @@ pub struct Metrics {
     pub expired_rows: Counter,
     pub sessions_opened: Counter,
     pub sessions_replaced: Counter,
+    pub sessions_refused: Counter,
     pub leases_expired: Counter,
     pub gateways: Gauge,
     pub gateway_sessions: Gauge,
     pub notifies: Counter,
     pub refreshes: Counter,
     pub lane_full: Counter,
-    pub http_requests: Counter,
+    pub http: HttpMetrics,
     refused: HashMap<ErrorCode, Counter>,
     requests: HashMap<Asked, Counter>,
+    seconds: HashMap<Asked, Histogram>,
     lost: HashMap<Lost, Counter>,
 }
+
+const MEMBERSHIPS: &str = "berth_logic_memberships_changed_total";
+const MEMBERSHIPS_HELP: &str = "Users who joined a group or left one.";
 
 impl Metrics {
     /// Registers them.
@@ -120,6 +136,26 @@ impl Metrics {
             delivered: counter(
                 "berth_logic_messages_delivered_total",
                 "Inbox rows written to recipients; the sender's own row is not counted.",
+            ),
+            group_delivered: counter(
+                "berth_logic_group_messages_delivered_total",
+                "Those of berth_logic_messages_delivered_total that were written for messages to groups.",
+            ),
+            groups_created: counter("berth_logic_groups_created_total", "Groups created."),
+            members_joined: registry.counter(MEMBERSHIPS, MEMBERSHIPS_HELP, &[("kind", "joined")]),
+            members_left: registry.counter(MEMBERSHIPS, MEMBERSHIPS_HELP, &[("kind", "left")]),
+            failed: counter(
+                "berth_logic_messages_failed_total",
+                "Accepted messages to groups whose senders had left by the time of the commit: each has a failure in his inbox.",
+            ),
+            spread_slice: registry.seconds(
+                "berth_logic_spread_slice_seconds",
+                "One slice of a group's messages to some of its members: as long as the store's writer is held.",
+                &[],
+            ),
+            outbox_age: gauge(
+                "berth_logic_outbox_oldest_age_seconds",
+                "Age of the oldest accepted message that somebody has yet to get; 0: nothing waits. Read each second.",
             ),
             committed: counter("berth_logic_messages_committed_total", "Messages put into their timelines."),
             poisoned: counter(
@@ -149,6 +185,10 @@ impl Metrics {
                 "berth_logic_sessions_replaced_total",
                 "Sessions replaced by a newer one.",
             ),
+            sessions_refused: counter(
+                "berth_logic_sessions_refused_total",
+                "Sessions not opened because the user had as many devices connected as he may.",
+            ),
             leases_expired: counter("berth_logic_leases_expired_total", "Gateway boots whose lease ran out."),
             gateways: gauge("berth_logic_gateways", "Gateways attached."),
             gateway_sessions: gauge(
@@ -161,9 +201,10 @@ impl Metrics {
                 "berth_logic_lane_full_total",
                 "Messages of gateways refused because a lane was full.",
             ),
-            http_requests: counter("berth_logic_http_requests_total", "Requests of the back-end API."),
+            http: HttpMetrics::new(registry),
             refused: refused(registry),
             requests: requests(registry),
+            seconds: seconds(registry),
             lost: lost(registry),
         }
     }
@@ -178,6 +219,11 @@ impl Metrics {
     /// Counts a request.
     pub fn asked(&self, asked: Asked) {
         self.requests[&asked].increment(1);
+    }
+
+    /// A request was answered.
+    pub fn took(&self, asked: Asked, time: Duration) {
+        self.seconds[&asked].record(time.as_secs_f64());
     }
 
     /// Counts messages that a gateway's link did not take.
@@ -201,6 +247,16 @@ fn requests(registry: Registry<'_>) -> HashMap<Asked, Counter> {
     Asked::ALL
         .into_iter()
         .map(|(asked, method)| (asked, registry.counter(name, help, &[("method", method)])))
+        .collect()
+}
+
+fn seconds(registry: Registry<'_>) -> HashMap<Asked, Histogram> {
+    let name = "berth_logic_request_seconds";
+    let help =
+        "From taking up a client's request to its answer, by method; a send waits for the queue's disk.";
+    Asked::ALL
+        .into_iter()
+        .map(|(asked, method)| (asked, registry.seconds(name, help, &[("method", method)])))
         .collect()
 }
 

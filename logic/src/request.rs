@@ -1,5 +1,7 @@
 //! Each method of a client's request but send: validated, answered from the store or the routes.
 
+use std::time::Instant;
+
 use berth_proto::{
     client::{self, request::Method, response::Result as Answer},
     code::ErrorCode,
@@ -15,12 +17,13 @@ use crate::{
 
 /// Answers a request; `send` has its own way (see `lane.rs`).
 pub(crate) async fn answer(context: &Context, request: &wire::ClientRequest, method: Method) -> Answer {
-    let asked = asked(&method);
+    let (asked, begun) = (asked(&method), Instant::now());
     context.metrics.asked(asked);
     let result = match validate::method(&method) {
         Err(problem) => Err(ErrorCode::InvalidArgument.error(problem.to_string())),
         Ok(()) => perform(context, request, method).await,
     };
+    context.metrics.took(asked, begun.elapsed());
     result.unwrap_or_else(|error| refuse(context, error))
 }
 

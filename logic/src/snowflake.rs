@@ -59,6 +59,12 @@ pub fn time_ms(id: u64) -> i64 {
     i64::try_from(id >> (NODE_BITS + SEQUENCE_BITS)).expect("42 bits fit") + EPOCH_MS
 }
 
+/// The smallest id of a time in milliseconds since the Unix epoch.
+#[must_use]
+pub fn first_at(at_ms: i64) -> u64 {
+    u64::try_from(at_ms - EPOCH_MS).unwrap_or(0) << (NODE_BITS + SEQUENCE_BITS)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -89,6 +95,7 @@ mod tests {
         fn a_calm_clock_is_told_exactly(now in EPOCH_MS..EPOCH_MS + (1 << 41), node in 0..NODES) {
             let id = Snowflake::above(node, 0).next(now);
             prop_assert!(now == EPOCH_MS || time_ms(id) == now);
+            prop_assert!(first_at(now) <= id && time_ms(first_at(now)) == now);
             prop_assert_eq!(id >> 12 & 0x3ff, u64::from(node));
         }
 

@@ -71,10 +71,13 @@ fn doubt(context: &Context) {
     }
 }
 
-/// [`sync_and_trim`] on a timer, until cancelled.
+/// [`sync_and_trim`] on a timer, until cancelled; and how old what waits is.
 pub(crate) async fn sync(context: Arc<Context>, stop: CancellationToken) {
     let mut ticks = ticks(SYNC_EVERY);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        let age_ms =
+            context.spreads.oldest_ms().map_or(0, |at_ms| context.now().saturating_sub(at_ms).max(0));
+        context.metrics.outbox_age.set(age_ms as f64 / 1000.0);
         let synced = sync_and_trim(&context).await;
         context.note(Part::Store, synced.map_err(|error| error.to_string()));
     }

@@ -1,6 +1,7 @@
-//! `POST /v1/schedule` and `POST /v1/schedule:explain`.
+//! `POST /v1/schedule` and `POST /v1/schedule:explain`, and the document that describes them.
 
 mod input;
+mod openapi;
 mod problem;
 pub(crate) mod server;
 
@@ -15,7 +16,6 @@ use axum::{
     extract::{Request, State},
     http::{HeaderMap, HeaderValue, Response, header},
     response::IntoResponse,
-    routing::post,
 };
 use berth_proto::{
     id,
@@ -46,13 +46,12 @@ const NO_GATEWAY_SPREAD_MS: u32 = 2_000;
 /// Up to so much is added to what is left of the wait for the first reports, in milliseconds: it is short anyway.
 const STARTING_SPREAD_MS: u32 = 500;
 
-/// The router: our two paths, the caller's own, and problems for everything else. The fallbacks come last, since they are
+/// The router: the operations of our table, the caller's own, and problems for everything else. The fallbacks come last, since they are
 /// set on the routes that are there.
 pub(crate) fn router(core: Arc<Core>, extra: Option<Router>) -> Router {
-    let own = Router::new()
-        .route("/v1/schedule", post(schedule))
-        .route("/v1/schedule:explain", post(explain_schedule))
-        .with_state(Arc::clone(&core));
+    let add =
+        |router: Router<_>, operation: &openapi::Operation| router.route(operation.path, (operation.route)());
+    let own = openapi::OPERATIONS.iter().fold(Router::new(), add).with_state(Arc::clone(&core));
     let all = match extra {
         Some(extra) => own.merge(extra),
         None => own,

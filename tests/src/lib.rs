@@ -6,6 +6,7 @@
 
 pub mod device;
 pub mod history;
+pub mod hostile;
 pub mod http;
 pub mod load;
 pub mod log;
@@ -13,8 +14,10 @@ pub mod metrics;
 pub mod powercut;
 pub mod proxy;
 pub mod raw;
+pub mod schema;
 pub mod server;
 pub mod tokens;
+pub mod transcript;
 pub mod wait;
 
 use std::{

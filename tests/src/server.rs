@@ -42,6 +42,7 @@ pub struct Options {
     on_a_disk_that_can_fail: bool,
     links_that_can_be_cut: bool,
     composition: Option<Composition>,
+    descriptors: Option<u32>,
 }
 
 impl Options {
@@ -105,6 +106,13 @@ impl Options {
     #[must_use]
     pub fn composition(&self) -> Composition {
         self.composition.unwrap_or_else(Composition::of_this_run)
+    }
+
+    /// What holds the connections is started with so many descriptors, soft and hard (`ulimit -n`).
+    #[must_use]
+    pub fn descriptors(mut self, limit: u32) -> Self {
+        self.descriptors = Some(limit);
+        self
     }
 
     /// Runs on [`crate::powercut`]'s disk, so that [`Server::cut_power`] can be used.

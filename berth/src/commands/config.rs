@@ -8,6 +8,7 @@ use toml::{Table, Value};
 use crate::{
     config::{Effective, Layers, SECRETS},
     exit::Failure,
+    output,
 };
 
 /// Arguments of `berth config`.
@@ -35,11 +36,11 @@ pub fn run(args: Args) -> Result<(), Failure> {
         .environment(std::env::vars_os())
         .finish()
         .map_err(|problem| Failure::Configuration(problem.into()))?;
-    match args.action {
-        Action::Check => println!("the configuration is valid"),
-        Action::Print => print!("{}", render(&effective)),
-    }
-    Ok(())
+    let printed = match args.action {
+        Action::Check => output::print(format_args!("the configuration is valid")),
+        Action::Print => output::print(format_args!("{}", render(&effective).trim_end())),
+    };
+    output::written(printed)
 }
 
 /// A TOML file that gives the same configuration, each value's origin beside it.

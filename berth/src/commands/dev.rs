@@ -17,7 +17,7 @@ use crate::{
     config::{Effective, Layers},
     exit::Failure,
     lifecycle::{Asked, Signals},
-    telemetry,
+    output, telemetry,
 };
 
 /// A start that takes longer than this has gone wrong: replay of a full queue is seconds.
@@ -102,7 +102,7 @@ fn serve(dev: &Dev, mut signals: Signals, as_json: bool) -> anyhow::Result<()> {
         };
         let announced = async {
             ready(dev).await?;
-            announce(dev, as_json);
+            announce(dev, as_json).context("writing to stdout")?;
             std::future::pending::<anyhow::Result<()>>().await
         };
         let served = tokio::select! {
@@ -126,7 +126,8 @@ async fn ready(dev: &Dev) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn announce(dev: &Dev, as_json: bool) {
+/// A reader who has gone is no reason to stop: the addresses are in the log too.
+fn announce(dev: &Dev, as_json: bool) -> std::io::Result<output::Reader> {
     let Addresses { scheduler, gateway, logic, admin } = dev.addresses();
     tracing::info!(%scheduler, %gateway, %logic, %admin, "ready");
     let (alice, bob) = (dev.token("alice"), dev.token("bob"));
@@ -140,11 +141,10 @@ fn announce(dev: &Dev, as_json: bool) {
             "adminKey": dev.auth.admin_key,
             "tokens": { "alice": alice, "bob": bob },
         });
-        println!("{line}");
-        return;
+        return output::print(format_args!("{line}"));
     }
     let (service_key, admin_key) = (&dev.auth.service_key, &dev.auth.admin_key);
-    println!(
+    output::print(format_args!(
         "\
 Berth is ready.
 
@@ -169,5 +169,5 @@ Try next, in other terminals:
     -H 'Content-Type: application/json' -d '{{\"deviceId\":\"d1\"}}'
 
 Ctrl-C stops it; its data stays."
-    );
+    ))
 }

@@ -1,5 +1,6 @@
 //! One file a command: its arguments and its work.
 
+pub mod bench;
 pub mod chat;
 pub mod config;
 pub mod demo;

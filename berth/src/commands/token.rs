@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::anyhow;
 
-use crate::{compose, config::Layers, exit::Failure};
+use crate::{compose, config::Layers, exit::Failure, output};
 
 /// Arguments of `berth token`.
 #[derive(Debug, clap::Args)]
@@ -36,8 +36,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     if let Err(problem) = berth_proto::id::check(&args.user) {
         return Err(Failure::Configuration(anyhow!("the user id {:?} {problem}", args.user)));
     }
-    println!("{}", compose::sign_token(secret, &args.user, args.ttl));
-    Ok(())
+    output::written(output::print(format_args!("{}", compose::sign_token(secret, &args.user, args.ttl))))
 }
 
 /// A whole number and its unit.

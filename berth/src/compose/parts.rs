@@ -57,6 +57,7 @@ pub fn gateway(config: &Config) -> berth_gateway::Config {
         capacity: (gateway.capacity > 0).then_some(gateway.capacity),
         handshakes_per_second: gateway.handshakes_per_second,
         heartbeat: heartbeat(config),
+        limits: gateway.limits(),
         ..berth_gateway::Config::new(gateway.id.clone(), gateway.listen)
     }
 }
@@ -81,6 +82,7 @@ pub fn logic(config: &Config, auth: &Auth, store: StoreChoice) -> anyhow::Result
         listen: logic.listen,
         inbox_lifetime: Duration::from_secs(u64::from(logic.inbox_lifetime_hours) * 3_600),
         partitions: logic.partitions,
+        sessions_per_user: usize::try_from(logic.sessions_per_user).unwrap_or(usize::MAX),
         os_boot_id,
         ..berth_logic::Config::new(logic.id.clone(), store, auth.service_key.clone())
     })

@@ -80,9 +80,11 @@ impl Layers {
     pub fn environment(mut self, variables: impl Iterator<Item = (OsString, OsString)>) -> Self {
         for (name, value) in variables {
             let name = name.to_string_lossy();
-            let Some(path) = name.strip_prefix(ENVIRONMENT_PREFIX).filter(|path| path.contains("__")) else {
+            let Some(path) = name.strip_prefix(ENVIRONMENT_PREFIX) else { continue };
+            if !path.contains("__") {
+                self.one_underscore(&name, path);
                 continue;
-            };
+            }
             let key = path.to_ascii_lowercase().replacen("__", ".", 1);
             match value.to_str() {
                 Some(text) => self.text(&key, text, &name),
@@ -90,6 +92,23 @@ impl Layers {
             }
         }
         self
+    }
+
+    /// `BERTH_GATEWAY_ID` is a slip for `BERTH_GATEWAY__ID`; what begins with no section (`BERTH_BIN`) is somebody else's.
+    fn one_underscore(&mut self, name: &str, path: &str) {
+        let path = path.to_ascii_lowercase();
+        let rest =
+            |section: &String| path.strip_prefix(section.as_str())?.strip_prefix('_').map(str::to_owned);
+        let Some((section, key)) =
+            self.values.keys().find_map(|section| Some((section.clone(), rest(section)?)))
+        else {
+            return;
+        };
+        let meant = nearest(&self.values, &format!("{section}.{key}")).unwrap_or_default();
+        let variable = meant.to_ascii_uppercase().replacen('.', "__", 1);
+        self.problems.push(format!(
+            "{name}: a section and its key are parted by two underscores; did you mean {ENVIRONMENT_PREFIX}{variable}?"
+        ));
     }
 
     /// Lays one flag over what is there, if it was given.
@@ -169,8 +188,8 @@ impl Layers {
     }
 
     fn unknown(&mut self, key: &str, origin: &str) {
-        let nearest = keys(&self.values).min_by_key(|known| strsim::damerau_levenshtein(known, key));
-        let hint = nearest.map(|known| format!("; did you mean {known}?")).unwrap_or_default();
+        let hint =
+            nearest(&self.values, key).map(|known| format!("; did you mean {known}?")).unwrap_or_default();
         self.problems.push(format!("{origin}: unknown key {key}{hint}"));
     }
 }
@@ -198,6 +217,10 @@ fn typed(key: &str, value: &Value) -> Result<(), String> {
         Ok(_) => Ok(()),
         Err(error) => Err(error.message().to_owned()),
     }
+}
+
+fn nearest(values: &Table, key: &str) -> Option<String> {
+    keys(values).min_by_key(|known| strsim::damerau_levenshtein(known, key))
 }
 
 fn keys(values: &Table) -> impl Iterator<Item = String> {
@@ -285,6 +308,15 @@ mod tests {
             problem.contains("BERTH_GATWAY__ID: unknown key gatway.id; did you mean gateway.id?"),
             "{problem}"
         );
+    }
+
+    #[test]
+    fn one_underscore_is_told_and_other_programs_variables_are_not() {
+        let problem = environment(&[("BERTH_GATEWAY_HEARTBEAT_INTERVAL_MS", "5")]).err();
+        let problem = problem.map(|p| p.to_string()).unwrap_or_default();
+        assert!(problem.contains("BERTH_GATEWAY_HEARTBEAT_INTERVAL_MS: "), "{problem}");
+        assert!(problem.contains("did you mean BERTH_GATEWAY__HEARTBEAT_INTERVAL_MS?"), "{problem}");
+        assert!(environment(&[("BERTH_BIN", "x"), ("BERTH_TEST_FIGURES", "y")]).is_ok());
     }
 
     #[test]

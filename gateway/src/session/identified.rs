@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     clock::Now,
-    metrics::{Notified, RequestRefused},
+    metrics::{Asked, Limited, Notified, RequestRefused},
     notify::Outlook,
 };
 
@@ -150,7 +150,12 @@ impl Identified {
         let bad = |problem: String| Err(Goodbye::new(CloseCode::BadFrame).because(problem));
         match frame {
             Ok(client_frame::Frame::Heartbeat(_)) => self.on_heartbeat(cx, wire),
-            Ok(client_frame::Frame::Request(request)) => self.on_request(cx, wire, request),
+            Ok(client_frame::Frame::Request(request)) => {
+                match cx.env.guard.users.take(self.identity.user(), cx.now.steady_ms) {
+                    Ok(()) => self.on_request(cx, wire, request),
+                    Err(wait_ms) => refuse_for_now(cx, wire, request.id, wait_ms),
+                }
+            }
             Ok(client_frame::Frame::Hello(_)) => return bad("a second hello".to_owned()),
             Err(FrameError::BadRequest { id, message }) => {
                 refuse(cx, wire, id, RequestRefused::Invalid, ErrorCode::InvalidArgument, message);
@@ -185,9 +190,9 @@ impl Identified {
             let message = "the request has no method that this server knows";
             return no(RequestRefused::Unimplemented, ErrorCode::Unimplemented, message.to_owned());
         };
-        let valid = validate::method(method);
+        let (asked, valid) = (Asked::from(method), validate::method(method));
         // A duplicate id is worse than a bad field: its answer could be taken for the first one's.
-        match self.in_flight.insert(id, cx.now.steady_ms) {
+        match self.in_flight.insert(id, asked, cx.now.steady_ms) {
             Err(NotTaken::Duplicate) => {
                 let message = format!("request.id {id} is in flight already");
                 refuse(cx, wire, id, RequestRefused::Invalid, ErrorCode::InvalidArgument, message);
@@ -240,7 +245,7 @@ impl Identified {
         };
         let metrics = &cx.env.metrics;
         metrics.requests.in_flight.decrement(1.0);
-        metrics.requests.seconds.record(seconds(cx.now.steady_ms - waiting.since_ms));
+        metrics.requests.seconds.record(waiting.asked, seconds(cx.now.steady_ms - waiting.since_ms));
         response.id = waiting.id;
         if !write(cx, wire, Frame::Response(response)) {
             let message = "the answer is larger than a frame may be; ask for fewer rows";
@@ -303,6 +308,15 @@ impl Identified {
         if let Some(notify) = self.outlook.take() {
             write(cx, wire, Frame::Notify(notify));
         }
+    }
+
+    /// The inbox seq to tell, if that is all there is to tell.
+    pub(super) fn inbox_to_tell(&self) -> Option<u64> {
+        self.outlook.inbox_to_tell()
+    }
+
+    pub(super) fn told_inbox(&mut self) {
+        self.outlook.told_inbox();
     }
 
     pub(super) fn leave(&mut self, retry_after_ms: u32) {
@@ -378,6 +392,16 @@ impl Identified {
         metrics.requests.in_flight.decrement(self.in_flight.len() as f64);
         cx.ups.logic.push((self.logic, to_logic::Message::Close(self.identity.close(self.epoch))));
     }
+}
+
+/// The user asks for more than his share: answered with the wait after which there is room.
+fn refuse_for_now(cx: &mut Cx<'_>, wire: Wire, id: u32, wait_ms: u32) {
+    cx.env.metrics.limited.one(Limited::UserRequests);
+    cx.env.metrics.requests.refused.one(RequestRefused::RateLimited);
+    let mut error =
+        ErrorCode::ResourceExhausted.error("the user sends too many requests a second; try again later");
+    error.retry_after_ms = wait_ms;
+    write(cx, wire, Frame::Response(Response { id, result: Some(response::Result::Error(error)) }));
 }
 
 /// Answers a request with an error of the gateway's own.

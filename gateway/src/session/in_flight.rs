@@ -5,6 +5,8 @@
 
 use berth_proto::limits;
 
+use crate::metrics::Asked;
+
 /// A request that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Waiting {
@@ -14,6 +16,8 @@ pub(super) struct Waiting {
     pub(super) id: u32,
     /// On the steady scale.
     pub(super) since_ms: i64,
+    /// What for.
+    pub(super) asked: Asked,
 }
 
 /// Why a request is not taken.
@@ -39,7 +43,7 @@ impl InFlight {
     }
 
     /// Takes a request in; returns its number on the link.
-    pub(super) fn insert(&mut self, id: u32, now_ms: i64) -> Result<u32, NotTaken> {
+    pub(super) fn insert(&mut self, id: u32, asked: Asked, now_ms: i64) -> Result<u32, NotTaken> {
         let waiting = self.waiting.get_or_insert_default();
         if waiting.iter().any(|one| one.id == id) {
             return Err(NotTaken::Duplicate);
@@ -49,7 +53,7 @@ impl InFlight {
         }
         // After 2^32 requests the numbers begin again; what waits is at most seconds old by then.
         self.last_number = self.last_number.wrapping_add(1);
-        waiting.push(Waiting { number: self.last_number, id, since_ms: now_ms });
+        waiting.push(Waiting { number: self.last_number, id, since_ms: now_ms, asked });
         Ok(self.last_number)
     }
 
@@ -83,10 +87,10 @@ mod tests {
     #[test]
     fn a_late_answer_does_not_meet_a_reused_id() {
         let mut in_flight = InFlight::default();
-        let first = in_flight.insert(7, 0).expect("room");
-        assert_eq!(in_flight.insert(7, 1), Err(NotTaken::Duplicate));
+        let first = in_flight.insert(7, Asked::Pull, 0).expect("room");
+        assert_eq!(in_flight.insert(7, Asked::Pull, 1), Err(NotTaken::Duplicate));
         assert_eq!(in_flight.remove_older(0).map(|w| w.id), Some(7));
-        let second = in_flight.insert(7, 2).expect("room");
+        let second = in_flight.insert(7, Asked::Pull, 2).expect("room");
         assert_eq!(in_flight.remove(first), None);
         assert_eq!(in_flight.remove(second).map(|w| w.id), Some(7));
     }
@@ -94,8 +98,9 @@ mod tests {
     #[test]
     fn sixteen_wait_and_empty_costs_nothing() {
         let mut in_flight = InFlight::default();
-        let numbers: Vec<_> = (1..=16).map(|id| in_flight.insert(id, 0).expect("room")).collect();
-        assert_eq!(in_flight.insert(17, 0), Err(NotTaken::TooMany));
+        let numbers: Vec<_> =
+            (1..=16).map(|id| in_flight.insert(id, Asked::Pull, 0).expect("room")).collect();
+        assert_eq!(in_flight.insert(17, Asked::Pull, 0), Err(NotTaken::TooMany));
         for number in numbers {
             assert!(in_flight.remove(number).is_some());
         }

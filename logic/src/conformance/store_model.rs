@@ -113,7 +113,7 @@ async fn run(place: &dyn Place, history: u32, steps: &[Step]) {
                 if twice {
                     assert_eq!(store.spread(work.clone(), NOW).await.expect("spreads").delivered, 0);
                 }
-                for Unspread { conversation_id: id, seq } in work {
+                for Unspread { conversation_id: id, seq, .. } in work {
                     let from = model.timelines[&id][seq as usize - 1];
                     let to = model_peer(&store, id, &name(from), history).await;
                     model.members.entry((to, id)).or_default().1 = seq;

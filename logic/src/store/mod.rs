@@ -69,6 +69,8 @@ impl StoreError {
 pub enum Kind {
     /// Of two users, or of one with himself.
     Direct,
+    /// Of any number of users, who join and leave.
+    Group,
 }
 
 impl Kind {
@@ -77,29 +79,79 @@ impl Kind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Direct => "direct",
+            Self::Group => "group",
         }
     }
 }
 
 /// A conversation, as ingest must know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Conversation {
-    /// What it is.
-    pub kind: Kind,
-    /// Its members in order of their ids; the same one twice in a conversation with oneself.
-    pub members: [String; 2],
+pub enum Conversation {
+    /// Of two: in order of their ids; the same one twice in a conversation with oneself.
+    Direct([String; 2]),
+    /// Of a group.
+    Group(Group),
 }
 
 impl Conversation {
-    /// The other member than `user`; himself in a conversation with himself; `None`: he is no member.
+    /// The other member of a direct conversation than `user`; himself in a conversation with himself; `None`: he is no
+    /// member, or it is a group's.
     #[must_use]
     pub fn peer_of(&self, user: &str) -> Option<&str> {
-        match &self.members {
-            [a, b] if a == user => Some(b),
-            [a, b] if b == user => Some(a),
-            _ => None,
+        match self {
+            Self::Direct([a, b]) if a == user => Some(b),
+            Self::Direct([a, b]) if b == user => Some(a),
+            Self::Direct(_) | Self::Group(_) => None,
         }
     }
+}
+
+/// A group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// Its name at the back-end.
+    pub group_id: String,
+    /// Its conversation, for ever.
+    pub conversation_id: u64,
+    /// Members now.
+    pub member_count: u64,
+    /// Grows with each step that changes who is in it.
+    pub version: u64,
+}
+
+/// How many of what there may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Members of a group.
+    pub members: u64,
+    /// Groups that one user is in.
+    pub groups: u64,
+}
+
+/// Why a change of members was not made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// The group has [`Limits::members`].
+    GroupFull,
+    /// This user is in [`Limits::groups`].
+    TooManyGroups(String),
+    /// This user came and went so often that an old stay of his would have to be forgotten, which is not yet spread.
+    TooOften(String),
+}
+
+/// What one step of a change of members did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// The inboxes of those who joined or left.
+    pub moved: Vec<Moved>,
+    /// Who was not in the group before.
+    pub joined: u64,
+    /// Who was in it before.
+    pub left: u64,
+    /// Members now.
+    pub member_count: u64,
+    /// Set: nothing of this step was done.
+    pub refused: Option<Refusal>,
 }
 
 /// A message that others than its sender have yet to get.
@@ -109,6 +161,10 @@ pub struct Unspread {
     pub conversation_id: u64,
     /// Its seq there.
     pub seq: u64,
+    /// Its id: says when it was accepted.
+    pub message_id: u64,
+    /// It goes to a group: in slices ([`Store::spread_group`]).
+    pub group: bool,
 }
 
 /// An inbox reached a seq: worth a notify.
@@ -129,6 +185,8 @@ pub struct Committed {
     pub unspread: Vec<Unspread>,
     /// Records that could not be used and were set aside.
     pub poisoned: u64,
+    /// Messages to a group that their senders had left by then: they are told.
+    pub failed: u64,
     /// The partition's mark now.
     pub mark: u64,
 }
@@ -140,6 +198,30 @@ pub struct Spread {
     pub moved: Vec<Moved>,
     /// Inbox rows written to recipients.
     pub delivered: u64,
+}
+
+/// How much of a group's messages one step gives to how many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    /// Messages of a batch, at most; one that was begun stays as it was begun.
+    pub messages: usize,
+    /// Members, at most.
+    pub members: usize,
+}
+
+/// What a step of a group's spread did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sliced {
+    /// The recipients' inboxes.
+    pub moved: Vec<Moved>,
+    /// Inbox rows written to recipients.
+    pub delivered: u64,
+    /// Every member has this one and those before it; `None`: members are left.
+    pub through: Option<u64>,
+    /// Messages taken off the outbox.
+    pub finished: u64,
+    /// Members whose rows are damaged: they were passed over.
+    pub damaged: u64,
 }
 
 /// What marking a conversation read did.
@@ -190,6 +272,35 @@ pub trait Store: Send + Sync {
     /// A conversation.
     async fn conversation(&self, id: u64) -> Result<Option<Conversation>, StoreError>;
 
+    /// The group of this name.
+    async fn group(&self, group_id: &str) -> Result<Option<Group>, StoreError>;
+
+    /// The group of this name: the one there is, or a new one without members.
+    async fn create_group(&self, group_id: &str, now_ms: i64) -> Result<Group, StoreError>;
+
+    /// Whether the user is in the group now.
+    async fn is_member(&self, conversation_id: u64, user: &str) -> Result<bool, StoreError>;
+
+    /// Members of a group in order of their ids: at most `limit` after `after`.
+    async fn members(
+        &self,
+        conversation_id: u64,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<String>, StoreError>;
+
+    /// Lets users join and leave a group in one atomic step, which is decided against the conversation's newest seq of
+    /// that moment: who joins gets what comes later, who leaves gets everything so far, however far spread has come.
+    /// Who is in already, or is not in, is passed over; the others get a `conversation` event.
+    async fn change_members(
+        &self,
+        conversation_id: u64,
+        joins: &[String],
+        leaves: &[String],
+        limits: Limits,
+        now_ms: i64,
+    ) -> Result<Changed, StoreError>;
+
     /// Up to which offset each ingest partition is applied.
     async fn marks(&self, partitions: u16) -> Result<Vec<u64>, StoreError>;
 
@@ -209,6 +320,18 @@ pub trait Store: Send + Sync {
     /// Gives messages to the other members, in the order given (ascending within a conversation), in one atomic step.
     /// A message already given changes nothing.
     async fn spread(&self, work: Vec<Unspread>, now_ms: i64) -> Result<Spread, StoreError>;
+
+    /// Gives the oldest messages of a group that wait, from `first` to `last` at most, to some of its members, in one
+    /// atomic step that remembers where it stood: the next call goes on there. Called until [`Sliced::through`] reaches
+    /// `last`; a repeat after a crash gives nothing twice.
+    async fn spread_group(
+        &self,
+        conversation_id: u64,
+        first: u64,
+        last: u64,
+        cut: Cut,
+        now_ms: i64,
+    ) -> Result<Sliced, StoreError>;
 
     /// Takes a message off the outbox that [`Store::spread`] can never give ([`StoreError::is_damage`]), and keeps its
     /// outbox row with the reason for the operator; the messages behind it can be given then.

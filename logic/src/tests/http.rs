@@ -121,7 +121,7 @@ async fn what_cannot_be_is_a_problem() {
             403,
             "system",
         ),
-        ("/v1/presence:batchGet", json!({"userIds": "alice"}), 400, "string"),
+        ("/v1/presence:batchGet", json!({"userIds": "alice"}), 400, "userIds"),
         ("/v1/messages", json!({"to": {"userId": "alice"}, "clientMsgId": null}), 400, "send.clientMsgId"),
         ("/v1/presence:batchGet", json!({"userIds": vec!["u"; 201]}), 400, "presence.userIds"),
         ("/v1/users/alice:disconnect", json!({"reason": "r".repeat(101)}), 400, "reason"),
@@ -135,7 +135,92 @@ async fn what_cannot_be_is_a_problem() {
         assert!(got == status && detail.contains(text), "{path}: {got} {problem}");
         assert_eq!(problem["status"], status);
     }
-    let long = json!({"body": "A".repeat(70_000)});
-    assert_eq!(ask(&logic, "/v1/messages", long).await.0, 400, "longer than any message");
+    logic.stop().await;
+}
+
+/// A request with any method and headers beside the key's; the answer's head and body.
+async fn raw(logic: &Logic, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, String, Value) {
+    let mut stream = TcpStream::connect(logic.local_addr()).await.expect("connects");
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: logic\r\nConnection: close\r\nAuthorization: bearer {KEY}\r\n\
+         Content-Length: {}\r\n{headers}\r\n",
+        body.len()
+    );
+    stream.write_all(&[head.as_bytes(), body].concat()).await.expect("writes");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("reads");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    (status, head.to_lowercase(), serde_json::from_str(body).unwrap_or(Value::Null))
+}
+
+#[tokio::test]
+async fn what_http_has_its_own_status_for_is_a_problem_too() {
+    let logic = in_memory().await;
+    let (status, head, problem) = raw(&logic, "DELETE", "/v1/groups/g", "", b"").await;
+    assert_eq!((status, &problem["reason"]), (405, &json!("UNIMPLEMENTED")), "{head}");
+    assert!(head.contains("\r\nallow: put, get"), "{head}");
+
+    let (status, _, problem) =
+        raw(&logic, "POST", "/v1/messages", "Content-Type: text/xml\r\n", b"<a/>").await;
+    assert_eq!((status, &problem["reason"]), (415, &json!("INVALID_ARGUMENT")));
+    let (status, _, _) = raw(&logic, "POST", "/v1/messages", "Content-Encoding: gzip\r\n", b"{}").await;
+    assert_eq!(status, 415);
+    for kind in ["application/json; charset=utf-8", "application/x-www-form-urlencoded", "text/plain"] {
+        let headers = format!("Content-Type: {kind}\r\n");
+        let (status, _, answer) =
+            raw(&logic, "POST", "/v1/presence:batchGet", &headers, b"{\"userIds\":[\"a\"]}").await;
+        assert_eq!((status, &answer["users"][0]["userId"]), (200, &json!("a")), "{kind}");
+    }
+
+    // The largest message passes, whatever more does not, and the caller reads the answer even of a body far too long.
+    for (length, expected) in [(64 * 1024, 400), (64 * 1024 + 1, 413), (4 * 1024 * 1024, 413)] {
+        let (status, _, problem) = raw(&logic, "POST", "/v1/messages", "", &vec![b' '; length]).await;
+        assert_eq!((status, problem["status"].as_u64()), (expected, Some(u64::from(expected))), "{length}");
+    }
+    let (status, head, _) = raw(&logic, "POST", "/v1/elsewhere", "X-Request-Id: mine-1\r\n", b"").await;
+    assert!(status == 404 && head.contains("\r\nx-request-id: mine-1"), "{head}");
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_not_waited_for_for_ever() {
+    let logic = in_memory().await;
+    let headers = format!("Authorization: Bearer {KEY}\r\nConnection: close\r\nContent-Length: 10\r\n");
+    for (method, path) in [("POST", "/v1/messages"), ("PUT", "/v1/groups/g")] {
+        let mut stream = TcpStream::connect(logic.local_addr()).await.expect("connects");
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: logic\r\n{headers}\r\n{{");
+        stream.write_all(request.as_bytes()).await.expect("writes");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("reads");
+        assert!(answer.starts_with("HTTP/1.1 504 ") && answer.contains("DEADLINE_EXCEEDED"), "{answer}");
+    }
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn a_body_that_got_lost_changes_no_group_and_each_bad_member_is_named() {
+    let logic = in_memory().await;
+    let long = json!({ "members": vec!["m".repeat(64); 16_000] }).to_string();
+    let cases = [
+        ("PUT", "/v1/groups/g", String::new(), 400, "the body"),
+        ("PUT", "/v1/groups/g", "{}".to_owned(), 400, "members is missing"),
+        ("PUT", "/v1/groups/g", json!({"members": null}).to_string(), 400, "members is missing"),
+        ("PUT", "/v1/groups/g", json!({"members": ["a", 7]}).to_string(), 400, "members[1]"),
+        ("PUT", "/v1/groups/g", json!({"members": ["a", "b c"]}).to_string(), 400, "members[1]"),
+        ("PUT", "/v1/groups/g", json!({"members": ["system"]}).to_string(), 400, "members[0]"),
+        ("PUT", "/v1/groups/g%20h", json!({"members": []}).to_string(), 400, "groupId"),
+        ("PUT", "/v1/groups/g", long, 413, "longer"),
+        ("POST", "/v1/groups/g/members:add", json!({"members": ["é"]}).to_string(), 400, "members[0]"),
+        ("POST", "/v1/groups/g/members:remove", "[]".to_owned(), 400, "the body"),
+        ("GET", "/v1/groups/g?limit=1001", String::new(), 400, "limit"),
+        ("GET", "/v1/groups/g?limit=-1", String::new(), 400, "limit"),
+        ("GET", "/v1/groups/g?cursor=%20", String::new(), 400, "cursor"),
+    ];
+    for (method, path, body, expected, text) in cases {
+        let (status, _, problem) = raw(&logic, method, path, "", body.as_bytes()).await;
+        let detail = problem["detail"].as_str().unwrap_or_default();
+        assert!(status == expected && detail.contains(text), "{method} {path}: {status} {problem}");
+    }
     logic.stop().await;
 }

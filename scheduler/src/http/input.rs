@@ -24,10 +24,10 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_RTTS: usize = 256;
 
 /// Entries of `failed`; the decision counts the first 32 that it knows.
-const MAX_FAILED: usize = 64;
+pub(super) const MAX_FAILED: usize = 64;
 
 /// Entries of `transports`.
-const MAX_TRANSPORTS: usize = 8;
+pub(super) const MAX_TRANSPORTS: usize = 8;
 
 /// The body of `:explain`: a schedule request, and for whom it is pretended to be.
 #[derive(Debug, Default, Deserialize)]

@@ -11,7 +11,10 @@ use std::{
 use anyhow::bail;
 use rand::Rng;
 
-use super::{Addresses, Options, process::berth};
+use super::{
+    Addresses, Options,
+    process::{berth, berth_with_descriptors},
+};
 use crate::{metrics::Admin, proxy::Proxy, tokens};
 
 /// How the roles are put into processes.
@@ -146,7 +149,10 @@ impl Layout {
 
     /// How a role is started; `folder` is the server's.
     pub(super) fn command(&self, role: Role, options: &Options, folder: &Path) -> anyhow::Result<Command> {
-        let mut command = berth()?;
+        let mut command = match options.descriptors {
+            Some(limit) if matches!(role, Role::Dev | Role::Gateway(_)) => berth_with_descriptors(limit)?,
+            _ => berth()?,
+        };
         match role {
             Role::Dev => {
                 command.arg("dev").arg("--data-dir").arg(folder.join("data"));

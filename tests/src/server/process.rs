@@ -169,7 +169,17 @@ pub fn binary() -> anyhow::Result<PathBuf> {
 /// # Errors
 /// As [`binary`].
 pub fn berth() -> anyhow::Result<Command> {
-    let mut command = Command::new(binary()?);
+    plain(Command::new(binary()?))
+}
+
+/// `berth` started with so many descriptors, soft and hard: prlimit(1) becomes it, with the same process id.
+pub(super) fn berth_with_descriptors(limit: u32) -> anyhow::Result<Command> {
+    let mut command = plain(Command::new("prlimit"))?;
+    command.arg(format!("--nofile={limit}:{limit}")).arg(binary()?);
+    Ok(command)
+}
+
+fn plain(mut command: Command) -> anyhow::Result<Command> {
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("BERTH_")) {
         command.env_remove(name);
     }

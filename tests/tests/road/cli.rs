@@ -163,7 +163,19 @@ async fn one_data_dir_serves_one_process() -> TestResult {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_has_help() -> TestResult {
-    for command in ["", "dev", "scheduler", "gateway", "logic", "token", "chat", "demo", "config"] {
+    for command in [
+        "",
+        "dev",
+        "scheduler",
+        "gateway",
+        "logic",
+        "token",
+        "chat",
+        "demo",
+        "bench",
+        "bench group",
+        "config",
+    ] {
         let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
         let (code, said, _) = run_with(&arguments).await?;
         ensure!(code == Some(0) && said.contains("Usage:"), "{command}: {code:?} {said}");

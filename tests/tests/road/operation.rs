@@ -44,7 +44,7 @@ async fn the_metrics_others_rely_on_exist_from_the_start_and_move() -> TestResul
         ensure!(at_start.has(name), "{name} is missing at the start");
     }
     for (name, labels, _) in at_start.all() {
-        let ours = ["berth_scheduler_", "berth_gateway_", "berth_logic_", "process_"];
+        let ours = ["berth_scheduler_", "berth_gateway_", "berth_logic_", "berth_build_info", "process_"];
         ensure!(ours.iter().any(|prefix| name.starts_with(prefix)), "{name}");
         ensure!(
             !labels.keys().any(|key| key.contains("user") || key.contains("device")),
@@ -90,8 +90,11 @@ async fn every_metric_that_the_documents_name_exists() -> TestResult {
     let server = Server::shared().await?;
     let scrape = Scrape::fetch(&server.at.admin).await?;
     let there: BTreeSet<&str> = scrape.all().map(|(name, _, _)| name).collect();
-    for document in ["README.md", "ARCHITECTURE.md"] {
-        let text = std::fs::read_to_string(root().join(document)).context(document)?;
+    let mut documents = crate::docs::documents()?;
+    documents.push(root().join("ARCHITECTURE.md"));
+    for document in documents {
+        let document = document.display();
+        let text = std::fs::read_to_string(document.to_string()).with_context(|| document.to_string())?;
         let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
         let roles = ["berth_scheduler_", "berth_gateway_", "berth_logic_"];
         for word in words.filter(|word| roles.iter().any(|role| word.starts_with(role))) {

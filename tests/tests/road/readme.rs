@@ -1,4 +1,4 @@
-//! README.md's commands work as they stand there.
+//! The commands of README.md and docs/ work as they stand there.
 //!
 //! The convention: every ```sh block must consist of these forms, one command a line (`\` continues a line), or this fails:
 //!
@@ -16,6 +16,7 @@
 
 use std::{
     os::unix::fs::PermissionsExt,
+    path::Path,
     process::{Child, Command, Output, Stdio},
 };
 
@@ -85,7 +86,7 @@ fn form(command: &str) -> anyhow::Result<Form> {
         Some("git") if command.starts_with("git clone ") => Ok(Form::Known),
         Some("curl") => Ok(Form::Run(command.to_owned())),
         _ if assigned => Ok(Form::Run(command.to_owned())),
-        _ => bail!("README.md has a command of no runnable form (see tests/tests/road/readme.rs): {command}"),
+        _ => bail!("a command of no runnable form (see tests/tests/road/readme.rs): {command}"),
     }
 }
 
@@ -118,35 +119,57 @@ fn run(server: &Server, script: &str) -> anyhow::Result<Output> {
 
 #[tokio::test]
 async fn every_command_of_the_readme_works() -> TestResult {
-    let text = std::fs::read_to_string(root().join("README.md")).context("README.md")?;
-    let blocks = blocks(&text);
-    ensure!(!blocks.is_empty(), "README.md shows no command");
     // The commands are those for `berth dev`.
     let server = Server::start(Options::default().one()).await?;
-    let (mut dev, mut tests) = (false, false);
-    for block in blocks {
-        let mut script = String::new();
-        for command in commands(&block) {
-            dev |= command == "cargo run --release -- dev";
-            match form(&command)? {
-                Form::Known => {}
-                Form::Script(path) => {
-                    tests = true;
-                    let mode =
-                        root().join(&path).metadata().with_context(|| path.clone())?.permissions().mode();
-                    ensure!(mode & 0o111 != 0, "{path} is not executable");
-                }
-                Form::Run(line) => script.push_str(&format!("{line}\n")),
-            }
-        }
-        let output = run(&server, &script)?;
-        let (said, complained) =
-            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        ensure!(output.status.success(), "{block}\n{} {said}\n{complained}", output.status);
-    }
+    let shown = check_commands(&server, &root().join("README.md"))?;
+    ensure!(!shown.is_empty(), "README.md shows no command");
+    let dev = shown.iter().any(|command| command == "cargo run --release -- dev");
+    let tests = shown.iter().any(|command| command == "./tests/run");
     ensure!(dev && tests, "the two commands stand in README.md: dev {dev}, tests {tests}");
     ensure!(binary()?.exists());
     Ok(())
+}
+
+#[tokio::test]
+async fn every_command_of_the_documents_works() -> TestResult {
+    let server = Server::start(Options::default().one()).await?;
+    let mut shown = Vec::new();
+    for path in crate::docs::documents()?.iter().skip(1) {
+        shown.extend(check_commands(&server, path)?);
+    }
+    ensure!(shown.len() >= 5, "the documents show only {shown:?}");
+    Ok(())
+}
+
+/// Runs every command of a document; returns them all.
+fn check_commands(server: &Server, path: &Path) -> anyhow::Result<Vec<String>> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let mut shown = Vec::new();
+    for block in blocks(&text) {
+        let mut script = String::new();
+        for command in commands(&block) {
+            match form(&command).with_context(|| path.display().to_string())? {
+                Form::Known => {}
+                Form::Script(script) => {
+                    let mode =
+                        root().join(&script).metadata().with_context(|| script.clone())?.permissions().mode();
+                    ensure!(mode & 0o111 != 0, "{script} is not executable");
+                }
+                Form::Run(line) => script.push_str(&format!("{line}\n")),
+            }
+            shown.push(command);
+        }
+        let output = run(server, &script)?;
+        let (said, complained) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(
+            output.status.success(),
+            "{}: {block}\n{} {said}\n{complained}",
+            path.display(),
+            output.status
+        );
+    }
+    Ok(shown)
 }
 
 /// A child that is gone when the test is.

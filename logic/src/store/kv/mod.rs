@@ -3,8 +3,12 @@
 //! Writes are read-modify-write under one writer lock: an embedded engine has one journal anyway, and many records
 //! share a batch. Reads take a view and no lock.
 
+mod fanout;
+mod member;
 mod read;
+mod roster;
 mod row;
+mod stays;
 mod write;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,10 +18,11 @@ use berth_proto::client;
 
 use self::row::{EPOCH, HIGHEST_CONVERSATION, STATE};
 use super::{
-    Committed, Conversation, Cursor, Kind, Marked, Page, Spread, Store, StoreError, Swept, Unspread,
+    Changed, Committed, Conversation, Cursor, Cut, Group, Limits, Marked, Page, Sliced, Spread, Store,
+    StoreError, Swept, Unspread,
 };
 use crate::{
-    kv::{Batch, Durability, Kv, KvError, Txn, last_number},
+    kv::{Batch, Durability, Kv, KvError, Txn, decode, last_number},
     queue::Stored,
     snowflake::Snowflake,
 };
@@ -107,7 +112,60 @@ impl Store for KvStore {
 
     async fn conversation(&self, id: u64) -> Result<Option<Conversation>, StoreError> {
         let row = read::conversation(&*self.kv.view(), id)?;
-        Ok(row.map(|row| Conversation { kind: Kind::Direct, members: [row.first, row.second] }))
+        Ok(row.map(|row| match row.is_group() {
+            true => Conversation::Group(roster::as_group(id, row)),
+            false => Conversation::Direct([row.first, row.second]),
+        }))
+    }
+
+    async fn group(&self, group_id: &str) -> Result<Option<Group>, StoreError> {
+        roster::group(&*self.kv.view(), group_id)
+    }
+
+    async fn create_group(&self, group_id: &str, now_ms: i64) -> Result<Group, StoreError> {
+        let mut ids = self.write();
+        let mut txn = self.begin();
+        if let Some(group) = roster::group(txn.before(), group_id)? {
+            return Ok(group);
+        }
+        let group = roster::create(&mut txn, &mut ids, group_id, now_ms);
+        txn.commit(Durability::Buffered)?;
+        Ok(group)
+    }
+
+    async fn is_member(&self, conversation_id: u64, user: &str) -> Result<bool, StoreError> {
+        let bytes = self.kv.view().get(STATE, row::roster_member(conversation_id, user).bytes())?;
+        Ok(bytes.map(decode::<row::MemberRow>).transpose()?.is_some_and(|row| row.is_member()))
+    }
+
+    async fn members(
+        &self,
+        conversation_id: u64,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<String>, StoreError> {
+        roster::members(&*self.kv.view(), conversation_id, after, limit).map_err(StoreError::from)
+    }
+
+    async fn change_members(
+        &self,
+        conversation_id: u64,
+        joins: &[String],
+        leaves: &[String],
+        limits: Limits,
+        now_ms: i64,
+    ) -> Result<Changed, StoreError> {
+        let mut ids = self.write();
+        let mut txn = self.begin();
+        let who = (joins, leaves);
+        let mut changed = roster::change(&mut txn, &mut ids, conversation_id, who, limits, now_ms)?;
+        if changed.refused.is_some() {
+            // Nothing of it is written.
+            let refused = changed.refused.take();
+            return Ok(Changed { refused, ..Changed::default() });
+        }
+        txn.commit(Durability::Buffered)?;
+        Ok(changed)
     }
 
     async fn marks(&self, partitions: u16) -> Result<Vec<u64>, StoreError> {
@@ -139,6 +197,21 @@ impl Store for KvStore {
         let spread = write::spread(&mut txn, &work, now_ms)?;
         txn.commit(Durability::Buffered)?;
         Ok(spread)
+    }
+
+    async fn spread_group(
+        &self,
+        conversation_id: u64,
+        first: u64,
+        last: u64,
+        cut: Cut,
+        now_ms: i64,
+    ) -> Result<Sliced, StoreError> {
+        let _writer = self.write();
+        let mut txn = self.begin();
+        let sliced = fanout::slice(&mut txn, conversation_id, (first, last), cut, now_ms)?;
+        txn.commit(Durability::Buffered)?;
+        Ok(sliced)
     }
 
     async fn set_aside(&self, work: Unspread, reason: String, now_ms: i64) -> Result<(), StoreError> {

@@ -6,7 +6,10 @@ use berth_proto::client;
 use client::event::Event as EventKind;
 use prost::{Message, bytes::Bytes};
 
-use super::row::{self, ConversationRow, Head, INBOX, InboxRow, MemberRow, STATE, TIMELINE, TimelineRow};
+use super::{
+    member::Member,
+    row::{self, ConversationRow, Head, INBOX, InboxRow, OutboxRow, STATE, TIMELINE, TimelineRow},
+};
 use crate::{
     kv::{Direction, KvError, View, decode, last_number},
     store::{Cursor, Kind, Page, StoreError, Unspread},
@@ -32,7 +35,7 @@ fn message(view: &dyn View, id: u64, seq: u64) -> Result<client::Message, StoreE
 }
 
 /// Visits rows of `from..to` until `take` has enough; an error of `take` ends it.
-fn each(
+pub(super) fn each(
     view: &dyn View,
     (space, from, to): (crate::kv::Space, &[u8], &[u8]),
     direction: Direction,
@@ -48,6 +51,16 @@ fn each(
     failed.map_or(Ok(()), Err)
 }
 
+/// A row that a scan visits.
+pub(super) fn decode_slice<M: Message + Default>(value: &[u8]) -> Result<M, KvError> {
+    decode(Bytes::copy_from_slice(value))
+}
+
+/// Whether a scan goes on.
+pub(super) fn go_on(more: bool) -> ControlFlow<()> {
+    if more { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+}
+
 pub(super) fn outbox(
     view: &dyn View,
     after: Option<Unspread>,
@@ -58,10 +71,13 @@ pub(super) fn outbox(
         None => row::outboxes(),
     };
     let mut found = Vec::new();
-    each(view, (STATE, from.bytes(), &row::outboxes().after_prefix()), Direction::Forward, |key, _| {
+    each(view, (STATE, from.bytes(), &row::outboxes().after_prefix()), Direction::Forward, |key, value| {
         let (rest, seq) = key.split_at(key.len() - 8);
-        found.push(Unspread { conversation_id: last_number(rest), seq: last_number(seq) });
-        Ok(if found.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        // A row that cannot be read is tried, and set aside then.
+        let OutboxRow { message_id, group, .. } = decode_slice(value).unwrap_or_default();
+        let (conversation_id, seq) = (last_number(rest), last_number(seq));
+        found.push(Unspread { conversation_id, seq, message_id, group });
+        Ok(go_on(found.len() < limit))
     })?;
     Ok(found)
 }
@@ -71,7 +87,7 @@ pub(super) fn users(view: &dyn View, after: Option<&str>, limit: usize) -> Resul
     let mut found = Vec::new();
     each(view, (STATE, &from, &row::heads().after_prefix()), Direction::Forward, |key, _| {
         found.push(row::user_of_head(key));
-        Ok(if found.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        Ok(go_on(found.len() < limit))
     })?;
     Ok(found)
 }
@@ -117,7 +133,7 @@ pub(super) fn pull(
         let last = first.saturating_add(page.rows as u64 - 1).min(head.latest_seq);
         let (from, to) = (row::inbox(user, first), row::inbox(user, last + 1));
         each(view, (INBOX, from.bytes(), to.bytes()), Direction::Forward, |key, value| {
-            rows.push((last_number(key), decode::<InboxRow>(Bytes::copy_from_slice(value))?));
+            rows.push((last_number(key), decode_slice::<InboxRow>(value)?));
             Ok(ControlFlow::Continue(()))
         })?;
     }
@@ -155,31 +171,53 @@ pub(super) fn history(
     page: Page,
 ) -> Result<Option<client::HistoryResponse>, KvError> {
     let id = request.conversation_id;
-    let Some(conversation) = conversation(view, id)?.filter(|c| c.first == user || c.second == user) else {
+    let Some(conversation) = conversation(view, id)? else { return Ok(None) };
+    let member = Member::seen(view, &conversation, id, user)?;
+    if !member.may_read(&conversation, user) {
         return Ok(None);
+    }
+    let last = conversation.last_seq;
+    let (after, through, direction) = match (request.after_seq, request.before_seq) {
+        (0, 0) => (0, last, Direction::Backward),
+        (0, before) => (0, last.min(before - 1), Direction::Backward),
+        (after, _) => (after, last, Direction::Forward),
     };
-    let (first, end, direction) = match (request.after_seq, request.before_seq) {
-        (0, 0) => (1, conversation.last_seq + 1, Direction::Backward),
-        (0, before) => (1, before.min(conversation.last_seq + 1), Direction::Backward),
-        (after, _) => (after.saturating_add(1), conversation.last_seq + 1, Direction::Forward),
-    };
+    let mut parts = his_parts(&conversation, &member, after, through);
+    if direction == Direction::Backward {
+        parts.reverse();
+    }
     let mut filling = Filling::new(page);
     let mut messages = Vec::new();
     let mut has_more = false;
-    let (from, to) = (row::timeline(id, first), row::timeline(id, end));
-    each(view, (TIMELINE, from.bytes(), to.bytes()), direction, |_, value| {
-        has_more = !filling.take(value.len());
+    for (first, last) in parts {
+        let (from, to) = (row::timeline(id, first), row::timeline(id, last + 1));
+        each(view, (TIMELINE, from.bytes(), to.bytes()), direction, |_, value| {
+            has_more = !filling.take(value.len());
+            if has_more {
+                return Ok(ControlFlow::Break(()));
+            }
+            messages.extend(decode_slice::<TimelineRow>(value)?.message);
+            Ok(ControlFlow::Continue(()))
+        })?;
         if has_more {
-            return Ok(ControlFlow::Break(()));
+            break;
         }
-        let row: TimelineRow = decode(Bytes::copy_from_slice(value))?;
-        messages.extend(row.message);
-        Ok(ControlFlow::Continue(()))
-    })?;
+    }
     if direction == Direction::Backward {
         messages.reverse();
     }
     Ok(Some(client::HistoryResponse { messages, has_more }))
+}
+
+/// First and last seq of each part of `after + 1..=through` that a member may read, ascending.
+fn his_parts(conversation: &ConversationRow, member: &Member, after: u64, through: u64) -> Vec<(u64, u64)> {
+    if conversation.is_group() {
+        member.row.visible(after, through).collect()
+    } else if after < through {
+        vec![(after + 1, through)]
+    } else {
+        Vec::new()
+    }
 }
 
 pub(super) fn conversations(
@@ -198,7 +236,7 @@ pub(super) fn conversations(
         let (rest, id) = key.split_at(key.len() - 8);
         found.push(Cursor { activity: !last_number(rest), conversation_id: last_number(id) });
         // One more than fits says whether there is a next page.
-        Ok(if found.len() <= page.rows { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        Ok(go_on(found.len() <= page.rows))
     })?;
     let mut filling = Filling::new(page);
     let mut listed = Vec::new();
@@ -219,18 +257,24 @@ pub(super) fn conversations(
 fn entry(view: &dyn View, user: &str, id: u64) -> Result<client::Conversation, StoreError> {
     let conversation = conversation(view, id)?
         .ok_or_else(|| StoreError::Damaged(format!("conversation {id} is listed but does not exist")))?;
-    let member: MemberRow =
-        view.get(STATE, row::member(user, id).bytes())?.map(decode).transpose()?.unwrap_or_default();
-    let last_message = message(view, id, conversation.last_seq)?;
+    let member = Member::seen(view, &conversation, id, user)?;
+    let newest = his_parts(&conversation, &member, 0, conversation.last_seq).pop();
+    let last_message = newest.map(|(_, last)| message(view, id, last)).transpose()?;
+    let member = member.row;
+    let (kind, last_seq) = if conversation.is_group() {
+        (Kind::Group, member.end(conversation.last_seq))
+    } else {
+        (Kind::Direct, conversation.last_seq)
+    };
     let peer_id = if conversation.first == user { conversation.second } else { conversation.first };
     Ok(client::Conversation {
         conversation_id: id,
-        kind: Kind::Direct.as_str().to_owned(),
+        kind: kind.as_str().to_owned(),
         peer_id,
-        group_id: String::new(),
-        last_seq: conversation.last_seq,
+        group_id: conversation.group_id,
+        last_seq,
         read_seq: member.read_seq,
         unread: member.unread,
-        last_message: Some(last_message),
+        last_message,
     })
 }

@@ -50,6 +50,9 @@ pub(super) struct Head {
     pub floor_seq: u64,
     #[prost(uint64, tag = "3")]
     pub total_unread: u64,
+    /// Groups he is in.
+    #[prost(uint64, tag = "4")]
+    pub groups: u64,
 }
 
 impl Head {
@@ -69,9 +72,28 @@ pub(super) struct MemberRow {
     /// Spread's mark: the newest message of others that this user has.
     #[prost(uint64, tag = "3")]
     pub applied_seq: u64,
-    /// The newest message id he has of it: his conversations are ordered by it.
+    /// The newest message id he has of it: his conversations are ordered by it. In a group, when he joined, too.
     #[prost(uint64, tag = "4")]
     pub activity: u64,
+    /// Of a group: when he was in it, ascending, with messages between any two. Only the last one may be open.
+    #[prost(message, repeated, tag = "5")]
+    pub intervals: Vec<Interval>,
+    /// Of a group: its version when he last joined or left.
+    #[prost(uint64, tag = "6")]
+    pub version: u64,
+    /// Of a group: how many messages he sent to it.
+    #[prost(uint64, tag = "7")]
+    pub own: u64,
+}
+
+/// A stay in a group: its member gets the messages after `joined_seq` up to and including `left_seq`.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub(super) struct Interval {
+    #[prost(uint64, tag = "1")]
+    pub joined_seq: u64,
+    /// `None`: he is in it.
+    #[prost(uint64, optional, tag = "2")]
+    pub left_seq: Option<u64>,
 }
 
 /// A conversation.
@@ -87,6 +109,26 @@ pub(super) struct ConversationRow {
     /// As in [`TimelineRow`], at `last_seq`.
     #[prost(uint64, tag = "4")]
     pub by_first: u64,
+    /// Not empty: a group, and `first`, `second` and `by_first` mean nothing.
+    #[prost(string, tag = "5")]
+    pub group_id: String,
+    /// Members of a group now.
+    #[prost(uint64, tag = "6")]
+    pub member_count: u64,
+    /// Grows with each step that changes who is in the group.
+    #[prost(uint64, tag = "7")]
+    pub version: u64,
+}
+
+impl ConversationRow {
+    pub(super) fn is_group(&self) -> bool {
+        !self.group_id.is_empty()
+    }
+
+    /// Whether these are the two of a direct conversation.
+    pub(super) fn is_between(&self, user: &str) -> bool {
+        !self.is_group() && (self.first == user || self.second == user)
+    }
 }
 
 /// A message that waits for spread: what spread needs of it, so that the body stays unread.
@@ -96,6 +138,15 @@ pub(super) struct OutboxRow {
     pub sender: String,
     #[prost(uint64, tag = "2")]
     pub message_id: u64,
+    /// It goes to a group.
+    #[prost(bool, tag = "3")]
+    pub group: bool,
+    /// In the first row of a batch that is being given to a group: the batch's last seq; 0: not begun.
+    #[prost(uint64, tag = "4")]
+    pub through: u64,
+    /// In the same row: members up to and including this one have the batch.
+    #[prost(string, tag = "5")]
+    pub after: String,
 }
 
 /// A record that could not be used, for the operator.
@@ -155,6 +206,37 @@ pub(super) fn pair(first: &str, second: &str) -> Key {
 
 pub(super) fn conversation(id: u64) -> Key {
     Key::new(b'c').number(id)
+}
+
+/// The conversation of a group.
+pub(super) fn group(group_id: &str) -> Key {
+    Key::new(b'n').text(group_id)
+}
+
+/// Who is in a group, and who left it but may still have to be given messages from before.
+pub(super) fn roster(conversation_id: u64) -> Key {
+    Key::new(b'r').number(conversation_id)
+}
+
+pub(super) fn roster_member(conversation_id: u64, user: &str) -> Key {
+    roster(conversation_id).text(user)
+}
+
+/// The user of a key of a roster.
+pub(super) fn user_of_roster(key: &[u8]) -> String {
+    let user = key.get(9..key.len().saturating_sub(1)).unwrap_or_default();
+    String::from_utf8_lossy(user).into_owned()
+}
+
+/// Who left a group and has all that is his: apart, so that spread does not walk over them for ever.
+pub(super) fn former_member(conversation_id: u64, user: &str) -> Key {
+    Key::new(b'f').number(conversation_id).text(user)
+}
+
+/// A message a user sent to a group, among the timelines: its value says which of his it is, so that counts of other
+/// people's messages between any two seqs cost two reads, however many messages lie between.
+pub(super) fn own(conversation_id: u64, user: &str, seq: u64) -> Key {
+    Key::new(b'w').number(conversation_id).text(user).number(seq)
 }
 
 pub(super) fn mark(partition: u16) -> Key {

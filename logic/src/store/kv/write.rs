@@ -4,9 +4,12 @@ use berth_proto::{client, code::ErrorCode, id::SYSTEM_USER};
 use client::event::Event as EventKind;
 use prost::bytes::Bytes;
 
-use super::row::{
-    self, ConversationRow, HIGHEST_CONVERSATION, Head, INBOX, InboxRow, MemberRow, OutboxRow, PoisonRow,
-    STATE, TIMELINE, TimelineRow,
+use super::{
+    member::{Member, others_between},
+    row::{
+        self, ConversationRow, HIGHEST_CONVERSATION, Head, INBOX, InboxRow, OutboxRow, PoisonRow, STATE,
+        TIMELINE, TimelineRow,
+    },
 };
 use crate::{
     kv::{Direction, KvError, Txn, last_number},
@@ -84,47 +87,83 @@ fn apply(
     let mut conversation = match conversation_of(txn, ids, &record)? {
         Ok(conversation) => conversation,
         Err(reason) => {
-            let failure = client::Failure {
-                client_msg_id: record.client_msg_id.clone(),
-                code: ErrorCode::Internal.as_str().to_owned(),
-                message: reason.clone(),
-            };
-            let event = client::Event { event: Some(EventKind::Failure(failure)) };
-            let row = InboxRow { at_ms: now_ms, event: Some(event), ..Default::default() };
-            done.moved.extend(deliver(txn, &record.sender, &row, 0)?);
+            fail(txn, &record, ErrorCode::Internal, reason.clone(), now_ms, done)?;
             let bytes = Bytes::from(prost::Message::encode_to_vec(&record));
             set_aside(txn, partition, offset, Poison { bytes, reason }, now_ms, done);
             return Ok(());
         }
     };
+    let mut member = Member::of(txn, &conversation, id, &record.sender)?;
+    if conversation.is_group() && record.sender != SYSTEM_USER && !member.row.is_member() {
+        let reason = format!("you had left group {} before the message was delivered", conversation.group_id);
+        done.failed += 1;
+        return fail(txn, &record, ErrorCode::PermissionDenied, reason, now_ms, done)
+            .map_err(StoreError::from);
+    }
+    let (sender, message_id) = (record.sender.clone(), record.message_id);
+    let seq = append(txn, &mut conversation, record);
+    if conversation.is_group() && sender != SYSTEM_USER {
+        member.row.own += 1;
+        txn.put(TIMELINE, row::own(id, &sender, seq), member.row.own.to_be_bytes().to_vec());
+    }
+    let row = message_row(id, seq, now_ms);
+    done.moved.extend(deliver(txn, &sender, &row, 0)?);
+    activate(txn, &sender, id, &mut member, message_id);
+    if has_others(&conversation, &sender) {
+        let group = conversation.is_group();
+        let outbox = OutboxRow { sender, message_id, group, ..OutboxRow::default() };
+        txn.put_message(STATE, row::outbox(id, seq), &outbox);
+        done.unspread.push(Unspread { conversation_id: id, seq, message_id, group });
+    }
+    Ok(())
+}
+
+/// Puts a message at the end of its timeline; its seq.
+fn append(txn: &mut Txn<'_>, conversation: &mut ConversationRow, record: Record) -> u64 {
+    let id = record.conversation_id;
     conversation.last_seq += 1;
-    conversation.by_first += u64::from(record.sender == conversation.first);
+    conversation.by_first += u64::from(!conversation.is_group() && record.sender == conversation.first);
     let seq = conversation.last_seq;
     let message = client::Message {
         message_id: record.message_id,
         conversation_id: id,
         conversation_seq: seq,
-        from: record.sender.clone(),
+        from: record.sender,
         client_msg_id: record.client_msg_id,
         r#type: record.r#type,
         body: record.body,
         server_time_ms: record.at_ms,
-        group_id: String::new(),
+        group_id: conversation.group_id.clone(),
     };
     let timeline = TimelineRow { message: Some(message), by_first: conversation.by_first };
     txn.put_message(TIMELINE, row::timeline(id, seq), &timeline);
-    txn.put_message(STATE, row::conversation(id), &conversation);
+    txn.put_message(STATE, row::conversation(id), conversation);
+    seq
+}
 
-    let row = message_row(id, seq, now_ms);
-    done.moved.extend(deliver(txn, &record.sender, &row, 0)?);
-    let mut member = member_of(txn, &record.sender, id)?;
-    activate(txn, &record.sender, id, &mut member, record.message_id);
-
-    if conversation.first != conversation.second {
-        let outbox = OutboxRow { sender: record.sender, message_id: record.message_id };
-        txn.put_message(STATE, row::outbox(id, seq), &outbox);
-        done.unspread.push(Unspread { conversation_id: id, seq });
+/// Whether somebody else must get what `sender` said.
+fn has_others(conversation: &ConversationRow, sender: &str) -> bool {
+    if conversation.is_group() {
+        conversation.member_count > u64::from(sender != SYSTEM_USER)
+    } else {
+        conversation.first != conversation.second
     }
+}
+
+/// Tells a sender, in his inbox, that what was accepted cannot be delivered.
+fn fail(
+    txn: &mut Txn<'_>,
+    record: &Record,
+    code: ErrorCode,
+    message: String,
+    at_ms: i64,
+    done: &mut Committed,
+) -> Result<(), KvError> {
+    let client_msg_id = record.client_msg_id.clone();
+    let failure = client::Failure { client_msg_id, code: code.as_str().to_owned(), message };
+    let event = client::Event { event: Some(EventKind::Failure(failure)) };
+    let row = InboxRow { at_ms, event: Some(event), ..Default::default() };
+    done.moved.extend(deliver(txn, &record.sender, &row, 0)?);
     Ok(())
 }
 
@@ -138,11 +177,15 @@ fn conversation_of(
     let (first, second) = if a <= b { (a, b) } else { (b, a) };
     let id = record.conversation_id;
     if let Some(known) = txn.message::<ConversationRow>(STATE, row::conversation(id).bytes())? {
+        if known.is_group() {
+            let named = record.peer.is_empty();
+            return Ok(if named { Ok(known) } else { Err(format!("conversation {id} is a group's")) });
+        }
         let same = known.first == first && known.second == second;
         return Ok(if same { Ok(known) } else { Err(format!("conversation {id} has other members")) });
     }
     if first.is_empty() {
-        return Ok(Err("it names no peer".to_owned()));
+        return Ok(Err("it names no peer, and its group does not exist".to_owned()));
     }
     if let Some(bytes) = txn.get(STATE, row::pair(first, second).bytes())? {
         let other = last_number(&bytes);
@@ -171,7 +214,7 @@ fn set_aside(
 /// Gives outbox rows to the other members and takes them off.
 pub(super) fn spread(txn: &mut Txn<'_>, work: &[Unspread], now_ms: i64) -> Result<Spread, StoreError> {
     let mut done = Spread::default();
-    for &Unspread { conversation_id: id, seq } in work {
+    for &Unspread { conversation_id: id, seq, .. } in work {
         let key = row::outbox(id, seq);
         let Some(outbox) = txn.message::<OutboxRow>(STATE, key.bytes())? else { continue };
         txn.remove(STATE, key);
@@ -179,15 +222,18 @@ pub(super) fn spread(txn: &mut Txn<'_>, work: &[Unspread], now_ms: i64) -> Resul
             txn.message(STATE, row::conversation(id).bytes())?.ok_or_else(|| {
                 StoreError::Damaged(format!("conversation {id} has an outbox row but does not exist"))
             })?;
-        let recipient =
-            if outbox.sender == conversation.first { conversation.second } else { conversation.first };
-        let mut member = member_of(txn, &recipient, id)?;
-        if seq <= member.applied_seq {
+        let recipient = if outbox.sender == conversation.first {
+            conversation.second.clone()
+        } else {
+            conversation.first.clone()
+        };
+        let mut member = Member::of(txn, &conversation, id, &recipient)?;
+        if seq <= member.row.applied_seq {
             continue;
         }
-        member.applied_seq = seq;
-        let unread = u64::from(seq > member.read_seq);
-        member.unread += unread;
+        member.row.applied_seq = seq;
+        let unread = u64::from(seq > member.row.read_seq);
+        member.row.unread += unread;
         done.delivered += 1;
         done.moved.extend(deliver(txn, &recipient, &message_row(id, seq, now_ms), unread)?);
         activate(txn, &recipient, id, &mut member, outbox.message_id);
@@ -219,21 +265,25 @@ pub(super) fn mark_read(
     now_ms: i64,
 ) -> Result<Option<Marked>, StoreError> {
     let conversation: Option<ConversationRow> = txn.message(STATE, row::conversation(id).bytes())?;
-    let Some(conversation) = conversation.filter(|c| c.first == user || c.second == user) else {
+    let Some(conversation) = conversation else { return Ok(None) };
+    let mut member = Member::of(txn, &conversation, id, user)?;
+    if !member.may_read(&conversation, user) {
         return Ok(None);
-    };
-    let mut member = member_of(txn, user, id)?;
+    }
     let mut head = head_of(txn, user)?;
-    let seq = seq.min(conversation.last_seq);
-    if seq <= member.read_seq {
-        let response = client::MarkReadResponse { unread: member.unread, total_unread: head.total_unread };
+    let end =
+        if conversation.is_group() { member.row.end(conversation.last_seq) } else { conversation.last_seq };
+    let seq = seq.min(end);
+    if seq <= member.row.read_seq {
+        let (unread, total_unread) = (member.row.unread, head.total_unread);
+        let response = client::MarkReadResponse { unread, total_unread };
         return Ok(Some(Marked { response, moved: None }));
     }
-    let unread = others_between(txn, &conversation, user, id, seq, member.applied_seq)?;
-    let read = member.unread.saturating_sub(unread);
-    member.read_seq = seq;
-    member.unread = unread;
-    txn.put_message(STATE, row::member(user, id), &member);
+    let applied = member.row.applied_seq;
+    let unread = others_between(txn, &conversation, &member.row, (id, user), seq, applied)?;
+    let read = member.row.unread.saturating_sub(unread);
+    (member.row.read_seq, member.row.unread) = (seq, unread);
+    member.put(txn);
     head.total_unread = head.total_unread.saturating_sub(read);
     txn.put_message(STATE, row::head(user), &head);
 
@@ -243,29 +293,6 @@ pub(super) fn mark_read(
     let moved = deliver(txn, user, &row, 0)?;
     let response = client::MarkReadResponse { unread, total_unread: head.total_unread };
     Ok(Some(Marked { response, moved }))
-}
-
-/// Other people's messages in `after..=through`: all of them minus the user's own, from the running counts.
-fn others_between(
-    txn: &Txn<'_>,
-    conversation: &ConversationRow,
-    user: &str,
-    id: u64,
-    after: u64,
-    through: u64,
-) -> Result<u64, StoreError> {
-    if after >= through || conversation.first == conversation.second {
-        return Ok(0);
-    }
-    let by_first = |seq: u64| match seq {
-        0 => Ok(0),
-        seq => txn
-            .message::<TimelineRow>(TIMELINE, row::timeline(id, seq).bytes())?
-            .map(|row| row.by_first)
-            .ok_or_else(|| StoreError::Damaged(format!("conversation {id} has no message {seq}"))),
-    };
-    let first = by_first(through)? - by_first(after)?;
-    Ok(if user == conversation.first { through - after - first } else { first })
 }
 
 /// Removes a user's oldest rows while they were written before `before_ms`, and moves his floor; how many.
@@ -307,7 +334,12 @@ fn message_row(conversation_id: u64, conversation_seq: u64, at_ms: i64) -> Inbox
 }
 
 /// Appends a row to a user's inbox. The server itself has none: nobody would ever pull it.
-fn deliver(txn: &mut Txn<'_>, user: &str, row: &InboxRow, unread: u64) -> Result<Option<Moved>, KvError> {
+pub(super) fn deliver(
+    txn: &mut Txn<'_>,
+    user: &str,
+    row: &InboxRow,
+    unread: u64,
+) -> Result<Option<Moved>, KvError> {
     if user == SYSTEM_USER {
         return Ok(None);
     }
@@ -320,24 +352,21 @@ fn deliver(txn: &mut Txn<'_>, user: &str, row: &InboxRow, unread: u64) -> Result
 }
 
 /// Writes a member's row, and moves the conversation up in his list if the message is newer than what he had.
-fn activate(txn: &mut Txn<'_>, user: &str, id: u64, member: &mut MemberRow, message_id: u64) {
+pub(super) fn activate(txn: &mut Txn<'_>, user: &str, id: u64, member: &mut Member, message_id: u64) {
     if user == SYSTEM_USER {
         return;
     }
-    if message_id > member.activity {
-        if member.activity > 0 {
-            txn.remove(STATE, row::activity(user, member.activity, id));
+    let row = &mut member.row;
+    if message_id > row.activity {
+        if row.activity > 0 {
+            txn.remove(STATE, row::activity(user, row.activity, id));
         }
-        member.activity = message_id;
+        row.activity = message_id;
         txn.put(STATE, row::activity(user, message_id, id), Bytes::new());
     }
-    txn.put_message(STATE, row::member(user, id), member);
+    member.put(txn);
 }
 
-fn head_of(txn: &Txn<'_>, user: &str) -> Result<Head, KvError> {
+pub(super) fn head_of(txn: &Txn<'_>, user: &str) -> Result<Head, KvError> {
     Ok(txn.message(STATE, row::head(user).bytes())?.unwrap_or_default())
-}
-
-fn member_of(txn: &Txn<'_>, user: &str, id: u64) -> Result<MemberRow, KvError> {
-    Ok(txn.message(STATE, row::member(user, id).bytes())?.unwrap_or_default())
 }
