@@ -7,7 +7,9 @@ mod frames;
 mod goodbye;
 mod identified;
 mod in_flight;
+mod leaving;
 mod limited;
+mod unanswered;
 mod wire;
 
 #[cfg(test)]
@@ -23,7 +25,7 @@ use berth_proto::{
     frame::{FrameError, decode_client},
     limits, wire as link,
 };
-use link::{to_gateway, to_logic};
+use link::to_gateway;
 
 use crate::{
     clock::Now,
@@ -308,103 +310,6 @@ impl Session {
             && let Some(goodbye) = arriving.on_redirect(answer)
         {
             self.close(cx, goodbye);
-        }
-    }
-
-    /// Logic's link did not take the connection's OpenSession.
-    pub(crate) fn open_refused(&mut self, cx: &mut Cx<'_>) {
-        if let Stage::Arriving(arriving) = &mut self.stage {
-            arriving.forget_opening();
-            let goodbye = Goodbye::overloaded(cx.rng).because("logic is not reachable");
-            self.close(cx, goodbye);
-        }
-    }
-
-    /// Logic's link did not take the request of that number.
-    pub(crate) fn request_refused(&mut self, cx: &mut Cx<'_>, number: u32) {
-        if let Stage::Identified(session) = &mut self.stage {
-            session.on_refused(cx, self.wire, number);
-            self.leave_when_answered(cx);
-        }
-    }
-
-    /// Whether something of this connection waits for an answer of the logic with that index.
-    pub(crate) fn waits_for(&self, logic: u8) -> bool {
-        match &self.stage {
-            Stage::Arriving(arriving) => arriving.opens_at(logic),
-            Stage::Identified(session) => session.waits_for(logic),
-            Stage::Closing { .. } | Stage::Gone => false,
-        }
-    }
-
-    /// The link to its logic broke: the answers it waits for will not come.
-    pub(crate) fn unanswered(&mut self, cx: &mut Cx<'_>) {
-        match &mut self.stage {
-            Stage::Arriving(_) => {
-                let goodbye = Goodbye::overloaded(cx.rng).because("the link to logic broke");
-                self.close(cx, goodbye);
-            }
-            Stage::Identified(session) => {
-                session.give_up(cx, self.wire, "the link to logic broke before it answered");
-                self.leave_when_answered(cx);
-            }
-            Stage::Closing { .. } | Stage::Gone => {}
-        }
-    }
-
-    /// No scheduler took the question where the connection belongs.
-    pub(crate) fn redirect_refused(&mut self, cx: &mut Cx<'_>) {
-        if let Stage::Arriving(arriving) = &self.stage
-            && arriving.redirecting()
-        {
-            self.close(cx, Goodbye::new(CloseCode::TicketExpired).because("no scheduler answers"));
-        }
-    }
-
-    /// The gateway drains: says 4001 now, or after the requests in flight are answered.
-    pub(crate) fn evict(&mut self, cx: &mut Cx<'_>, retry_after_ms: u32) {
-        match &mut self.stage {
-            Stage::Identified(session) => {
-                session.leave(retry_after_ms);
-                self.leave_when_answered(cx);
-            }
-            Stage::Arriving(_) => {
-                self.close(cx, Goodbye::new(CloseCode::Draining).retry_after(retry_after_ms))
-            }
-            // Its goodbye is written: at a stop it is not waited for as long as otherwise.
-            Stage::Closing { deadline_ms, .. } if self.blocked_ms == 0 => {
-                *deadline_ms = (*deadline_ms).min(cx.now.steady_ms.saturating_add(cx.env.linger_ms(true)));
-            }
-            Stage::Closing { .. } | Stage::Gone => {}
-        }
-    }
-
-    /// The gateway is about to end: says so to each request that waits, and 4001.
-    pub(crate) fn dismiss(&mut self, cx: &mut Cx<'_>, retry_after_ms: u32) {
-        if let Stage::Identified(session) = &mut self.stage {
-            session.give_up(cx, self.wire, "the gateway stops before logic answered");
-        }
-        self.evict(cx, retry_after_ms);
-    }
-
-    fn leave_when_answered(&mut self, cx: &mut Cx<'_>) {
-        if let Stage::Identified(session) = &self.stage
-            && let Some(retry_after_ms) = session.ready_to_leave()
-        {
-            self.close(cx, Goodbye::new(CloseCode::Draining).retry_after(retry_after_ms));
-        }
-    }
-
-    /// Whether it is a session of the logic with that index.
-    pub(crate) fn is_of(&self, logic: u8) -> bool {
-        matches!(&self.stage, Stage::Identified(session) if session.is_of(logic))
-    }
-
-    /// The OpenSession that tells a forgetful logic (the one with that index) of this session again.
-    pub(crate) fn reannounce(&self, logic: u8, handle: u64) -> Option<to_logic::Message> {
-        match &self.stage {
-            Stage::Identified(session) => session.reannounce(logic, handle),
-            _ => None,
         }
     }
 

@@ -168,7 +168,7 @@ mod tests {
         let ack = Method::Ack(berth_proto::client::AckRequest::default());
         let mut goes = Vec::new();
         for (id, method) in (1..).zip([&pull, &pull, &pull, &ack, &pull]) {
-            let number = in_flight.insert(id, 0).expect("room");
+            let number = in_flight.insert(id, Asked::Pull, 0).expect("room");
             goes.push(in_flight.admit(Request { id: number, method: Some(method.clone()) }).is_some());
         }
         assert_eq!(goes, [true, true, false, true, false]);
