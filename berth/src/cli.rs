@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::{
-    commands::{chat, config, demo, dev, token},
+    commands::{bench, chat, config, demo, dev, gateway, logic, scheduler, token},
     exit::Failure,
 };
 
@@ -20,12 +20,20 @@ pub struct Cli {
 enum Command {
     /// Run scheduler, gateway and logic in one process, to try Berth or to develop against it.
     Dev(dev::Args),
+    /// Run a scheduler: tells clients which gateways to connect to.
+    Scheduler(scheduler::Args),
+    /// Run a gateway: holds clients' connections.
+    Gateway(gateway::Args),
+    /// Run logic: stores messages and delivers them.
+    Logic(logic::Args),
     /// Make a user's token, signed with auth.jwt_secret.
     Token(token::Args),
     /// Chat in the terminal, through the scheduler like every client.
     Chat(chat::ChatArgs),
     /// Walk the whole road once, with checks: schedule, connect, send, notify, pull, catch up.
     Demo(demo::DemoArgs),
+    /// Put load on a running deployment and measure it.
+    Bench(bench::Args),
     /// Check or print the configuration.
     Config(config::Args),
 }
@@ -35,9 +43,13 @@ impl Cli {
     pub fn run(self) -> Result<(), Failure> {
         match self.command {
             Command::Dev(args) => dev::run(args),
+            Command::Scheduler(args) => scheduler::run(args),
+            Command::Gateway(args) => gateway::run(args),
+            Command::Logic(args) => logic::run(args),
             Command::Token(args) => token::run(args),
             Command::Chat(args) => chat::run(args),
             Command::Demo(args) => demo::run(args),
+            Command::Bench(args) => bench::run(args),
             Command::Config(args) => config::run(args),
         }
     }

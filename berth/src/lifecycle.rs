@@ -2,6 +2,9 @@
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+/// What a shell shows for a process that SIGTERM ended: 128 + 15.
+const SECOND_SIGNAL: i32 = 143;
+
 /// The signals this process listens to.
 pub struct Signals {
     terminate: Signal,
@@ -38,5 +41,12 @@ impl Signals {
             _ = self.interrupt.recv() => Asked::Stop,
             _ = self.hangup.recv() => Asked::Reload,
         }
+    }
+
+    /// During the stop: a second signal does not wait.
+    pub async fn exit_at_once(mut self) {
+        while self.next().await == Asked::Reload {}
+        tracing::warn!("stopped by a second signal, before everything was closed");
+        std::process::exit(SECOND_SIGNAL);
     }
 }

@@ -1,6 +1,6 @@
 //! The one place that reads a clock: the parts behind it are given the time.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The time as a worker saw it at the start of a wake-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +26,11 @@ impl Clock {
 
     pub(crate) fn now(&self) -> Now {
         Now { steady_ms: self.started_ms + self.uptime_ms(), wall_ms: wall_ms() }
+    }
+
+    /// Since [`Clock::start`], to measure how long something takes.
+    pub(crate) fn precise(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// Milliseconds since [`Clock::start`].

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use berth_proto::{id, limits, schedule::HeartbeatParameters};
 
-use crate::StartError;
+use crate::{Networks, Origins, StartError};
 
 /// A gateway's settings. [`Config::new`] has the defaults.
 #[derive(Debug, Clone)]
@@ -31,6 +31,46 @@ pub struct Config {
     pub heartbeat: HeartbeatParameters,
     /// How long the gateway waits for others.
     pub timeouts: Timeouts,
+    /// What one peer may cost.
+    pub limits: Limits,
+}
+
+/// What one peer may cost. A rate allows one second's worth at once; 0 is no limit.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Connections at a time from one IPv4 address or one IPv6 /64; those above are dropped as they come.
+    pub connections_per_address: u32,
+    /// New connections a second from one IPv4 address or one IPv6 /64; those above are dropped as they come.
+    pub handshakes_per_second_per_address: u32,
+    /// Whose addresses have no limit: load balancers that hide the clients' addresses, and this machine.
+    pub exempt_addresses: Networks,
+    /// Connections that have not said hello; above it the oldest is told 4009 and dropped.
+    pub pending_handshakes: u32,
+    /// Frames a second of one connection, of any kind and size; then 4007.
+    pub frames_per_second: u32,
+    /// Requests a second of one user over all his connections here; those above are answered RESOURCE_EXHAUSTED.
+    pub requests_per_second_per_user: u32,
+    /// Which web pages may open a WebSocket; others get 403.
+    pub origins: Origins,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            // A carrier's address translation puts some thousands of phones behind one IPv4 address.
+            connections_per_address: 4_096,
+            // All of those come back within 16 s of a break.
+            handshakes_per_second_per_address: 256,
+            exempt_addresses: Networks::default(),
+            // Four seconds of the default handshake rate: more than an honest client takes, and less than half of the
+            // descriptors that one process usually gets.
+            pending_handshakes: 8_192,
+            // A person's client sends a few a second; twice what the user may ask for leaves room for the rest.
+            frames_per_second: 2_000,
+            requests_per_second_per_user: 1_000,
+            origins: Origins::default(),
+        }
+    }
 }
 
 /// Deadlines of the steps that wait for somebody. Each may be up to a second late: the wheel's slot.
@@ -84,6 +124,7 @@ impl Config {
             handshakes_per_second: 2_000,
             heartbeat: HeartbeatParameters::default(),
             timeouts: Timeouts::default(),
+            limits: Limits::default(),
         }
     }
 
@@ -103,6 +144,9 @@ impl Config {
         if self.handshakes_per_second == 0 {
             return Err(invalid("handshakes_per_second", "is 0; nobody could connect".to_owned()));
         }
+        if self.limits.pending_handshakes == 0 {
+            return Err(invalid("pending_handshakes", "is 0; nobody could connect".to_owned()));
+        }
         if self.capacity == Some(0) {
             return Err(invalid("capacity", "is 0; nobody could connect".to_owned()));
         }
@@ -117,7 +161,7 @@ impl Config {
 }
 
 /// A handle has 8 bits for the worker; more threads than this would not be one a core anyway.
-const MAX_WORKERS: usize = 128;
+pub(crate) const MAX_WORKERS: usize = 128;
 
 #[cfg(test)]
 mod tests {
@@ -137,11 +181,12 @@ mod tests {
 
     #[test]
     fn each_bad_setting_is_named() {
-        let cases: [Spoil; 5] = [
+        let cases: [Spoil; 6] = [
             (|c| c.id = "a b".into(), "id"),
             (|c| c.workers = 1_000, "workers"),
             (|c| c.handshakes_per_second = 0, "handshakes_per_second"),
             (|c| c.capacity = Some(0), "capacity"),
+            (|c| c.limits.pending_handshakes = 0, "pending_handshakes"),
             (|c| c.heartbeat.timeout_ms = c.heartbeat.interval_ms, "heartbeat"),
         ];
         for (spoil, key) in cases {

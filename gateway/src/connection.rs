@@ -7,7 +7,10 @@ use std::{
 
 use mio::net::TcpStream;
 
-use crate::session::{Cx, Session, Stop};
+use crate::{
+    guard::Network,
+    session::{Cx, Frames, Session, Stop},
+};
 
 /// Reads of one connection before the others have their turn: one fills the scratch buffer, which holds the largest frame.
 const READS_PER_TURN: usize = 1;
@@ -28,10 +31,16 @@ pub(crate) struct Connection {
     read_closed: bool,
     /// Our half is shut.
     shut: bool,
+    /// The socket took nothing of the notify that is pending: that waits, merged with what comes, until there is room.
+    full: bool,
     /// Listed to be settled because of a notify.
     pub(crate) dirty: bool,
     /// Listed to be settled because it has more to read.
     pub(crate) again: bool,
+    /// Counted among those who still have to say hello, with so many bytes kept.
+    pub(crate) pending: Option<u32>,
+    /// Counted among the connections of this network.
+    pub(crate) network: Option<Network>,
 }
 
 struct Held {
@@ -49,6 +58,21 @@ pub(crate) enum Verdict {
     Again,
     /// Drop it.
     Gone,
+}
+
+/// What became of a pending notify.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// The socket took these bytes: all, and nothing is kept.
+    All(usize),
+    /// The socket took these bytes, a part; the rest is kept.
+    Part(usize),
+    /// The socket is full: it goes out when there is room.
+    Full,
+    /// Something is unsent: it goes out behind that.
+    Later,
+    /// It is none of this road's: [`Connection::settle`] tells it.
+    Otherwise,
 }
 
 /// What epoll said about a socket.
@@ -72,8 +96,11 @@ impl Connection {
             readable: false,
             read_closed: false,
             shut: false,
+            full: false,
             dirty: false,
             again: false,
+            pending: None,
+            network: None,
         }
     }
 
@@ -81,6 +108,7 @@ impl Connection {
     pub(crate) fn on_ready(&mut self, cx: &mut Cx<'_>, ready: Readiness) {
         self.readable |= ready.readable || ready.read_closed || ready.hung_up;
         self.read_closed |= ready.read_closed;
+        self.full &= !ready.writable;
         // Bytes that came before the end still count, so a reader finds the end itself. One that waits does not read.
         if ready.hung_up && (self.output.is_some() || !self.session.wants_input()) {
             self.session.peer_gone(cx, true);
@@ -93,7 +121,32 @@ impl Connection {
     /// [`Connection::settle`], and now for room.
     pub(crate) fn ask(&mut self, cx: &mut Cx<'_>) {
         self.readable = true;
+        self.full = false;
         self.write_held(cx);
+    }
+
+    /// Writes the pending notify from bytes that others are told from too: without a lock, a copy or an allocation.
+    /// [`Session::blocked`] follows [`Told::Part`] and [`Told::Full`].
+    pub(crate) fn tell(&mut self, frames: &mut Frames) -> Told {
+        if self.output.is_some() || self.full {
+            return Told::Later;
+        }
+        let Some(frame) = self.session.inbox_notify(frames) else { return Told::Otherwise };
+        let count = match self.stream.write(frame) {
+            Ok(count) if count > 0 => count,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                self.full = true;
+                return Told::Full;
+            }
+            // It fails there again, and is dealt with.
+            Ok(_) | Err(_) => return Told::Otherwise,
+        };
+        self.session.told_inbox();
+        if count == frame.len() {
+            return Told::All(count);
+        }
+        self.output = Some(Box::new(Held { bytes: frame[count..].to_vec(), done: 0 }));
+        Told::Part(count)
     }
 
     /// Does everything that can be done now: parses, writes, reads, in turns, within a budget.
@@ -102,7 +155,7 @@ impl Connection {
         let mut fresh = 0;
         loop {
             let stop = self.parse(cx, &mut scratch[..fresh]);
-            if self.output.is_none() {
+            if self.output.is_none() && !self.full {
                 self.session.write_pending(cx);
             }
             self.flush(cx);
@@ -204,6 +257,8 @@ impl Connection {
                     cx.env.metrics.traffic.writes_blocked.increment(1);
                     self.output = Some(Box::new(Held { bytes: cx.out[count..].to_vec(), done: 0 }));
                     self.session.blocked(cx);
+                } else if self.session.is_blocked() && !self.full {
+                    self.session.unblocked(cx, true);
                 }
                 cx.out.clear();
             }
@@ -212,6 +267,11 @@ impl Connection {
                 self.session.peer_gone(cx, true);
             }
         }
+    }
+
+    /// Bytes of memory held for input: an incomplete frame, and fragments of a message.
+    pub(crate) fn input_memory(&self) -> usize {
+        self.input.as_ref().map_or(0, |held| held.bytes.capacity()) + self.session.assembled()
     }
 
     fn write_held(&mut self, cx: &mut Cx<'_>) {
@@ -233,14 +293,6 @@ impl Connection {
                 self.session.peer_gone(cx, true);
             }
         }
-    }
-}
-
-#[cfg(test)]
-impl Connection {
-    /// Bytes of memory held for input.
-    pub(crate) fn input_memory(&self) -> usize {
-        self.input.as_ref().map_or(0, |held| held.bytes.capacity())
     }
 }
 

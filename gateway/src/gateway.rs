@@ -130,7 +130,7 @@ impl Gateway {
             Arc::make_mut(&mut rare.schedulers).push(link);
             rare.schedulers.len()
         });
-        tracing::info!(schedulers = count, "attached to a scheduler");
+        tracing::info!(schedulers = count, "a scheduler was added");
     }
 
     /// Serves its share of the users with this logic from now on.
@@ -144,7 +144,7 @@ impl Gateway {
         let down = LogicDown { shared: Arc::downgrade(&self.shared), index: packed };
         let link = service.attach(self.introduction(), Arc::new(down));
         self.shared.change(|rare| Arc::make_mut(&mut rare.logics).push(link));
-        tracing::info!(logic = index, "attached to a logic");
+        tracing::info!(logic = index, "a logic was added");
     }
 
     /// Whether clients can be served.

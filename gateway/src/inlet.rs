@@ -8,11 +8,15 @@ use std::{
 use berth_proto::{
     handle::Handle,
     link::{Link, Refused, RefusedReason},
-    wire::{FromScheduler, NotifyConnection, RedirectAnswer, ToGateway, from_scheduler, to_gateway},
+    wire::{
+        FromScheduler, NotifyConnection, NotifyConnections, RedirectAnswer, ToGateway, from_scheduler,
+        to_gateway::{self, Message},
+    },
 };
 use mio::Waker;
 
 use crate::{
+    config::MAX_WORKERS,
     metrics::Notified,
     shared::{Shared, lock},
 };
@@ -32,18 +36,30 @@ pub(crate) enum Delivery {
     Drain,
     /// Say goodbye and end.
     Stop,
-    /// The logic with that index forgot this gateway's sessions.
+    /// The logic with that index forgot this gateway's sessions, or may have missed what was said of them.
     Reannounce(u8),
+    /// The link to the logic with that index broke: what is not answered by now will not be.
+    Unanswered(u8),
+}
+
+/// The inbox of the user on a connection reached a seq.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Reached {
+    pub(crate) handle: u64,
+    pub(crate) inbox_seq: u64,
 }
 
 /// What waits for a worker.
 #[derive(Default)]
 pub(crate) struct Waiting {
     pub(crate) deliveries: Vec<Delivery>,
-    pub(crate) notifies: Vec<NotifyConnection>,
+    /// In no order: merging them is commutative.
+    pub(crate) notifies: Vec<Reached>,
+    /// Notifies that are about conversations too.
+    pub(crate) others: Vec<NotifyConnection>,
     /// Answers to heartbeat batches: what repairs a notify that was dropped is itself never dropped. Bounded by the
     /// connections: each asks at most once a second.
-    pub(crate) refreshed: Vec<NotifyConnection>,
+    pub(crate) refreshed: Vec<Reached>,
     /// The worker was woken and has not come yet: once is enough.
     woken: bool,
     /// Nobody comes any more: nothing is kept.
@@ -63,16 +79,24 @@ impl Inlet {
 
     /// Hands over one message.
     pub(crate) fn send(&self, delivery: Delivery) {
-        self.put(Waiting { deliveries: vec![delivery], ..Waiting::default() });
+        self.put(|waiting| waiting.deliveries.push(delivery));
     }
 
-    /// Takes everything; `into` gives its memory for what comes next.
-    pub(crate) fn take(&self, into: &mut Waiting) {
-        into.deliveries.clear();
-        into.notifies.clear();
-        into.refreshed.clear();
-        into.woken = false;
-        std::mem::swap(&mut *lock(&self.waiting), into);
+    /// Takes what came; `into` gives its memory for what comes next. Notifies stay while `into` has some left to do, so
+    /// that the bound counts them. Whether something stayed.
+    pub(crate) fn take(&self, into: &mut Waiting) -> bool {
+        fn exchange<T>(here: &mut Vec<T>, there: &mut Vec<T>) {
+            if there.is_empty() {
+                std::mem::swap(here, there);
+            }
+        }
+        let mut waiting = lock(&self.waiting);
+        waiting.woken = false;
+        exchange(&mut waiting.deliveries, &mut into.deliveries);
+        exchange(&mut waiting.others, &mut into.others);
+        exchange(&mut waiting.notifies, &mut into.notifies);
+        exchange(&mut waiting.refreshed, &mut into.refreshed);
+        !(waiting.notifies.is_empty() && waiting.refreshed.is_empty() && waiting.others.is_empty())
     }
 
     /// The worker has ended: what waits is dropped, and so is what comes.
@@ -80,23 +104,20 @@ impl Inlet {
         *lock(&self.waiting) = Waiting { closed: true, ..Waiting::default() };
     }
 
-    /// Hands over a batch with one wake-up; returns how many notifies were over the bound.
-    fn put(&self, mut parcel: Waiting) -> usize {
+    /// Hands over what `put` adds, with one wake-up.
+    fn put<R>(&self, put: impl FnOnce(&mut Waiting) -> R) -> R {
         let mut waiting = lock(&self.waiting);
+        let result = put(&mut waiting);
         if waiting.closed {
-            return parcel.notifies.len();
+            *waiting = Waiting { closed: true, ..Waiting::default() };
+            return result;
         }
-        waiting.deliveries.append(&mut parcel.deliveries);
-        waiting.refreshed.append(&mut parcel.refreshed);
-        let room = NOTIFIES.saturating_sub(waiting.notifies.len());
-        let dropped = parcel.notifies.len().saturating_sub(room);
-        waiting.notifies.extend(parcel.notifies.drain(..).take(room));
         let wake = !std::mem::replace(&mut waiting.woken, true);
         drop(waiting);
         if wake {
             self.wake();
         }
-        dropped
+        result
     }
 
     fn wake(&self) {
@@ -116,20 +137,26 @@ pub(crate) struct LogicDown {
 }
 
 impl Link<ToGateway> for LogicDown {
-    fn send(&self, batch: Vec<ToGateway>) -> Result<(), Refused<ToGateway>> {
+    fn send(&self, mut batch: Vec<ToGateway>) -> Result<(), Refused<ToGateway>> {
         let Some(shared) = self.shared.upgrade() else {
             return Err(Refused { rest: batch, reason: RefusedReason::Closed });
         };
-        let mut parcels: Vec<Waiting> = shared.inlets.iter().map(|_| Waiting::default()).collect();
-        for message in batch.into_iter().filter_map(|message| message.message) {
-            self.sort(&shared, message, &mut parcels);
-        }
-        for (inlet, parcel) in shared.inlets.iter().zip(parcels) {
-            if parcel.deliveries.is_empty() && parcel.notifies.is_empty() && parcel.refreshed.is_empty() {
-                continue;
+        let mut shares = Shares::default();
+        for message in &batch {
+            match &message.message {
+                Some(Message::Lease(lease)) => shared.mailbox.lease(self.index, lease),
+                Some(message) => shares.count(message),
+                None => {}
             }
-            let dropped = inlet.put(parcel);
-            shared.metrics.traffic.notifies.add(Notified::Dropped, dropped as u64);
+        }
+        // One hand-over for each worker, whatever the batch holds: its part goes straight to where it waits.
+        for (worker, inlet) in shared.inlets.iter().enumerate() {
+            if let Some(count) = shares.of(worker) {
+                let dropped = inlet.put(|waiting| waiting.fill(&mut batch, worker, count));
+                if dropped > 0 {
+                    shared.metrics.traffic.notifies.add(Notified::Dropped, dropped as u64);
+                }
+            }
         }
         Ok(())
     }
@@ -137,41 +164,116 @@ impl Link<ToGateway> for LogicDown {
     fn connected(&self) -> bool {
         self.shared.strong_count() > 0
     }
-}
 
-impl LogicDown {
-    fn sort(&self, shared: &Shared, message: to_gateway::Message, parcels: &mut [Waiting]) {
-        use to_gateway::Message;
-        let handle = match &message {
-            Message::Opened(opened) => opened.handle,
-            Message::Response(response) => response.handle,
-            Message::Close(close) => close.handle,
-            Message::Notify(_) | Message::Refreshed(_) => 0,
-            Message::Lease(lease) => return shared.mailbox.lease(self.index, lease),
+    /// After a break both sides may have missed something: the lease is renewed at once, and every session is announced
+    /// again, which writes its route, reads its inbox seq, and tells of a newer session of the same device.
+    fn network(&self, up: bool) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let tell = |delivery: fn(u8) -> Delivery| {
+            shared.inlets.iter().for_each(|inlet| inlet.send(delivery(self.index)));
         };
-        match message {
-            Message::Notify(notify) => {
-                if let Some(parcel) = parcels.get_mut(worker(notify.handle)) {
-                    parcel.notifies.push(notify);
-                }
-            }
-            Message::Refreshed(refreshed) => {
-                for inbox in refreshed.inboxes {
-                    if let Some(parcel) = parcels.get_mut(worker(inbox.handle)) {
-                        parcel.refreshed.push(inbox);
-                    }
-                }
-            }
-            message => {
-                if let Some(parcel) = parcels.get_mut(worker(handle)) {
-                    parcel.deliveries.push(Delivery::Logic(handle, message));
-                }
-            }
+        if up {
+            shared.mailbox.attached(self.index);
+            tell(Delivery::Reannounce);
+        } else {
+            tell(Delivery::Unanswered);
+            // Readiness may have changed.
+            shared.mailbox.poke();
         }
     }
 }
 
-fn worker(handle: u64) -> usize {
+impl Waiting {
+    /// Adds the worker's part of a batch, of which it has `count` messages; returns how many notifies were over the bound.
+    fn fill(&mut self, batch: &mut [ToGateway], worker: usize, count: usize) -> usize {
+        let mut dropped = 0;
+        for slot in batch {
+            match &mut slot.message {
+                Some(Message::Notify(notify)) => dropped += self.notified(notify, worker, count),
+                Some(Message::Refreshed(refreshed)) => {
+                    self.refreshed.reserve(count.min(refreshed.handles.len()));
+                    self.refreshed.extend(reached(refreshed, worker));
+                    self.others
+                        .extend(refreshed.others.extract_if(.., |other| worker_of(other.handle) == worker));
+                }
+                Some(message) => {
+                    if let Some(handle) = handle_of(message).filter(|handle| worker_of(*handle) == worker) {
+                        self.deliveries
+                            .extend(slot.message.take().map(|message| Delivery::Logic(handle, message)));
+                    }
+                }
+                None => {}
+            }
+        }
+        dropped
+    }
+
+    fn notified(&mut self, notify: &mut NotifyConnections, worker: usize, count: usize) -> usize {
+        let mut room =
+            if self.closed { 0 } else { NOTIFIES.saturating_sub(self.notifies.len() + self.others.len()) };
+        let mut dropped = 0;
+        self.notifies.reserve(count.min(notify.handles.len()).min(room));
+        let mut fits = || {
+            let fits = room > 0;
+            room = room.saturating_sub(1);
+            dropped += usize::from(!fits);
+            fits
+        };
+        self.notifies.extend(reached(notify, worker).filter(|_| fits()));
+        let theirs = notify.others.extract_if(.., |other| worker_of(other.handle) == worker);
+        self.others.extend(theirs.filter(|_| fits()));
+        dropped
+    }
+}
+
+fn reached(notify: &NotifyConnections, worker: usize) -> impl Iterator<Item = Reached> + '_ {
+    let theirs = notify.inboxes().filter(move |(handle, _)| worker_of(*handle) == worker);
+    theirs.map(|(handle, inbox_seq)| Reached { handle, inbox_seq })
+}
+
+/// How many messages of a batch are for each worker, so that each is looked for only where there is something.
+struct Shares([u32; MAX_WORKERS]);
+
+impl Default for Shares {
+    fn default() -> Self {
+        Self([0; MAX_WORKERS])
+    }
+}
+
+impl Shares {
+    fn count(&mut self, message: &Message) {
+        match message {
+            Message::Notify(batch) | Message::Refreshed(batch) => {
+                batch.handles.iter().for_each(|handle| self.one(*handle));
+                batch.others.iter().for_each(|other| self.one(other.handle));
+            }
+            message => handle_of(message).into_iter().for_each(|handle| self.one(handle)),
+        }
+    }
+
+    fn one(&mut self, handle: u64) {
+        if let Some(count) = self.0.get_mut(worker_of(handle)) {
+            *count += 1;
+        }
+    }
+
+    /// How many are for this worker, if any.
+    fn of(&self, worker: usize) -> Option<usize> {
+        self.0.get(worker).map(|count| *count as usize).filter(|count| *count > 0)
+    }
+}
+
+/// The connection of a message that is about one.
+fn handle_of(message: &Message) -> Option<u64> {
+    match message {
+        Message::Opened(opened) => Some(opened.handle),
+        Message::Response(response) => Some(response.handle),
+        Message::Close(close) => Some(close.handle),
+        Message::Notify(_) | Message::Refreshed(_) | Message::Lease(_) => None,
+    }
+}
+
+fn worker_of(handle: u64) -> usize {
     usize::from(Handle::unpack(handle).worker)
 }
 
@@ -195,7 +297,7 @@ impl Link<FromScheduler> for SchedulerDown {
                     }
                 }
                 from_scheduler::Message::Redirect(answer) => {
-                    if let Some(inlet) = shared.inlets.get(worker(answer.handle)) {
+                    if let Some(inlet) = shared.inlets.get(worker_of(answer.handle)) {
                         inlet.send(Delivery::Redirect(answer));
                     }
                 }
@@ -207,6 +309,13 @@ impl Link<FromScheduler> for SchedulerDown {
 
     fn connected(&self) -> bool {
         self.shared.strong_count() > 0
+    }
+
+    /// A scheduler that has just started learns of this gateway at once rather than at the next report.
+    fn network(&self, up: bool) {
+        if up && let Some(shared) = self.shared.upgrade() {
+            shared.mailbox.poke();
+        }
     }
 }
 

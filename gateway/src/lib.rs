@@ -12,7 +12,10 @@ mod clock;
 mod config;
 mod connection;
 mod descriptor;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod gateway;
+mod guard;
 mod inlet;
 mod keyring;
 mod listener;
@@ -30,5 +33,6 @@ mod wheel;
 mod worker;
 mod ws;
 
-pub use config::{Config, Timeouts};
+pub use config::{Config, Limits, Timeouts};
 pub use gateway::{Gateway, StartError};
+pub use guard::{Networks, Origins};

@@ -12,6 +12,11 @@ const BACKLOG: i32 = 4_096;
 /// kernel, and still lets 1 MB/s through at 250 ms of round trip.
 const SEND_BUFFER: usize = 256 * 1024;
 
+/// Receive buffer of a connection, in bytes (the kernel doubles it): bounds what a peer whom nobody reads, because it does
+/// not read either, leaves in the kernel. Without it the kernel grows the buffer to several megabytes. It holds two of the
+/// largest client frames.
+const RECEIVE_BUFFER: usize = 128 * 1024;
+
 /// Whether nobody listens at `address` yet. Workers share their port, so without asking first a second gateway would
 /// silently take half of another's connections.
 ///
@@ -38,6 +43,7 @@ pub(crate) fn bind(address: SocketAddr, user_timeout: Duration) -> io::Result<Tc
     // A dead peer with unacknowledged data is given up within this, also where no deadline of ours watches.
     socket.set_tcp_user_timeout(Some(user_timeout))?;
     socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(TcpListener::from_std(socket.into()))
@@ -69,5 +75,6 @@ mod tests {
         assert!(socket.tcp_nodelay().expect("readable"));
         assert_eq!(socket.tcp_user_timeout().expect("readable"), Some(timeout));
         assert_eq!(socket.send_buffer_size().expect("readable"), 2 * SEND_BUFFER);
+        assert_eq!(socket.recv_buffer_size().expect("readable"), 2 * RECEIVE_BUFFER);
     }
 }

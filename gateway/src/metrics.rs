@@ -109,7 +109,17 @@ labels!(
     /// Why the gateway itself answered a request with an error.
     RequestRefused {
         Invalid => "invalid", Unimplemented => "unimplemented", TooMany => "too_many", Unavailable => "unavailable",
-        Deadline => "deadline", Oversize => "oversize",
+        Deadline => "deadline", Oversize => "oversize", RateLimited => "rate_limited",
+    }
+);
+
+labels!(
+    /// A limit that somebody met. The first five cost a connection before it had a session, frames costs it afterwards,
+    /// user_requests costs the answer.
+    Limited {
+        Capacity => "capacity", AddressConnections => "address_connections", AddressRate => "address_rate",
+        PendingHandshakes => "pending_handshakes", Origin => "origin", Frames => "frames",
+        UserRequests => "user_requests",
     }
 );
 
@@ -186,7 +196,10 @@ pub(crate) struct Metrics {
     pub(crate) handshakes_failed: Family<Closed>,
     pub(crate) handshake_seconds: Histogram,
     pub(crate) accept_errors: Counter,
+    pub(crate) limited: Family<Limited>,
+    pub(crate) pending: Gauge,
     pub(crate) worker_stalls: Counter,
+    pub(crate) worker_turn_seconds: Histogram,
     pub(crate) traffic: Traffic,
     pub(crate) requests: Requests,
     pub(crate) links: Links,
@@ -223,7 +236,9 @@ impl Metrics {
         let closed =
             "Connections ended, by close code; client: it left; lost: reset; http: it opened no WebSocket.";
         let stalls = "Times a worker did not come around for 5 s.";
+        let turns = "What a worker does at one wake-up: so long everybody else of that worker waits.";
         let errors = "Failed accepts: descriptors or kernel memory ran out.";
+        let limited = "Times a peer met a limit, by the limit.";
         let steps = "Connections that came so far on their way to a session.";
         let failed =
             "Connections that ended before they were welcomed, by close code as in connections_closed.";
@@ -237,7 +252,14 @@ impl Metrics {
             handshakes_failed: Family::new(r, "berth_gateway_handshakes_failed_total", failed, "code"),
             handshake_seconds: r.seconds("berth_gateway_handshake_seconds", "From accept to welcome.", &[]),
             accept_errors: r.counter("berth_gateway_accept_errors_total", errors, &[]),
+            limited: Family::new(r, "berth_gateway_limited_total", limited, "limit"),
+            pending: r.gauge(
+                "berth_gateway_pending_handshakes",
+                "Connections that have not said hello.",
+                &[],
+            ),
             worker_stalls: r.counter("berth_gateway_worker_stalls_total", stalls, &[]),
+            worker_turn_seconds: r.seconds("berth_gateway_worker_turn_seconds", turns, &[]),
             traffic: Traffic::new(r),
             requests: Requests::new(r),
             links: Links::new(r),

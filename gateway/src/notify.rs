@@ -68,6 +68,17 @@ impl Outlook {
         *self = Self { known: inbox_seq, told: 0, rest: Some(Box::new(Rest::All)) };
     }
 
+    /// The inbox seq to tell, if that is all there is to tell.
+    #[must_use]
+    pub fn inbox_to_tell(&self) -> Option<u64> {
+        (self.known > self.told && self.rest.is_none()).then_some(self.known)
+    }
+
+    /// What [`Outlook::inbox_to_tell`] gave is told.
+    pub fn told_inbox(&mut self) {
+        self.told = self.known;
+    }
+
     /// Takes what there is to tell.
     pub fn take(&mut self) -> Option<Notify> {
         if !self.pending() {

@@ -3,6 +3,7 @@
 
 mod arriving;
 mod context;
+mod frames;
 mod goodbye;
 mod identified;
 mod in_flight;
@@ -26,11 +27,12 @@ use link::{to_gateway, to_logic};
 use crate::{
     clock::Now,
     config::Timeouts,
-    metrics::{Closed, FrameIn},
+    metrics::{Closed, FrameIn, Limited},
     ws::{self, Event},
 };
 use arriving::Arriving;
 pub(crate) use context::{Cx, Env, Orphan, Ups};
+pub(crate) use frames::Frames;
 pub(crate) use goodbye::Goodbye;
 use identified::Identified;
 pub(crate) use identified::Identity;
@@ -43,6 +45,9 @@ const OUTPUT_PAUSE: usize = 64 * 1024;
 /// A peer that takes its last bytes slowly has so many lingers for all of them: half a minute at the default, in which
 /// even a bad mobile link takes the few frames that were unsent.
 const LINGERS: i64 = 6;
+
+/// Who is closed with 4007 comes back no sooner than this, in milliseconds.
+const FLOOD_RETRY_MS: u32 = 1_000;
 
 /// Why [`Session::receive`] stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +68,8 @@ pub(crate) struct Session {
     assembly: Option<Box<ws::Assembly>>,
     /// Since when the peer takes nothing of what is unsent; 0: nothing is unsent.
     blocked_ms: i64,
+    /// Of the limit on frames: see [`crate::guard::Rate::take`].
+    frames_due_us: i64,
 }
 
 enum Stage {
@@ -86,6 +93,28 @@ impl Session {
             wire: Wire::Unknown,
             assembly: None,
             blocked_ms: 0,
+            frames_due_us: 0,
+        }
+    }
+
+    /// Whether its hello is still to come.
+    pub(crate) fn pending(&self) -> bool {
+        matches!(&self.stage, Stage::Arriving(arriving) if !arriving.waits())
+    }
+
+    /// Bytes of memory held for the fragments of a message.
+    pub(crate) fn assembled(&self) -> usize {
+        self.assembly.as_ref().map_or(0, |assembly| assembly.memory())
+    }
+
+    /// Too many have not said hello: unless this one has, it is dropped with a word.
+    pub(crate) fn crowd_out(&mut self, cx: &mut Cx<'_>) {
+        if self.pending() {
+            cx.env.metrics.limited.one(Limited::PendingHandshakes);
+            let goodbye = Goodbye::overloaded(cx.rng).because("too many connections have not said hello");
+            self.close(cx, goodbye);
+            // Without waiting for its end: it had its time.
+            self.stage = Stage::Gone;
         }
     }
 
@@ -129,7 +158,13 @@ impl Session {
         match self.wire.next(&mut self.assembly, input, limits::CLIENT_FRAME) {
             Ok(None) => None,
             Ok(Some((event, taken))) => {
-                self.on_event(cx, event);
+                match cx.env.guard.frames.take(self.frames_due_us, cx.now.steady_ms) {
+                    Ok(due_us) => {
+                        self.frames_due_us = due_us;
+                        self.on_event(cx, event);
+                    }
+                    Err(wait_ms) => self.too_many_frames(cx, wait_ms),
+                }
                 Some(taken)
             }
             Err(problem) => {
@@ -138,6 +173,14 @@ impl Session {
                 Some(0)
             }
         }
+    }
+
+    fn too_many_frames(&mut self, cx: &mut Cx<'_>, wait_ms: u32) {
+        cx.env.metrics.limited.one(Limited::Frames);
+        // Whoever floods by mistake does not come back in a circle.
+        let retry_after_ms = wait_ms.max(FLOOD_RETRY_MS);
+        let goodbye = Goodbye::new(CloseCode::RateLimited).because("too many frames a second");
+        self.close(cx, goodbye.retry_after(retry_after_ms));
     }
 
     fn negotiate(&mut self, cx: &mut Cx<'_>, input: &[u8]) -> Option<usize> {
@@ -211,11 +254,10 @@ impl Session {
                 }
             }
             to_gateway::Message::Close(close) => self.on_close(cx, close),
-            to_gateway::Message::Notify(notify) => {
-                self.notify(cx, notify.inbox_seq, &notify.conversations);
-            }
             // For the worker and the supervisor, not for one connection.
-            to_gateway::Message::Refreshed(_) | to_gateway::Message::Lease(_) => {}
+            to_gateway::Message::Notify(_)
+            | to_gateway::Message::Refreshed(_)
+            | to_gateway::Message::Lease(_) => {}
         }
     }
 
@@ -268,6 +310,22 @@ impl Session {
         }
     }
 
+    /// The frame of the notify that is pending, if it is about the inbox alone: most are. [`Session::told_inbox`] follows
+    /// once it is written.
+    pub(crate) fn inbox_notify<'a>(&self, frames: &'a mut Frames) -> Option<&'a [u8]> {
+        match &self.stage {
+            Stage::Identified(session) => frames.notify(self.wire, session.inbox_to_tell()?),
+            _ => None,
+        }
+    }
+
+    /// The frame that [`Session::inbox_notify`] gave is on its way.
+    pub(crate) fn told_inbox(&mut self) {
+        if let Stage::Identified(session) = &mut self.stage {
+            session.told_inbox();
+        }
+    }
+
     /// A scheduler's answer about a ticket of other gateways.
     pub(crate) fn redirected(&mut self, cx: &mut Cx<'_>, answer: link::RedirectAnswer) {
         if let Stage::Arriving(arriving) = &mut self.stage
@@ -291,6 +349,30 @@ impl Session {
         if let Stage::Identified(session) = &mut self.stage {
             session.on_refused(cx, self.wire, number);
             self.leave_when_answered(cx);
+        }
+    }
+
+    /// Whether something of this connection waits for an answer of the logic with that index.
+    pub(crate) fn waits_for(&self, logic: u8) -> bool {
+        match &self.stage {
+            Stage::Arriving(arriving) => arriving.opens_at(logic),
+            Stage::Identified(session) => session.waits_for(logic),
+            Stage::Closing { .. } | Stage::Gone => false,
+        }
+    }
+
+    /// The link to its logic broke: the answers it waits for will not come.
+    pub(crate) fn unanswered(&mut self, cx: &mut Cx<'_>) {
+        match &mut self.stage {
+            Stage::Arriving(_) => {
+                let goodbye = Goodbye::overloaded(cx.rng).because("the link to logic broke");
+                self.close(cx, goodbye);
+            }
+            Stage::Identified(session) => {
+                session.give_up(cx, self.wire, "the link to logic broke before it answered");
+                self.leave_when_answered(cx);
+            }
+            Stage::Closing { .. } | Stage::Gone => {}
         }
     }
 
@@ -324,7 +406,7 @@ impl Session {
     /// The gateway is about to end: says so to each request that waits, and 4001.
     pub(crate) fn dismiss(&mut self, cx: &mut Cx<'_>, retry_after_ms: u32) {
         if let Stage::Identified(session) = &mut self.stage {
-            session.give_up(cx, self.wire);
+            session.give_up(cx, self.wire, "the gateway stops before logic answered");
         }
         self.evict(cx, retry_after_ms);
     }
@@ -356,6 +438,11 @@ impl Session {
             self.blocked_ms = cx.now.steady_ms;
             self.linger(cx);
         }
+    }
+
+    /// Whether the peer still has to take what was written before.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.blocked_ms > 0
     }
 
     /// The peer took some of what was unsent; `all`: nothing is unsent any more.
@@ -399,6 +486,10 @@ impl Session {
             Stage::Arriving(arriving) => {
                 let goodbye = arriving.expired(cx);
                 self.close(cx, goodbye);
+                if self.wire == Wire::Unknown {
+                    // Nothing was said, so nothing has to be taken.
+                    self.stage = Stage::Gone;
+                }
             }
             Stage::Identified(session) => match session.expire(cx, self.wire, blocked) {
                 Ok(()) => self.leave_when_answered(cx),

@@ -19,6 +19,7 @@ use berth_proto::{
 use crate::{
     clock::Clock,
     config::Config,
+    guard::Guard,
     inlet::{Delivery, Inlet},
     keyring::Keyring,
     metrics::Metrics,
@@ -63,6 +64,8 @@ pub(crate) struct Shared {
     pub(crate) boot: u64,
     pub(crate) clock: Clock,
     pub(crate) metrics: Arc<Metrics>,
+    /// What one peer may cost.
+    pub(crate) guard: Arc<Guard>,
     pub(crate) inlets: Vec<Arc<Inlet>>,
     pub(crate) mailbox: Mailbox,
     /// One per transport, as clients reach this gateway.
@@ -105,6 +108,7 @@ impl Shared {
         let rare = Rare { logics: Arc::default(), schedulers: Arc::default(), verifier: Arc::default() };
         Self {
             rounds: inlets.iter().map(|_| AtomicU64::new(0)).collect(),
+            guard: Arc::new(Guard::new(&config.limits)),
             config,
             boot,
             clock,

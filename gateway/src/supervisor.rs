@@ -36,6 +36,8 @@ pub(crate) struct Mailbox {
 struct Mail {
     leases: Vec<(u8, LeaseRenewed)>,
     policy: Option<PolicyText>,
+    /// Logics that are there again after a break.
+    attached: Vec<u8>,
     poked: bool,
     stop: bool,
 }
@@ -56,6 +58,17 @@ impl Mailbox {
     /// A scheduler's policy: the newest is carried to the others.
     pub(crate) fn policy(&self, policy: PolicyText) {
         self.put(|mail| mail.policy = Some(policy));
+    }
+
+    /// The network to a logic is there, again or for the first time.
+    pub(crate) fn attached(&self, logic: u8) {
+        self.put(|mail| {
+            if !mail.attached.contains(&logic) {
+                mail.attached.push(logic);
+            }
+            // Readiness may have changed.
+            mail.poked = true;
+        });
     }
 
     /// Something that reports tell has changed.
@@ -134,6 +147,11 @@ impl Supervisor {
         }
         for (logic, lease) in mail.leases {
             self.renewed(logic, lease, now);
+        }
+        for logic in mail.attached {
+            if let Some(lease) = self.leases.get_mut(&usize::from(logic)) {
+                lease.renew_ms = now;
+            }
         }
         self.renew(now);
         if mail.poked || now >= self.next_report_ms {

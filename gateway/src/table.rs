@@ -51,6 +51,12 @@ impl<T> Table<T> {
         self.len += 1;
     }
 
+    /// Who is at the place, if anybody.
+    pub(crate) fn get(&self, place: Place) -> Option<&T> {
+        let slot = self.slots.get(place.slot as usize)?;
+        slot.entry.as_deref().filter(|_| slot.generation == place.generation)
+    }
+
     /// Lends the entry out, so that the table's owner can work on it and on itself; [`Table::put_back`] or
     /// [`Table::remove`] follows. None when the place is empty or of another generation.
     pub(crate) fn take(&mut self, place: Place) -> Option<Box<T>> {
@@ -59,6 +65,13 @@ impl<T> Table<T> {
             .filter(|slot| slot.generation == place.generation)?
             .entry
             .take()
+    }
+
+    /// The entry, where it is.
+    pub(crate) fn get_mut(&mut self, place: Place) -> Option<&mut T> {
+        let slot =
+            self.slots.get_mut(place.slot as usize).filter(|slot| slot.generation == place.generation)?;
+        slot.entry.as_deref_mut()
     }
 
     pub(crate) fn put_back(&mut self, place: Place, entry: Box<T>) {

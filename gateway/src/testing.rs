@@ -34,8 +34,11 @@ impl Site {
         let polls: Vec<Poll> = (0..workers).map(|_| Poll::new().expect("an epoll instance")).collect();
         let inlet =
             |poll: &Poll| Arc::new(Inlet::new(Waker::new(poll.registry(), WAKER).expect("an eventfd")));
+        let mut config = Config::new("gw-1", "127.0.0.1:0".parse().expect("an address"));
+        // These tests flood.
+        config.limits.frames_per_second = 0;
         let shared = Arc::new(Shared::new(Parts {
-            config: Config::new("gw-1", "127.0.0.1:0".parse().expect("an address")),
+            config,
             boot: 1,
             clock: Clock::start(),
             metrics: Metrics::new(Registry::new(&recorder)),

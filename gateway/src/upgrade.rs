@@ -4,6 +4,8 @@ use berth_proto::frame::Encoding;
 use httparse::{EMPTY_HEADER, Header, Request, Status};
 use tungstenite::handshake::derive_accept_key;
 
+use crate::guard::Origins;
+
 /// Longest request head, in bytes: browsers send below 1 KiB, and cookies of a shared domain may add some.
 pub const MAX_HEAD: usize = 8 * 1024;
 
@@ -51,6 +53,8 @@ const NO_KEY: Refusal =
     refusal("400 Bad Request", "Sec-WebSocket-Key is missing or not the base64 of 16 bytes.\n");
 const NO_PROTOCOL: Refusal =
     refusal("400 Bad Request", "Offer the subprotocol berth.v1.json or berth.v1.proto.\n");
+/// The page is not one of those that may connect.
+pub const FORBIDDEN: Refusal = refusal("403 Forbidden", "Pages of this origin may not connect.\n");
 const NOT_FOUND: Refusal = refusal("404 Not Found", "The socket is at /v1/ws.\n");
 const NOT_UPGRADE: Refusal = Refusal {
     status: "426 Upgrade Required",
@@ -80,9 +84,9 @@ impl Refusal {
     }
 }
 
-/// Reads a request head.
+/// Reads a request head; pages of other origins than these are refused.
 #[must_use]
-pub fn read(bytes: &[u8]) -> Upgrade {
+pub fn read(bytes: &[u8], origins: &Origins) -> Upgrade {
     let mut headers = [EMPTY_HEADER; MAX_HEADERS];
     let mut request = Request::new(&mut headers);
     let consumed = match request.parse(&bytes[..bytes.len().min(MAX_HEAD)]) {
@@ -91,13 +95,13 @@ pub fn read(bytes: &[u8]) -> Upgrade {
         Ok(Status::Partial) | Err(httparse::Error::TooManyHeaders) => return Upgrade::Refused(LARGE),
         Err(_) => return Upgrade::Refused(MALFORMED),
     };
-    match agree(&request) {
+    match agree(&request, origins) {
         Ok((encoding, response)) => Upgrade::Accepted { encoding, consumed, response },
         Err(refusal) => Upgrade::Refused(refusal),
     }
 }
 
-fn agree(request: &Request<'_, '_>) -> Result<(Encoding, String), Refusal> {
+fn agree(request: &Request<'_, '_>, origins: &Origins) -> Result<(Encoding, String), Refusal> {
     if request.version != Some(1) {
         return Err(MALFORMED);
     }
@@ -110,6 +114,11 @@ fn agree(request: &Request<'_, '_>) -> Result<(Encoding, String), Refusal> {
         return Err(NOT_FOUND);
     }
     let headers = &*request.headers;
+    // Of several, which no browser sends, each must be allowed.
+    let named = |header: &&Header<'_>| header.name.eq_ignore_ascii_case("origin");
+    if !headers.iter().filter(named).all(|header| origins.allow(header.value)) {
+        return Err(FORBIDDEN);
+    }
     let upgrade = tokens(headers, "upgrade").any(|token| token.eq_ignore_ascii_case("websocket"))
         && tokens(headers, "connection").any(|token| token.eq_ignore_ascii_case("upgrade"))
         && tokens(headers, "sec-websocket-version").any(|token| token == "13");

@@ -4,6 +4,8 @@ mod accept;
 mod deliver;
 mod drain;
 mod outlet;
+mod pending;
+mod tell;
 
 use std::{
     any::Any,
@@ -24,8 +26,9 @@ use rand::{SeedableRng, rngs::SmallRng};
 use crate::{
     clock::Now,
     connection::{Connection, Readiness, Verdict},
+    guard::{Network, Pending},
     inlet::{Inlet, Waiting},
-    session::{Cx, Env, Orphan, Session, Ups},
+    session::{Cx, Env, Frames, Orphan, Session, Ups},
     shared::{ENDED, Shared},
     table::{Place, Table},
     wheel::Wheel,
@@ -77,8 +80,13 @@ pub(crate) struct Worker {
     out: Vec<u8>,
     scratch: Vec<u8>,
     waiting: Waiting,
+    /// The inlet holds notifies that come when those in `waiting` are done.
+    more_waits: bool,
+    frames: Frames,
     /// Connections with more to read than their turn allowed.
     again: Vec<Place>,
+    /// Connections that have not said hello.
+    pending: Pending<Place>,
     /// Connections with a notify to write.
     dirty: Vec<Place>,
     /// Sessions to close as soon as logic says their epoch, by handle, with the time to give up.
@@ -116,8 +124,10 @@ impl Worker {
             stopping: false,
             spread_ms: shared.spread_ms.load(Relaxed),
             logics: Vec::new(),
+            guard: Arc::clone(&shared.guard),
             metrics: Arc::clone(&shared.metrics),
         };
+        let pending = pending::share(&shared);
         Ok(Self {
             index,
             inlet: Arc::clone(&shared.inlets[usize::from(index)]),
@@ -135,7 +145,10 @@ impl Worker {
             out: Vec::new(),
             scratch: vec![0; SCRATCH],
             waiting: Waiting::default(),
+            more_waits: false,
+            frames: Frames::default(),
             again: Vec::new(),
+            pending,
             dirty: Vec::new(),
             orphans: HashMap::new(),
             eviction: None,
@@ -179,6 +192,7 @@ impl Worker {
 
     /// One wake-up.
     fn turn(&mut self, events: &Events) {
+        let began = self.shared.clock.precise();
         self.now = self.shared.clock.now();
         self.shared.rounds[usize::from(self.index)].fetch_add(1, Relaxed);
         self.refresh_env();
@@ -201,20 +215,25 @@ impl Worker {
             }
         }
         self.accept();
+        self.crowd_out();
         self.take_deliveries();
+        self.merge_some();
         self.advance_wheel();
         self.evict_some();
         self.last_call();
         self.reannounce_some();
-        self.settle_dirty();
+        self.tell_dirty();
         self.flush_ups();
         self.sweep();
+        let took = self.shared.clock.precise().saturating_sub(began);
+        self.shared.metrics.worker_turn_seconds.record(took);
     }
 
     /// How long to wait for events.
     fn sleep(&self) -> Duration {
         let now = self.shared.clock.now().steady_ms;
-        let idle = self.again.is_empty() && self.eviction.is_none() && self.ups.is_empty();
+        let idle =
+            self.again.is_empty() && self.eviction.is_none() && self.ups.is_empty() && !self.has_notifies();
         let until = [
             Some(now + if idle { LONGEST_SLEEP_MS } else { 0 }),
             self.wheel.next_ms(),
@@ -269,9 +288,12 @@ impl Worker {
         let verdict = connection.settle(&mut cx, &mut self.scratch);
         self.out.shrink_to(OUTPUT_KEPT);
         self.adopt();
+        if let Some(before) = connection.pending {
+            self.still_pending(&mut connection, before, verdict);
+        }
         if verdict == Verdict::Gone {
             self.table.remove(place);
-            self.forget_socket();
+            self.forget_socket(connection.network);
             return true;
         }
         let deadline = connection.session.deadline_ms(&self.env);
@@ -298,7 +320,10 @@ impl Worker {
         }
     }
 
-    fn forget_socket(&self) {
+    fn forget_socket(&self, network: Option<Network>) {
+        if let Some(network) = network {
+            self.shared.guard.addresses.leave(network);
+        }
         self.shared.connections.fetch_sub(1, Relaxed);
         self.shared.metrics.connections.decrement(1.0);
     }

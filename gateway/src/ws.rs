@@ -89,6 +89,13 @@ pub struct Assembly {
     bytes: Vec<u8>,
 }
 
+impl Assembly {
+    /// Bytes of memory held.
+    pub fn memory(&self) -> usize {
+        self.bytes.capacity()
+    }
+}
+
 struct Header {
     last: bool,
     opcode: Opcode,
@@ -265,4 +272,6 @@ fn close_code(payload: &[u8]) -> Result<Option<u16>, WsError> {
 }
 
 #[cfg(test)]
+// By its path, so that the echo example finds this file whole.
+#[path = "ws/tests.rs"]
 mod tests;

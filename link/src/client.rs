@@ -3,7 +3,7 @@
 use std::{
     marker::PhantomData,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -13,33 +13,26 @@ use berth_proto::{
     link::{Link, LogicService, Refused, RefusedReason, SchedulerService},
     wire::{self, AttachGateway},
 };
-use rand::Rng;
-use tokio::{
-    runtime::Handle,
-    sync::mpsc::{self, error::TrySendError},
-};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{
-    Request, Status, Streaming,
-    client::Grpc,
-    metadata::MetadataValue,
-    transport::{Channel, Endpoint},
-};
-use tonic_prost::ProstCodec;
+use tonic::transport::Endpoint;
 
 use crate::{
-    ClusterKey,
+    ClusterKey, LinkMetrics,
     dialect::{Dialect, LogicDialect, SchedulerDialect},
+    dialer::Dialer,
+    outgoing::{self, Outgoing},
 };
 
 /// How to reach a role over the network.
 #[derive(Clone)]
 pub struct DialConfig {
-    /// `http://host:port` of the role's gRPC.
+    /// `http://host:port` of the role's gRPC. A name is resolved again for each attempt.
     pub endpoint: Endpoint,
     /// What to show.
     pub key: ClusterKey,
+    /// What the operator is told.
+    pub metrics: LinkMetrics,
     /// Batches that may wait for the network; what comes beyond is refused with [`RefusedReason::Full`].
     pub queue: usize,
     /// The first wait after a failed dial; doubles up to `max_backoff`, each wait drawn from half of it to all of it.
@@ -48,28 +41,45 @@ pub struct DialConfig {
     pub max_backoff: Duration,
 }
 
-/// A connection attempt that takes longer is given up.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A connection attempt that takes longer is given up, and so is one that is connected and then not answered.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A silent network is found out by pings this far apart, each answered within [`KEEPALIVE_TIMEOUT`].
-const KEEPALIVE: Duration = Duration::from_secs(2);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
+/// A network that carries nothing is asked after this whether it is there.
+pub(crate) const KEEPALIVE: Duration = Duration::from_secs(1);
+
+/// And given up when it does not answer for this long: a peer that is frozen or cut off without a word is noticed within
+/// 4 s. A process that gets no processor for 3 s serves nobody either.
+pub(crate) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Bytes under way in each direction before the sender waits for the receiver: a storm of notifies in one go.
+pub(crate) const WINDOW: u32 = 4 * 1024 * 1024;
 
 impl DialConfig {
-    /// With the usual bounds: 1,024 batches, 50 ms to 2 s between dials.
+    /// With the usual bounds: 1,024 batches, and 50 to 500 ms between dials. The upper end is what a scheduler that has
+    /// just started waits at most for a gateway, and it is to know the fleet within a second.
     ///
     /// # Errors
     /// When `address` is no `host:port`.
-    pub fn new(address: &str, key: ClusterKey) -> Result<Self, String> {
+    pub fn new(address: &str, key: ClusterKey, metrics: LinkMetrics) -> Result<Self, String> {
+        let no = |problem: &str| format!("{address:?} is no host:port: {problem}");
+        let (host, port) = address.rsplit_once(':').ok_or_else(|| no("the port is missing"))?;
+        if host.is_empty() || host.contains(['/', '@', '?', '#']) {
+            return Err(no("the host is no name and no address"));
+        }
+        if port.parse::<u16>().ok().is_none_or(|port| port == 0) {
+            return Err(no("the port is no number from 1 to 65535"));
+        }
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|error| format!("{address:?} is no host:port: {error}"))?
+            .map_err(|error| no(&error.to_string()))?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true);
-        let (base_backoff, max_backoff) = (Duration::from_millis(50), Duration::from_secs(2));
-        Ok(Self { endpoint, key, queue: 1024, base_backoff, max_backoff })
+        let (base_backoff, max_backoff) = (Duration::from_millis(50), Duration::from_millis(500));
+        Ok(Self { endpoint, key, metrics, queue: outgoing::BATCHES, base_backoff, max_backoff })
     }
 }
 
@@ -79,8 +89,12 @@ pub struct Remote<D> {
     runtime: Handle,
     tasks: TaskTracker,
     stop: CancellationToken,
+    trouble: Trouble,
     dialect: PhantomData<D>,
 }
+
+/// Why the role cannot be reached at present.
+pub(crate) type Trouble = Arc<Mutex<Option<String>>>;
 
 impl Remote<LogicDialect> {
     /// Logic elsewhere. Dials run on `runtime` from the first attach on.
@@ -125,11 +139,19 @@ impl<D: Dialect> Remote<D> {
             runtime,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
+            trouble: Trouble::default(),
             dialect: PhantomData,
         }
     }
 
-    /// Ends every link and awaits their tasks.
+    /// Why the role is not attached to at present; none while it is.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.as_ref().map(|reason| format!("{} at {}: {reason}", D::ROLE, self.config.endpoint.uri()))
+    }
+
+    /// Says what still waits to be said, within a second, then ends every link and awaits their tasks.
     pub async fn stop(&self) {
         self.stop.cancel();
         self.tasks.close();
@@ -137,35 +159,32 @@ impl<D: Dialect> Remote<D> {
     }
 
     fn dial(&self, gateway: AttachGateway, down: Arc<dyn Link<D::Down>>) -> Arc<dyn Link<D::Up>> {
-        let (batches, queue) = mpsc::channel(self.config.queue);
+        let (batches, queue) = outgoing::queue(self.config.queue, self.config.metrics.clone());
         let connected = Arc::new(AtomicBool::new(false));
-        let dropped = self.stop.child_token();
-        let dialer =
-            Dialer::<D> { config: self.config.clone(), gateway, down, connected: Arc::clone(&connected) };
-        let ended = dropped.clone();
-        self.tasks.spawn_on(
-            async move {
-                tokio::select! {
-                    () = dialer.run(queue) => {}
-                    () = ended.cancelled() => {}
-                }
-            },
-            &self.runtime,
-        );
-        Arc::new(RemoteLink::<D> { batches, connected, dropped })
+        let let_go = self.stop.child_token();
+        let dialer = Dialer::<D> {
+            config: self.config.clone(),
+            gateway,
+            down,
+            connected: Arc::clone(&connected),
+            let_go: let_go.clone(),
+            trouble: Arc::clone(&self.trouble),
+        };
+        self.tasks.spawn_on(dialer.run(queue), &self.runtime);
+        Arc::new(RemoteLink::<D> { batches, connected, let_go })
     }
 }
 
-/// What the gateway holds: dropping it ends the dialling.
+/// What the gateway holds: dropping it ends the dialling, once what waits is said.
 struct RemoteLink<D: Dialect> {
-    batches: mpsc::Sender<Vec<D::Up>>,
+    batches: Outgoing<D::UpBatch>,
     connected: Arc<AtomicBool>,
-    dropped: CancellationToken,
+    let_go: CancellationToken,
 }
 
 impl<D: Dialect> Drop for RemoteLink<D> {
     fn drop(&mut self) {
-        self.dropped.cancel();
+        self.let_go.cancel();
     }
 }
 
@@ -174,109 +193,11 @@ impl<D: Dialect> Link<D::Up> for RemoteLink<D> {
         if !self.connected() {
             return Err(Refused { rest: batch, reason: RefusedReason::Closed });
         }
-        self.batches.try_send(batch).map_err(|error| match error {
-            TrySendError::Full(rest) => Refused { rest, reason: RefusedReason::Full },
-            TrySendError::Closed(rest) => Refused { rest, reason: RefusedReason::Closed },
-        })
+        self.batches.send(batch, D::up_batch, D::up_messages)
     }
 
     fn connected(&self) -> bool {
         self.connected.load(Ordering::Acquire)
-    }
-}
-
-struct Dialer<D: Dialect> {
-    config: DialConfig,
-    gateway: AttachGateway,
-    down: Arc<dyn Link<D::Down>>,
-    connected: Arc<AtomicBool>,
-}
-
-impl<D: Dialect> Dialer<D> {
-    /// Dials for ever. What waited for a connection that broke is thrown away, but for what must outlive it: the senders
-    /// have deadlines, and a new connection begins with what is true then.
-    async fn run(self, mut queue: mpsc::Receiver<Vec<D::Up>>) {
-        let mut backoff = self.config.base_backoff;
-        let mut kept = Vec::new();
-        loop {
-            match self.open().await {
-                Ok((up, down)) => {
-                    backoff = self.config.base_backoff;
-                    tracing::info!(role = D::ROLE, to = %self.config.endpoint.uri(), "link up");
-                    self.connected.store(true, Ordering::Release);
-                    let reason = self.carry(std::mem::take(&mut kept), &mut queue, up, down).await;
-                    self.connected.store(false, Ordering::Release);
-                    while let Ok(batch) = queue.try_recv() {
-                        kept.extend(batch.into_iter().filter(D::outlives_the_link));
-                    }
-                    tracing::warn!(role = D::ROLE, to = %self.config.endpoint.uri(), reason, "link down");
-                }
-                Err(error) => {
-                    tracing::debug!(role = D::ROLE, to = %self.config.endpoint.uri(), %error, "cannot attach");
-                }
-            }
-            let wait = rand::rng().random_range(backoff / 2..=backoff);
-            tokio::time::sleep(wait).await;
-            backoff = (backoff * 2).min(self.config.max_backoff);
-        }
-    }
-
-    async fn open(&self) -> Result<(mpsc::Sender<D::UpBatch>, Streaming<D::DownBatch>), Status> {
-        let channel =
-            self.config.endpoint.connect().await.map_err(|error| Status::from_error(Box::new(error)))?;
-        let mut grpc: Grpc<Channel> =
-            Grpc::new(channel).max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE);
-        grpc.ready().await.map_err(|error| Status::from_error(Box::new(error)))?;
-        let (up, stream) = mpsc::channel(1);
-        let mut request = Request::new(ReceiverStream::new(stream));
-        let metadata = request.metadata_mut();
-        self.config.key.show(metadata);
-        let id = MetadataValue::try_from(&self.gateway.gateway_id).map_err(|_| {
-            Status::invalid_argument(format!("gateway id {:?} is no id", self.gateway.gateway_id))
-        })?;
-        metadata.insert("berth-gateway-id", id);
-        metadata.insert("berth-gateway-boot", MetadataValue::from(self.gateway.boot));
-        let path = tonic::codegen::http::uri::PathAndQuery::from_static(D::PATH);
-        let codec = ProstCodec::<D::UpBatch, D::DownBatch>::default();
-        let response = tokio::time::timeout(CONNECT_TIMEOUT, grpc.streaming(request, path, codec))
-            .await
-            .map_err(|_| Status::deadline_exceeded("no answer to attach"))??;
-        Ok((up, response.into_inner()))
-    }
-
-    /// Carries batches both ways until either side ends, what was `kept` first; returns why.
-    async fn carry(
-        &self,
-        kept: Vec<D::Up>,
-        queue: &mut mpsc::Receiver<Vec<D::Up>>,
-        up: mpsc::Sender<D::UpBatch>,
-        mut down: Streaming<D::DownBatch>,
-    ) -> String {
-        let upward = async {
-            if !kept.is_empty() && up.send(D::up_batch(kept)).await.is_err() {
-                return "the stream up ended".to_owned();
-            }
-            while let Some(batch) = queue.recv().await {
-                if up.send(D::up_batch(batch)).await.is_err() {
-                    return "the stream up ended".to_owned();
-                }
-            }
-            "the gateway let go".to_owned()
-        };
-        let downward = async {
-            loop {
-                match down.message().await {
-                    // The gateway's inlet takes what must not be lost and counts what it drops.
-                    Ok(Some(batch)) => drop(self.down.send(D::down_messages(batch))),
-                    Ok(None) => return "the other side ended it".to_owned(),
-                    Err(status) => return status.message().to_owned(),
-                }
-            }
-        };
-        tokio::select! {
-            reason = upward => reason,
-            reason = downward => reason,
-        }
     }
 }
 

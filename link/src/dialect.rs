@@ -14,7 +14,7 @@ use crate::rpc;
 /// One of the two services.
 pub trait Dialect: Send + Sync + 'static {
     /// What a gateway says.
-    type Up: Send + 'static;
+    type Up: Clone + Send + 'static;
     /// What it is told.
     type Down: Send + 'static;
     /// How several are sent at once.

@@ -5,12 +5,23 @@
 
 mod client;
 mod dialect;
+mod dialer;
 mod key;
+mod memory;
+mod metrics;
+mod outgoing;
 mod server;
+mod turns;
 
 pub use client::{DialConfig, Remote};
 pub use key::ClusterKey;
+pub use metrics::LinkMetrics;
 pub use server::{Server, ServerError};
+
+/// Logic that is elsewhere.
+pub type RemoteLogic = Remote<dialect::LogicDialect>;
+/// A scheduler that is elsewhere.
+pub type RemoteScheduler = Remote<dialect::SchedulerDialect>;
 
 /// Generated from `services.proto`.
 #[expect(clippy::allow_attributes, reason = "generated")]

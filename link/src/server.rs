@@ -17,12 +17,7 @@ use berth_proto::{
 };
 use futures_util::{Stream, StreamExt};
 use thiserror::Error;
-use tokio::{
-    net::TcpListener,
-    sync::mpsc::{self, error::TrySendError},
-    task::JoinHandle,
-};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     Request, Response, Status, Streaming, metadata::MetadataMap, service::Routes,
@@ -30,23 +25,25 @@ use tonic::{
 };
 
 use crate::{
-    ClusterKey,
-    client::MESSAGE,
+    ClusterKey, LinkMetrics,
+    client::{CONNECT_TIMEOUT, KEEPALIVE, KEEPALIVE_TIMEOUT, MESSAGE, WINDOW},
     dialect::{Dialect, LogicDialect, SchedulerDialect},
+    outgoing::{self, Outgoing},
     rpc::{
         FromSchedulerBatch, ToGatewayBatch, ToLogicBatch, ToSchedulerBatch, logic_server, scheduler_server,
     },
+    turns::{Complaints, Turns},
 };
-
-/// Batches that may wait for one gateway's network; what comes beyond is refused with [`RefusedReason::Full`].
-const QUEUE: usize = 1024;
 
 /// A message that must not be lost and found no room is tried again after this.
 const RETRY: Duration = Duration::from_millis(5);
 
-/// Pings find a gateway that is gone without a word.
-const KEEPALIVE: Duration = Duration::from_secs(2);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
+/// An attempt to attach counts only once the gateway says something after it heard our answer. A process that was frozen
+/// finds attempts in its backlog that were given up long ago; taken for gateways, they would stand in for the real one.
+pub(crate) const FIRST_WORD: Duration = CONNECT_TIMEOUT;
+
+/// At a stop, connections that do not end by themselves get this long.
+const STOP: Duration = Duration::from_secs(2);
 
 /// Why a role's port could not be opened.
 #[derive(Debug, Error)]
@@ -77,9 +74,10 @@ impl Server {
     pub async fn logic(
         listen: SocketAddr,
         key: ClusterKey,
+        metrics: LinkMetrics,
         service: Arc<dyn LogicService>,
     ) -> Result<Self, ServerError> {
-        Self::start::<LogicDialect>(listen, key, service, |attach| {
+        Self::start::<LogicDialect>(listen, key, metrics, service, |attach| {
             let server = logic_server::LogicServer::new(attach);
             Routes::new(server.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
         })
@@ -93,9 +91,10 @@ impl Server {
     pub async fn scheduler(
         listen: SocketAddr,
         key: ClusterKey,
+        metrics: LinkMetrics,
         service: Arc<dyn SchedulerService>,
     ) -> Result<Self, ServerError> {
-        Self::start::<SchedulerDialect>(listen, key, service, |attach| {
+        Self::start::<SchedulerDialect>(listen, key, metrics, service, |attach| {
             let server = scheduler_server::SchedulerServer::new(attach);
             Routes::new(server.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
         })
@@ -105,6 +104,7 @@ impl Server {
     async fn start<D: Dialect>(
         listen: SocketAddr,
         key: ClusterKey,
+        metrics: LinkMetrics,
         service: Arc<D::Service>,
         routes: impl FnOnce(Attach<D>) -> Routes,
     ) -> Result<Self, ServerError> {
@@ -112,10 +112,20 @@ impl Server {
         let listener = TcpListener::bind(listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let attach = Attach { service, key, stop: stop.clone(), tasks: tasks.clone() };
+        let attach = Attach {
+            service,
+            key,
+            metrics,
+            stop: stop.clone(),
+            tasks: tasks.clone(),
+            turns: Arc::default(),
+            complaints: Complaints::default(),
+        };
         let serving = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
             .add_routes(routes(attach))
             .serve_with_incoming_shutdown(
                 TcpIncoming::from(listener).with_nodelay(Some(true)),
@@ -135,10 +145,15 @@ impl Server {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
-        match self.serving.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "the gRPC server failed"),
-            Err(error) => tracing::error!(%error, "the gRPC server panicked"),
+        let mut serving = self.serving;
+        match timeout(STOP, &mut serving).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(error))) => tracing::error!(%error, "the gRPC server failed"),
+            Ok(Err(error)) => tracing::error!(%error, "the gRPC server panicked"),
+            Err(_) => {
+                tracing::debug!("a gateway did not end its connection; it is cut");
+                serving.abort();
+            }
         }
     }
 }
@@ -146,8 +161,11 @@ impl Server {
 struct Attach<D: Dialect> {
     service: Arc<D::Service>,
     key: ClusterKey,
+    metrics: LinkMetrics,
     stop: CancellationToken,
     tasks: TaskTracker,
+    turns: Arc<Turns>,
+    complaints: Complaints,
 }
 
 type Down<B> = Pin<Box<dyn Stream<Item = Result<B, Status>> + Send>>;
@@ -181,51 +199,99 @@ impl<D: Dialect> Attach<D> {
         &self,
         request: Request<Streaming<D::UpBatch>>,
     ) -> Result<Response<Down<D::DownBatch>>, Status> {
-        self.key.check(request.metadata())?;
-        let gateway = gateway(request.metadata())?;
-        let (batches, queue) = mpsc::channel(QUEUE);
-        let down = Arc::new(DownLink::<D> { batches, open: AtomicBool::new(true) });
-        let up = D::attach(&self.service, gateway.clone(), Arc::clone(&down) as Arc<dyn Link<D::Down>>);
+        let checked = self.key.check(request.metadata()).and_then(|()| gateway(request.metadata()));
+        let gateway = checked.inspect_err(|status| {
+            self.metrics.refused.increment(1);
+            self.complaints.complain(D::ROLE, request.remote_addr(), status.message());
+        })?;
+        let (batches, waiting) = outgoing::queue(outgoing::BATCHES, self.metrics.clone());
         // Ends with the receiving task, however that ends: nobody must talk into a link that nobody listens to.
         let ended = self.stop.child_token();
-        let stop = ended.clone();
         let alive = ended.clone().drop_guard();
+        let attached = Attached::<D> {
+            service: Arc::clone(&self.service),
+            gateway,
+            down: Arc::new(DownLink { batches, open: AtomicBool::new(true) }),
+            metrics: self.metrics.clone(),
+            turns: Arc::clone(&self.turns),
+            stop: ended.clone(),
+        };
         self.tasks.spawn(async move {
             let _alive = alive;
-            tracing::info!(
-                role = D::ROLE,
-                gateway = gateway.gateway_id,
-                boot = gateway.boot,
-                "gateway attached"
-            );
-            tokio::select! {
-                () = receive::<D>(request.into_inner(), &*up, &down) => {}
-                () = stop.cancelled() => {}
-            }
-            down.open.store(false, Ordering::Release);
-            tracing::info!(
-                role = D::ROLE,
-                gateway = gateway.gateway_id,
-                boot = gateway.boot,
-                "gateway detached"
-            );
+            attached.serve(request.into_inner()).await;
         });
-        let stream = ReceiverStream::new(queue).map(|batch| Ok(D::down_batch(batch)));
+        let stream = futures_util::stream::unfold(waiting, |mut waiting| async move {
+            waiting.next().await.map(|batch| (Ok(batch), waiting))
+        });
         Ok(Response::new(Box::pin(stream.take_until(ended.cancelled_owned()))))
     }
 }
 
-/// Hands what comes up to the role. What it has no room for is answered, or offered again where it must not be lost.
-async fn receive<D: Dialect>(mut stream: Streaming<D::UpBatch>, up: &dyn Link<D::Up>, down: &DownLink<D>) {
-    loop {
-        let mut batch = match stream.message().await {
-            Ok(Some(batch)) => D::up_messages(batch),
-            Ok(None) => return,
-            Err(status) => {
-                tracing::debug!(role = D::ROLE, reason = status.message(), "stream from a gateway broke");
-                return;
-            }
+/// One gateway's link, from its first word on.
+struct Attached<D: Dialect> {
+    service: Arc<D::Service>,
+    gateway: AttachGateway,
+    down: Arc<DownLink<D>>,
+    metrics: LinkMetrics,
+    turns: Arc<Turns>,
+    stop: CancellationToken,
+}
+
+impl<D: Dialect> Attached<D> {
+    async fn serve(self, mut stream: Streaming<D::UpBatch>) {
+        let stop = self.stop.clone();
+        let Some(Ok(Ok(Some(first)))) = stop.run_until_cancelled(timeout(FIRST_WORD, stream.message())).await
+        else {
+            tracing::debug!(
+                role = D::ROLE,
+                gateway = self.gateway.gateway_id,
+                "an attempt to attach was given up by its gateway"
+            );
+            return;
         };
+        let AttachGateway { gateway_id, boot } = self.gateway.clone();
+        let _turn = self.turns.take((gateway_id.clone(), boot), stop.clone()).await;
+        let service: &D::Service = &self.service;
+        let up = D::attach(service, self.gateway.clone(), Arc::clone(&self.down) as Arc<dyn Link<D::Down>>);
+        tracing::info!(role = D::ROLE, gateway = gateway_id, boot, "link up");
+        self.metrics.attaches.increment(1);
+        self.metrics.attached.increment(1.0);
+        let reason = stop.run_until_cancelled(self.receive(first, stream, &*up)).await;
+        self.down.open.store(false, Ordering::Release);
+        self.metrics.attached.decrement(1.0);
+        match reason {
+            Some(Err(status)) => {
+                self.metrics.breaks.increment(1);
+                let reason = status.message();
+                tracing::warn!(role = D::ROLE, gateway = gateway_id, boot, reason, "link down");
+            }
+            Some(Ok(())) | None => tracing::info!(role = D::ROLE, gateway = gateway_id, boot, "link ended"),
+        }
+    }
+
+    /// Hands what comes up to the role, until the stream ends or breaks.
+    async fn receive(
+        &self,
+        first: D::UpBatch,
+        mut stream: Streaming<D::UpBatch>,
+        up: &dyn Link<D::Up>,
+    ) -> Result<(), Status> {
+        let mut batch = first;
+        loop {
+            self.metrics.batches_in.increment(1);
+            self.pass(D::up_messages(batch), up).await;
+            batch = match stream.message().await? {
+                Some(batch) => batch,
+                None => return Ok(()),
+            };
+        }
+    }
+
+    /// What the role has no room for is answered, or offered again where it must not be lost.
+    async fn pass(&self, mut batch: Vec<D::Up>, up: &dyn Link<D::Up>) {
+        if batch.is_empty() {
+            return;
+        }
         while let Err(Refused { rest, reason }) = up.send(batch) {
             let (mut answers, mut kept) = (Vec::new(), Vec::new());
             for message in rest {
@@ -236,10 +302,10 @@ async fn receive<D: Dialect>(mut stream: Streaming<D::UpBatch>, up: &dyn Link<D:
             }
             if !answers.is_empty() {
                 // No room to say so either: the senders' own deadlines tell them.
-                drop(down.send(answers));
+                drop(self.down.send(answers));
             }
             if kept.is_empty() {
-                break;
+                return;
             }
             batch = kept;
             tokio::time::sleep(RETRY).await;
@@ -248,7 +314,7 @@ async fn receive<D: Dialect>(mut stream: Streaming<D::UpBatch>, up: &dyn Link<D:
 }
 
 struct DownLink<D: Dialect> {
-    batches: mpsc::Sender<Vec<D::Down>>,
+    batches: Outgoing<D::DownBatch>,
     open: AtomicBool,
 }
 
@@ -257,10 +323,7 @@ impl<D: Dialect> Link<D::Down> for DownLink<D> {
         if !self.connected() {
             return Err(Refused { rest: batch, reason: RefusedReason::Closed });
         }
-        self.batches.try_send(batch).map_err(|error| match error {
-            TrySendError::Full(rest) => Refused { rest, reason: RefusedReason::Full },
-            TrySendError::Closed(rest) => Refused { rest, reason: RefusedReason::Closed },
-        })
+        self.batches.send(batch, D::down_batch, D::down_messages)
     }
 
     fn connected(&self) -> bool {

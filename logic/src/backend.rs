@@ -57,7 +57,9 @@ pub(crate) fn open(config: &Config, metrics: QueueMetrics, now_ms: i64) -> Resul
     let lease_ms = i64::try_from(config.lease.as_millis()).unwrap_or(i64::MAX);
     Ok(Backends {
         queue: Arc::new(KvQueue::open(queue, config.partitions, config.node, metrics)?),
-        routes: Arc::new(KvRoutes::open(store.clone(), ROUTES, lease_ms, now_ms)?),
+        routes: Arc::new(
+            KvRoutes::open(store.clone(), ROUTES, lease_ms, now_ms)?.with_devices(config.sessions_per_user),
+        ),
         store: Arc::new(KvStore::open(store, config.node, epoch)?),
         marker,
     })

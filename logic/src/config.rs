@@ -8,7 +8,7 @@ use crate::{
     context::{Clock, system_clock},
     kv::KvError,
     queue::QueueError,
-    routes::RoutesError,
+    routes::{DEVICES, RoutesError},
     snowflake,
     store::StoreError,
 };
@@ -47,6 +47,8 @@ pub struct Config {
     /// Accepted messages that may wait to be committed: above it sends are refused as RESOURCE_EXHAUSTED, so that the
     /// queue on disk is bounded and what is accepted arrives in seconds.
     pub most_behind: u64,
+    /// Devices of one user that may be connected at a time; those above are refused with 4506.
+    pub sessions_per_user: usize,
     /// The time.
     pub clock: Clock,
 }
@@ -71,6 +73,7 @@ impl Config {
             lease: Duration::from_secs(15),
             // Some seconds of commit on two cores, and 3 GiB of bodies at the very worst.
             most_behind: 100_000,
+            sessions_per_user: DEVICES,
             clock: system_clock(),
         }
     }
@@ -85,6 +88,9 @@ impl Config {
         }
         if self.partitions == 0 {
             return wrong("logic.partitions is 0; give at least 1".to_owned());
+        }
+        if self.sessions_per_user == 0 {
+            return wrong("logic.sessions_per_user is 0; nobody could connect".to_owned());
         }
         if self.node >= snowflake::NODES {
             return wrong(format!("logic.node is {}; 0 to {} are allowed", self.node, snowflake::NODES - 1));

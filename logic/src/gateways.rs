@@ -9,14 +9,14 @@ use berth_proto::{
     client,
     code::CloseCode,
     link::Link,
-    wire::{self, to_gateway::Message},
+    wire::{self, NotifyConnections, to_gateway::Message},
 };
 
 use prost::Message as _;
 
 use crate::{
     metrics::{Lost, Metrics},
-    routes::{GatewayKey, Route, Routes},
+    routes::{Connection, GatewayKey, Route, Routes},
     store::Moved,
 };
 
@@ -144,29 +144,25 @@ impl Downs {
             };
             count += rest.len();
             for message in rest {
-                let lost = match message.message {
-                    Some(Message::Notify(_)) => Lost::Notify,
-                    _ => Lost::Answer,
-                };
-                gateways.metrics.lost(lost, 1);
+                match message.message {
+                    Some(Message::Notify(batch)) => gateways.metrics.lost(Lost::Notify, batch.len() as u64),
+                    _ => gateways.metrics.lost(Lost::Answer, 1),
+                }
             }
         }
         count
     }
 }
 
-/// Notifies every connected device of users whose inboxes moved: routes are read now, after the rows were written.
-pub(crate) async fn notify(routes: &dyn Routes, gateways: &Gateways, moved: Vec<Moved>) {
-    let mut newest: HashMap<String, u64> = HashMap::with_capacity(moved.len());
-    for Moved { user, inbox_seq } in moved {
-        let seq = newest.entry(user).or_default();
-        *seq = inbox_seq.max(*seq);
-    }
-    if newest.is_empty() {
+/// Notifies every connected device of users whose inboxes moved: routes are read now, after the rows were written. One
+/// message for each gateway, however many users it is about.
+pub(crate) async fn notify(routes: &dyn Routes, gateways: &Gateways, mut moved: Vec<Moved>) {
+    if moved.is_empty() {
         return;
     }
-    let (users, seqs): (Vec<_>, Vec<_>) = newest.into_iter().unzip();
-    let found = match routes.lookup(&users).await {
+    newest(&mut moved);
+    let users: Vec<&str> = moved.iter().map(|one| one.user.as_str()).collect();
+    let found = match routes.locate(&users).await {
         Ok(found) => found,
         Err(error) => {
             gateways.metrics.store_failures.increment(1);
@@ -174,14 +170,38 @@ pub(crate) async fn notify(routes: &dyn Routes, gateways: &Gateways, moved: Vec<
             return;
         }
     };
+    let mut batches: Vec<NotifyConnections> =
+        found.gateways.iter().map(|_| NotifyConnections::default()).collect();
+    for Connection { user, gateway, handle } in &found.connections {
+        if let (Some(batch), Some(moved)) = (batches.get_mut(*gateway), moved.get(*user)) {
+            batch.push(*handle, moved.inbox_seq);
+        }
+    }
+    gateways.metrics.notifies.increment(found.connections.len() as u64);
     let mut downs = Downs::default();
-    for (routes, inbox_seq) in found.iter().zip(seqs) {
-        for route in routes {
-            let notify =
-                wire::NotifyConnection { handle: route.handle, inbox_seq, conversations: Vec::new() };
-            gateways.metrics.notifies.increment(1);
-            downs.push(&route.gateway, Message::Notify(notify));
+    for (gateway, batch) in found.gateways.iter().zip(batches) {
+        if !batch.is_empty() {
+            downs.push(gateway, Message::Notify(batch));
         }
     }
     downs.flush(gateways);
+}
+
+/// Leaves each user once, where his inbox is furthest, in the order that routes are kept in.
+fn newest(moved: &mut Vec<Moved>) {
+    moved.sort_unstable_by(|a, b| a.user.cmp(&b.user).then(b.inbox_seq.cmp(&a.inbox_seq)));
+    moved.dedup_by(|later, first| later.user == first.user);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_user_who_moved_often_the_furthest_is_told() {
+        let one = |user: &str, inbox_seq| Moved { user: user.to_owned(), inbox_seq };
+        let mut moved = vec![one("b", 2), one("a", 7), one("b", 9), one("a", 1), one("c", 1), one("b", 3)];
+        newest(&mut moved);
+        assert_eq!(moved, [one("a", 7), one("b", 9), one("c", 1)]);
+    }
 }

@@ -23,7 +23,7 @@ use crate::{
     ingest,
     metrics::Asked,
     request,
-    routes::{GatewayKey, Opened, Opening},
+    routes::{GatewayKey, Opened, Opening, Route, RoutesError},
 };
 
 /// Messages that may wait in a lane. With 16 lanes and 64 KiB requests 1 GiB at the very worst; a connect storm of a
@@ -115,9 +115,7 @@ async fn handle(context: &Arc<Context>, taken: &mut Vec<Arrived>, acks: &mut Ack
         match message {
             Up::Request(request) => take_up(context, gateway, request, acks, downs).await,
             Up::Close(close) => {
-                let closed =
-                    context.routes.close(&close.user_id, &close.device_id, close.session_epoch).await;
-                if let Err(error) = closed {
+                if let Err(error) = end(context, &gateway, close).await {
                     // The route lives until its lease ends: notifies to it find nobody.
                     context.routes_error(&error);
                 }
@@ -126,6 +124,21 @@ async fn handle(context: &Arc<Context>, taken: &mut Vec<Arrived>, acks: &mut Ack
             Up::Open(_) | Up::Renew(_) => {}
         }
     }
+}
+
+/// Ends a session: by its epoch, or by the gateway's handle where the gateway never learned the epoch.
+async fn end(context: &Context, gateway: &GatewayKey, close: wire::CloseSession) -> Result<(), RoutesError> {
+    let wire::CloseSession { user_id, device_id, mut session_epoch, handle } = close;
+    if session_epoch == 0 {
+        let found = context.routes.lookup(std::slice::from_ref(&user_id)).await?;
+        let theirs =
+            |route: &&Route| route.device == device_id && route.gateway == *gateway && route.handle == handle;
+        match found.iter().flatten().find(theirs) {
+            Some(route) => session_epoch = route.epoch,
+            None => return Ok(()),
+        }
+    }
+    context.routes.close(&user_id, &device_id, session_epoch).await.map(drop)
 }
 
 /// Route written, then inbox seq read, then answered: nothing falls between.
@@ -219,8 +232,8 @@ fn answer_open(
             let error = ErrorCode::FailedPrecondition.error("a newer session of this device is connected");
             not_opened(open.handle, error, CloseCode::SessionReplaced)
         }
-        Opened::TooManyDevices => {
-            let limit = crate::routes::DEVICES;
+        Opened::TooManyDevices(limit) => {
+            context.metrics.sessions_refused.increment(1);
             let error =
                 ErrorCode::FailedPrecondition.error(format!("{limit} devices of this user are connected"));
             not_opened(open.handle, error, CloseCode::ConnectionLimit)
@@ -280,15 +293,8 @@ async fn refresh_inboxes(
         refresh.inboxes.into_iter().map(|query| (query.handle, query.user_id)).unzip();
     match context.store.inbox_seqs(&users).await {
         Ok(seqs) => {
-            let inboxes = handles.into_iter().zip(seqs);
-            let inboxes = inboxes
-                .map(|(handle, inbox_seq)| wire::NotifyConnection {
-                    handle,
-                    inbox_seq,
-                    conversations: Vec::new(),
-                })
-                .collect();
-            downs.push(&gateway, Down::Refreshed(wire::InboxesRefreshed { inboxes }));
+            let refreshed = wire::NotifyConnections { handles, inbox_seqs: seqs, others: Vec::new() };
+            downs.push(&gateway, Down::Refreshed(refreshed));
         }
         // The next heartbeat asks again.
         Err(error) => drop(context.store_error(&error)),

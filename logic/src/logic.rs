@@ -184,6 +184,12 @@ impl Logic {
         self.service.clone()
     }
 
+    /// What its parts share, for tests that call below the HTTP API.
+    #[cfg(test)]
+    pub(crate) fn context(&self) -> &Context {
+        &self.context
+    }
+
     /// Whether messages are accepted and delivered.
     ///
     /// # Errors

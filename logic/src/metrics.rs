@@ -103,6 +103,7 @@ pub struct Metrics {
     pub expired_rows: Counter,
     pub sessions_opened: Counter,
     pub sessions_replaced: Counter,
+    pub sessions_refused: Counter,
     pub leases_expired: Counter,
     pub gateways: Gauge,
     pub gateway_sessions: Gauge,
@@ -183,6 +184,10 @@ impl Metrics {
             sessions_replaced: counter(
                 "berth_logic_sessions_replaced_total",
                 "Sessions replaced by a newer one.",
+            ),
+            sessions_refused: counter(
+                "berth_logic_sessions_refused_total",
+                "Sessions not opened because the user had as many devices connected as he may.",
             ),
             leases_expired: counter("berth_logic_leases_expired_total", "Gateway boots whose lease ran out."),
             gateways: gauge("berth_logic_gateways", "Gateways attached."),

@@ -174,7 +174,12 @@ mod tests {
     }
 
     fn close(user: &str, session_epoch: u64) -> wire::ToLogic {
-        let close = wire::CloseSession { user_id: user.to_owned(), device_id: "d".to_owned(), session_epoch };
+        let close = wire::CloseSession {
+            user_id: user.to_owned(),
+            device_id: "d".to_owned(),
+            session_epoch,
+            handle: 0,
+        };
         wire::ToLogic { message: Some(Up::Close(close)) }
     }
 

@@ -1,10 +1,12 @@
 //! Client and server frames in both encodings: protobuf, and its JSON mapping.
 
+use std::io::Write;
+
 use prost::Message;
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
-use crate::client::{ClientFrame, ServerFrame, client_frame, server_frame};
+use crate::client::{ClientFrame, Notify, ServerFrame, client_frame, server_frame};
 
 /// How the frames of one connection are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -89,6 +91,21 @@ pub fn encode_client(encoding: Encoding, frame: client_frame::Frame, out: &mut V
 /// Appends a server's frame to `out`.
 pub fn encode_server(encoding: Encoding, frame: server_frame::Frame, out: &mut Vec<u8>) {
     encode(encoding, &ServerFrame { frame: Some(frame) }, out);
+}
+
+/// Appends the payload of a notify that says where an inbox is and nothing else: the same as [`encode_server`], without an
+/// allocation, since this is what a gateway writes most.
+pub fn encode_inbox_notify(encoding: Encoding, inbox_seq: u64, out: &mut Vec<u8>) {
+    match encoding {
+        Encoding::Json if inbox_seq > 0 => {
+            write!(out, r#"{{"notify":{{"inboxSeq":"{inbox_seq}"}}}}"#).expect("a Vec grows");
+        }
+        _ => encode_server(
+            encoding,
+            server_frame::Frame::Notify(Notify { inbox_seq, ..Notify::default() }),
+            out,
+        ),
+    }
 }
 
 fn encode<M: Message + Serialize>(encoding: Encoding, message: &M, out: &mut Vec<u8>) {

@@ -3,9 +3,12 @@
 //! Pure: no tokio, no sockets, no clock, no randomness. Time is an argument, in milliseconds since the Unix epoch.
 //! `scheduler`, `gateway` and `logic` depend on this crate and never on each other.
 
+pub mod batch;
 pub mod bucket;
 pub mod code;
 pub mod frame;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod handle;
 pub mod id;
 pub mod limits;

@@ -19,6 +19,13 @@ pub trait Link<M>: Send + Sync {
     fn connected(&self) -> bool {
         true
     }
+
+    /// Said by whoever sends over this link, at the moment it happens: the network to it is there (`up`), again or for the
+    /// first time, or it broke. What was said before a break and is not answered yet may be lost, in both directions.
+    /// In one process nothing breaks, and nobody says so.
+    fn network(&self, up: bool) {
+        let _ = up;
+    }
 }
 
 /// Messages that a link did not take.

@@ -8,6 +8,8 @@ mod clock;
 mod core;
 pub mod decide;
 pub mod fleet;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod http;
 mod jwt;
 mod limit;

@@ -6,11 +6,13 @@
 
 pub mod device;
 pub mod history;
+pub mod hostile;
 pub mod http;
 pub mod load;
 pub mod log;
 pub mod metrics;
 pub mod powercut;
+pub mod proxy;
 pub mod raw;
 pub mod schema;
 pub mod server;

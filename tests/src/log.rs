@@ -33,6 +33,11 @@ impl Log {
         (log, reader)
     }
 
+    /// Lines that are there already.
+    pub fn of(lines: impl IntoIterator<Item = String>) -> Self {
+        Self { lines: Arc::new(Mutex::new(lines.into_iter().collect())) }
+    }
+
     /// All lines so far.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {

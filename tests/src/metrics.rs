@@ -1,10 +1,41 @@
-//! Reads the Prometheus text of an admin port.
+//! Reads the Prometheus text of the operators' ports.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use anyhow::{Context, ensure};
+use serde::Deserialize;
 
 use crate::http;
+
+/// The operators' ports of one server: shown as its first, scraped as one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(from = "String")]
+pub struct Admin(Vec<String>);
+
+impl Admin {
+    /// Of several processes, as `http://host:port`; one that is named again is the same.
+    pub fn of(urls: impl IntoIterator<Item = String>) -> Self {
+        let mut all = Vec::new();
+        for url in urls {
+            if !all.contains(&url) {
+                all.push(url);
+            }
+        }
+        Self(all)
+    }
+}
+
+impl From<String> for Admin {
+    fn from(url: String) -> Self {
+        Self(vec![url])
+    }
+}
+
+impl fmt::Display for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.first().map_or("", String::as_str))
+    }
+}
 
 /// One scrape.
 #[derive(Debug, Clone, Default)]
@@ -20,14 +51,18 @@ struct Series {
 }
 
 impl Scrape {
-    /// Scrapes `admin` (`http://host:port`).
+    /// Scrapes every process behind `admin`; what several have is added up by [`Scrape::sum`].
     ///
     /// # Errors
-    /// When it does not answer, or with something else than metrics.
-    pub async fn fetch(admin: &str) -> anyhow::Result<Self> {
-        let answer = http::get(&format!("{admin}/metrics"), None).await?;
-        ensure!(answer.status == 200, "GET /metrics: {} {}", answer.status, answer.body);
-        Self::parse(&answer.body)
+    /// When one does not answer, or with something else than metrics.
+    pub async fn fetch(admin: &Admin) -> anyhow::Result<Self> {
+        let mut all = Self::default();
+        for url in &admin.0 {
+            let answer = http::get(&format!("{url}/metrics"), None).await?;
+            ensure!(answer.status == 200, "GET /metrics: {} {}", answer.status, answer.body);
+            all.series.extend(Self::parse(&answer.body)?.series);
+        }
+        Ok(all)
     }
 
     /// Reads the text format.

@@ -1,14 +1,17 @@
-//! One `berth dev` child process: started with port 0 everywhere, waited for, killed in any way, restarted on its data, always
-//! reaped, and its log checked at the end.
+//! A running Berth: in one process (`berth dev`), or each role in its own. Started, waited for, killed in any way as a whole or
+//! role by role, cut off, restarted on its data, always reaped, and its logs checked at the end.
+//!
+//! A test runs in both compositions, one after the other (`BERTH_TEST_COMPOSITION`), unless it says which one it is about.
+
+mod layout;
+mod process;
+mod roles;
 
 use std::{
     collections::BTreeMap,
     fs,
-    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     sync::{Arc, Weak},
-    thread::JoinHandle,
     time::Duration,
 };
 
@@ -17,7 +20,17 @@ use serde::Deserialize;
 use tempfile::TempDir;
 use tokio::sync::{Mutex, oneshot};
 
-use crate::{http, log::Log, powercut::Disk, root, tokens, wait};
+use self::layout::Layout;
+pub use self::{
+    layout::{Composition, GATEWAYS, Role, SCHEDULERS, port},
+    process::{Process, Processes, berth, binary},
+};
+use crate::{
+    http,
+    metrics::{Admin, Scrape},
+    powercut::Disk,
+    wait,
+};
 
 /// How a server differs from a plain one.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +40,9 @@ pub struct Options {
     expected: Vec<String>,
     makes_its_own_keys: bool,
     on_a_disk_that_can_fail: bool,
+    links_that_can_be_cut: bool,
+    composition: Option<Composition>,
+    descriptors: Option<u32>,
 }
 
 impl Options {
@@ -58,10 +74,44 @@ impl Options {
         self
     }
 
-    /// No keys in the environment: dev makes its own and keeps them in the data dir.
+    /// No keys in the environment: dev makes its own and keeps them in the data dir. Nothing else does.
     #[must_use]
     pub fn own_keys(mut self) -> Self {
         self.makes_its_own_keys = true;
+        self.one()
+    }
+
+    /// `berth dev`, whatever this run is about: for what only that does.
+    #[must_use]
+    pub fn one(mut self) -> Self {
+        self.composition = Some(Composition::One);
+        self
+    }
+
+    /// Each role in its own process, whatever this run is about: for faults of single roles.
+    #[must_use]
+    pub fn apart(mut self) -> Self {
+        self.composition = Some(Composition::Apart);
+        self
+    }
+
+    /// Roles apart, with a proxy in each link: see [`Server::cut`].
+    #[must_use]
+    pub fn links_that_can_be_cut(mut self) -> Self {
+        self.links_that_can_be_cut = true;
+        self.apart()
+    }
+
+    /// The composition of a server with these options in this run.
+    #[must_use]
+    pub fn composition(&self) -> Composition {
+        self.composition.unwrap_or_else(Composition::of_this_run)
+    }
+
+    /// What holds the connections is started with so many descriptors, soft and hard (`ulimit -n`).
+    #[must_use]
+    pub fn descriptors(mut self, limit: u32) -> Self {
+        self.descriptors = Some(limit);
         self
     }
 
@@ -73,18 +123,22 @@ impl Options {
     }
 }
 
-/// Where a started server listens and how to get in: what `berth dev --json` prints.
+/// Where a started server listens and how to get in: what `berth dev --json` prints, and more where there is more.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct Addresses {
-    /// `http://host:port`.
+    /// `http://host:port`, of the first.
     pub scheduler: String,
-    /// `host:port`.
+    /// All of them.
+    pub schedulers: Vec<String>,
+    /// `host:port`, of gw-1.
     pub gateway: String,
+    /// All of them.
+    pub gateways: Vec<String>,
     /// `http://host:port`.
     pub logic: String,
-    /// `http://host:port`.
-    pub admin: String,
+    /// The operators' ports: shown as the first scheduler's, scraped as one.
+    pub admin: Admin,
     /// For the back-end API.
     pub service_key: String,
     /// For the operators' API.
@@ -93,12 +147,13 @@ pub struct Addresses {
     pub tokens: BTreeMap<String, String>,
 }
 
-/// A `berth dev` process with its data dir.
+/// A running Berth with its data dir.
 pub struct Server {
-    /// Where it listens now; a restart changes the ports.
+    /// Where it listens now; a restart may change the ports.
     pub at: Addresses,
     options: Options,
-    process: Option<Process>,
+    layout: Layout,
+    processes: BTreeMap<Role, Process>,
     disk: Option<Disk>,
     folder: TempDir,
 }
@@ -109,14 +164,24 @@ impl Server {
     /// # Errors
     /// When it ends or does not become ready in time; the error shows its log.
     pub async fn start(options: Options) -> anyhow::Result<Self> {
+        let mut server = Self::prepare(options)?;
+        server.launch().await?;
+        Ok(server)
+    }
+
+    /// One of which nothing runs yet: see [`Server::start_role`].
+    ///
+    /// # Errors
+    /// Only the operating system's.
+    pub fn prepare(options: Options) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("berth-test-").tempdir()?;
         fs::create_dir(folder.path().join("data"))?;
         if let Some(policy) = &options.policy {
             fs::write(folder.path().join("policy.toml"), policy)?;
         }
-        let mut server = Self { at: Addresses::default(), options, process: None, disk: None, folder };
-        server.launch().await?;
-        Ok(server)
+        let layout = Layout::new(options.composition(), options.links_that_can_be_cut)?;
+        let at = layout.addresses();
+        Ok(Self { at, options, layout, processes: BTreeMap::new(), disk: None, folder })
     }
 
     /// A server that tests share while any of them runs. They must use [`crate::fresh`] names, and change nothing global.
@@ -134,6 +199,12 @@ impl Server {
         Ok(server)
     }
 
+    /// How its roles are put into processes.
+    #[must_use]
+    pub fn composition(&self) -> Composition {
+        self.layout.composition
+    }
+
     /// The data dir.
     #[must_use]
     pub fn data(&self) -> PathBuf {
@@ -146,13 +217,14 @@ impl Server {
         self.folder.path()
     }
 
-    /// The running process.
+    /// The running processes, as one.
     ///
     /// # Panics
-    /// When it was killed and not restarted.
+    /// When they were killed and not restarted.
     #[must_use]
-    pub fn process(&self) -> &Process {
-        self.process.as_ref().expect("the test restarts a server before it uses it again")
+    pub fn process(&self) -> Processes<'_> {
+        assert!(!self.processes.is_empty(), "the test restarts a server before it uses it again");
+        Processes(self.processes.values().collect())
     }
 
     /// Replaces the policy file in one step, as an operator's tool would.
@@ -165,14 +237,18 @@ impl Server {
         Ok(fs::rename(new, self.folder.path().join("policy.toml"))?)
     }
 
-    /// SIGKILL, now; returns when the process is gone. Its log up to here is checked.
+    /// SIGKILL of everything, now; returns when the processes are gone. Their logs up to here are checked.
     pub fn kill9(&mut self) {
-        if let Some(process) = self.process.take() {
-            process.end(&self.options.expected);
+        let processes = std::mem::take(&mut self.processes);
+        if processes.len() > 1 {
+            // All at one moment, as when a machine ends: none is to see another one die. Errors mean that one is gone already.
+            let _ = process::signal(processes.values(), "STOP");
+            let _ = process::signal(processes.values(), "KILL");
         }
+        processes.into_values().for_each(|process| process.end(&self.options.expected));
     }
 
-    /// Cuts the power: kills the process and leaves of the data dir only what was synced.
+    /// Cuts the power: kills the processes and leaves of the data dir only what was synced.
     ///
     /// # Errors
     /// When the server does not run on a disk that can fail, or the durable state cannot be put together.
@@ -199,40 +275,46 @@ impl Server {
         self.launch().await
     }
 
-    /// Starts it and kills it (SIGKILL) after `delay`, however far it came: in the middle of its recovery, say.
+    /// Starts what has the data, and kills it (SIGKILL) after `delay`, however far it came: in the middle of its recovery, say.
     ///
     /// # Errors
     /// When it cannot be started at all.
     pub async fn start_in_vain(&mut self, env: &[(&str, &str)], delay: Duration) -> anyhow::Result<()> {
         self.kill9();
         self.change(env);
-        let (process, _) = self.spawn()?;
+        let role = self.layout.roles().pop().context("there is one")?;
+        let (process, _) = self.spawn(role)?;
         tokio::time::sleep(delay).await;
         process.end(&self.options.expected);
         Ok(())
     }
 
-    /// Asks it to stop (SIGTERM) without waiting.
+    /// Asks it to stop (SIGTERM) without waiting. Roles apart are stopped as an operator would, gateways first: see
+    /// [`Server::ended`].
     ///
     /// # Errors
     /// When the signal cannot be sent.
     pub fn sigterm(&self) -> anyhow::Result<()> {
-        self.process().signal("TERM")
+        let first = self.processes.iter().filter(|(role, _)| matches!(role, Role::Dev | Role::Gateway(_)));
+        process::signal(first.map(|(_, process)| process), "TERM")
     }
 
-    /// Waits until it ended by itself; returns its exit code.
+    /// Waits until it ended after [`Server::sigterm`]; returns its exit code, or the first that is not 0.
     ///
     /// # Errors
-    /// When it is still there after the deadline.
+    /// When something is still there after the deadline.
     pub async fn ended(&mut self) -> anyhow::Result<Option<i32>> {
-        let process = self.process.as_mut().context("not started")?;
-        let status = wait::until("the server ends", || {
-            let looked = process.child.try_wait();
-            async move { Ok(looked?) }
-        })
-        .await?;
+        ensure!(!self.processes.is_empty(), "not started");
+        let mut codes = Vec::new();
+        for role in self.layout.roles() {
+            let Some(process) = self.processes.get_mut(&role) else { continue };
+            if matches!(role, Role::Scheduler(_) | Role::Logic) {
+                process.signal("TERM")?;
+            }
+            codes.push(process.ended().await.with_context(|| format!("{role:?}"))?.code());
+        }
         self.kill9();
-        Ok(status.code())
+        Ok(codes.into_iter().find(|code| *code != Some(0)).unwrap_or(Some(0)))
     }
 
     fn change(&mut self, env: &[(&str, &str)]) {
@@ -241,9 +323,9 @@ impl Server {
         }
     }
 
-    fn spawn(&mut self) -> anyhow::Result<(Process, oneshot::Receiver<String>)> {
-        let mut command = command(&self.options, self.folder.path())?;
-        if self.options.on_a_disk_that_can_fail {
+    fn spawn(&mut self, role: Role) -> anyhow::Result<(Process, oneshot::Receiver<String>)> {
+        let mut command = self.layout.command(role, &self.options, self.folder.path())?;
+        if self.options.on_a_disk_that_can_fail && matches!(role, Role::Dev | Role::Logic) {
             let disk = Disk::under(self.folder.path(), &self.data())?;
             command.envs(disk.env());
             self.disk = Some(disk);
@@ -252,22 +334,10 @@ impl Server {
     }
 
     async fn launch(&mut self) -> anyhow::Result<()> {
-        let (process, ready) = self.spawn()?;
-        let process = self.process.insert(process);
-        let line = match tokio::time::timeout(wait::DEADLINE, ready).await {
-            Ok(Ok(line)) => line,
-            _ => {
-                bail!("berth dev did not say where it listens; its log:\n{}", process.log.lines().join("\n"))
-            }
-        };
-        self.at = serde_json::from_str(&line).with_context(|| format!("berth dev --json printed {line}"))?;
-        let readyz = format!("{}/readyz", self.at.admin);
-        wait::until("readyz", || async {
-            let answer = http::get(&readyz, None).await?;
-            ensure!(matches!(answer.status, 200 | 503), "readyz: {} {}", answer.status, answer.body);
-            Ok((answer.status == 200).then_some(()))
-        })
-        .await
+        for role in self.layout.roles().into_iter().rev() {
+            self.start_role(role).await?;
+        }
+        self.ready().await
     }
 }
 
@@ -275,137 +345,4 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.kill9();
     }
-}
-
-/// The child itself. Never left behind: `Process::end` kills and reaps it, and should this process be killed before, a
-/// watchdog does, whose stdin then closes.
-pub struct Process {
-    child: Child,
-    watchdog: Child,
-    log: Log,
-    readers: Vec<JoinHandle<()>>,
-}
-
-impl Process {
-    /// Its log so far.
-    #[must_use]
-    pub fn log(&self) -> &Log {
-        &self.log
-    }
-
-    /// Its process id.
-    #[must_use]
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Resident memory, in bytes.
-    ///
-    /// # Errors
-    /// When the process is gone.
-    pub fn resident(&self) -> anyhow::Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
-        Ok(kib * 1024)
-    }
-
-    /// Sends a signal by its name without SIG. The child is not reaped before `Process::end`, so its id is still its own.
-    ///
-    /// # Errors
-    /// When `kill` fails.
-    pub fn signal(&self, name: &str) -> anyhow::Result<()> {
-        let status = Command::new("sh").args(["-c", &format!("kill -{name} {}", self.id())]).status()?;
-        ensure!(status.success(), "kill -{name}: {status}");
-        Ok(())
-    }
-
-    fn spawn(mut command: Command) -> anyhow::Result<(Self, oneshot::Receiver<String>)> {
-        let mut child = command.spawn().with_context(|| format!("starting {command:?}"))?;
-        let watchdog = Command::new("sh")
-            .args(["-c", &format!("read -r _; kill -KILL {}", child.id())])
-            .stdin(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let stdout = child.stdout.take().context("stdout is piped")?;
-        let (log, stderr_reader) = Log::collect(child.stderr.take().context("stderr is piped")?);
-        let (say_ready, ready) = oneshot::channel();
-        let stdout_reader = std::thread::spawn(move || {
-            let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
-            if let Some(line) = lines.next() {
-                // Refused only when the test gave up waiting.
-                let _ = say_ready.send(line);
-            }
-            lines.for_each(drop);
-        });
-        Ok((Self { child, watchdog, log, readers: vec![stdout_reader, stderr_reader] }, ready))
-    }
-
-    /// Kills and reaps; then, unless the test fails anyway, fails it for each unexpected line of the log.
-    fn end(mut self, expected: &[String]) {
-        // Errors mean that they are gone already.
-        let _ = self.watchdog.kill();
-        let _ = self.watchdog.wait();
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        for reader in self.readers {
-            reader.join().expect("reading a pipe does not panic");
-        }
-        if std::thread::panicking() {
-            let lines = self.log.lines();
-            eprintln!("the server's last lines:\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
-            return;
-        }
-        let unexpected = self.log.unexpected(expected);
-        let shown = unexpected[..unexpected.len().min(20)].join("\n");
-        assert!(unexpected.is_empty(), "{} unexpected lines in the server's log:\n{shown}", unexpected.len());
-    }
-}
-
-/// The binary under test: `BERTH_BIN`, or the one that cargo built beside this test.
-///
-/// # Errors
-/// When there is none, saying how to build it.
-pub fn binary() -> anyhow::Result<PathBuf> {
-    if let Some(path) = std::env::var_os("BERTH_BIN") {
-        return Ok(path.into());
-    }
-    let here = std::env::current_exe()?;
-    let path = here.ancestors().nth(2).context("a test runs in target/release/deps")?.join("berth");
-    ensure!(path.exists(), "{} is missing: cargo build --release --workspace", path.display());
-    Ok(path)
-}
-
-/// A plain `berth` command that inherits no `BERTH_*` variable.
-///
-/// # Errors
-/// As [`binary`].
-pub fn berth() -> anyhow::Result<Command> {
-    let mut command = Command::new(binary()?);
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("BERTH_")) {
-        command.env_remove(name);
-    }
-    command.current_dir(root());
-    Ok(command)
-}
-
-fn command(options: &Options, folder: &Path) -> anyhow::Result<Command> {
-    let mut command = berth()?;
-    command.arg("dev").arg("--json").arg("--data-dir").arg(folder.join("data"));
-    for port in ["scheduler", "gateway", "logic", "admin"] {
-        command.args([&format!("--{port}-listen"), "127.0.0.1:0"]);
-    }
-    if options.policy.is_some() {
-        command.arg("--policy").arg(folder.join("policy.toml"));
-    }
-    if !options.makes_its_own_keys {
-        command
-            .env("BERTH_AUTH__JWT_SECRET", tokens::JWT_SECRET)
-            .env("BERTH_AUTH__TICKET_KEY", tokens::TICKET_KEY)
-            .env("BERTH_AUTH__SERVICE_KEY", tokens::SERVICE_KEY)
-            .env("BERTH_AUTH__ADMIN_KEY", tokens::ADMIN_KEY);
-    }
-    command.envs(&options.env);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    Ok(command)
 }

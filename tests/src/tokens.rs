@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 pub const JWT_SECRET: &str = "tests-jwt-secret-0123456789abcdefghij";
 /// The tickets' secret that the harness gives every server.
 pub const TICKET_KEY: &str = "tests-ticket-key-0123456789abcdefghij";
+/// What the harness' roles show each other.
+pub const CLUSTER_KEY: &str = "tests-cluster-key-0123456789abcdefgh";
 /// The back-end API's key that the harness gives every server.
 pub const SERVICE_KEY: &str = "tests-service-key-0123456789abcdefgh";
 /// The operators' key that the harness gives every server.

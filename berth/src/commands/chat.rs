@@ -27,7 +27,7 @@ const LINES: usize = 16;
 const TOKEN_TTL: Duration = Duration::from_secs(3600);
 
 /// Where the scheduler is, and what proves who we are.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Access {
     /// The scheduler to ask.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7700")]
@@ -38,6 +38,11 @@ pub struct Access {
 }
 
 impl Access {
+    /// The secret to sign tokens with, if there is one.
+    pub fn jwt_secret(&self) -> Option<&str> {
+        self.jwt_secret.as_deref().filter(|secret| !secret.is_empty())
+    }
+
     /// Tokens of `user`.
     pub fn tokens(&self, user: &str) -> Arc<dyn TokenProvider> {
         let Some(secret) = self.jwt_secret.clone().filter(|secret| !secret.is_empty()) else {

@@ -26,9 +26,6 @@ const READY_WITHIN: Duration = Duration::from_secs(120);
 /// How often readiness is looked at while starting.
 const READY_POLL: Duration = Duration::from_millis(20);
 
-/// What a shell shows for a process that SIGTERM ended: 128 + 15.
-const SECOND_SIGNAL: i32 = 143;
-
 /// Arguments of `berth dev`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -89,19 +86,10 @@ pub fn run(args: Args) -> Result<(), Failure> {
             "berth dev gives anybody who reaches this address a token for any user"
         );
     }
-    let dev = Dev::start(&config, &args.data_dir, runtime).map_err(failure)?;
+    let dev = Dev::start(&config, &args.data_dir, runtime).map_err(super::started)?;
     let served = serve(&dev, signals, args.json);
     dev.stop();
     served.map_err(Failure::Start)
-}
-
-/// A policy that cannot be is the person's to mend, like every other configuration.
-fn failure(error: anyhow::Error) -> Failure {
-    use berth_scheduler::StartError::{Policy, PolicyFile};
-    match error.downcast_ref() {
-        Some(Policy { .. } | PolicyFile { .. }) => Failure::Configuration(error),
-        _ => Failure::Start(error),
-    }
 }
 
 /// Until a signal asks to stop, or readiness does not come.
@@ -121,12 +109,7 @@ fn serve(dev: &Dev, mut signals: Signals, as_json: bool) -> anyhow::Result<()> {
             () = stopped => Ok(()),
             failed = announced => failed,
         };
-        // The second signal does not wait.
-        tokio::spawn(async move {
-            while signals.next().await == Asked::Reload {}
-            tracing::warn!("stopped by a second signal, before everything was closed");
-            std::process::exit(SECOND_SIGNAL);
-        });
+        tokio::spawn(signals.exit_at_once());
         tracing::info!("stopping");
         served
     })

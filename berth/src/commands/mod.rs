@@ -1,7 +1,24 @@
 //! One file a command: its arguments and its work.
 
+pub mod bench;
 pub mod chat;
 pub mod config;
 pub mod demo;
 pub mod dev;
+pub mod gateway;
+pub mod logic;
+mod role;
+pub mod scheduler;
 pub mod token;
+
+use crate::exit::Failure;
+
+/// Why a composition with a scheduler did not start. A policy that cannot be is the person's to mend, like every other
+/// configuration.
+fn started(error: anyhow::Error) -> Failure {
+    use berth_scheduler::StartError::{Policy, PolicyFile};
+    match error.downcast_ref() {
+        Some(Policy { .. } | PolicyFile { .. }) => Failure::Configuration(error),
+        _ => Failure::Start(error),
+    }
+}

@@ -1,7 +1,7 @@
-//! The keys `berth dev` makes for itself and keeps in its data directory.
+//! The keys: those `berth dev` makes for itself and keeps in its data directory, and those a role cannot start without.
 
 use std::{
-    fs,
+    fmt, fs,
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::Path,
@@ -44,6 +44,34 @@ pub fn complete(configured: &Auth, data_dir: &Path) -> anyhow::Result<Auth> {
         write(&path, &kept).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(fill(configured.clone(), &kept))
+}
+
+/// A key that a role needs and was not given.
+#[derive(Debug)]
+pub struct MissingKey {
+    role: &'static str,
+    key: &'static str,
+}
+
+impl fmt::Display for MissingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { role, key } = self;
+        let variable = format!("BERTH_{}", key.to_uppercase().replace('.', "__"));
+        write!(f, "the {role} needs {key}: give at least 32 bytes in --config FILE or {variable}")
+    }
+}
+
+impl std::error::Error for MissingKey {}
+
+/// Refuses when a key that the role needs is empty; that one is good is known already.
+///
+/// # Errors
+/// The first that is missing.
+pub fn require(role: &'static str, keys: &[(&'static str, &str)]) -> Result<(), MissingKey> {
+    match keys.iter().find(|(_, value)| value.is_empty()) {
+        Some((key, _)) => Err(MissingKey { role, key }),
+        None => Ok(()),
+    }
 }
 
 /// `auth`, its empty keys from `from`.
@@ -121,6 +149,17 @@ mod tests {
         assert_eq!(first.jwt_secret, "0123456789abcdef0123456789abcdef");
         assert!(first.cluster_key.len() >= crate::config::KEY_BYTES);
         assert_eq!(complete(&Auth::default(), dir.path()).expect("kept"), first);
+    }
+
+    #[test]
+    fn a_missing_key_is_named_with_its_variable() {
+        assert!(require("gateway", &[("auth.cluster_key", "k")]).is_ok());
+        let keys = [("auth.ticket_key", "k"), ("auth.cluster_key", "")];
+        let problem = require("scheduler", &keys).expect_err("missing").to_string();
+        assert!(
+            problem.contains("auth.cluster_key") && problem.contains("BERTH_AUTH__CLUSTER_KEY"),
+            "{problem}"
+        );
     }
 
     #[test]

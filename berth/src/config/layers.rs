@@ -119,6 +119,14 @@ impl Layers {
         self
     }
 
+    /// Lays a flag that may be given several times over what is there, if it was given.
+    pub fn flags(mut self, name: &str, key: &str, values: &[String]) -> Self {
+        if !values.is_empty() {
+            self.set(key, Value::Array(values.iter().cloned().map(Value::String).collect()), name);
+        }
+        self
+    }
+
     /// The configuration in force.
     ///
     /// # Errors
@@ -143,6 +151,7 @@ impl Layers {
             Some(Value::Integer(_)) => text.parse().map(Value::Integer).map_err(|_| "a whole number"),
             Some(Value::Float(_)) => text.parse().map(Value::Float).map_err(|_| "a number"),
             Some(Value::Boolean(_)) => text.parse().map(Value::Boolean).map_err(|_| "true or false"),
+            Some(Value::Array(_)) => Ok(list(text)),
             Some(_) => Ok(Value::String(text.to_owned())),
         };
         match value {
@@ -183,6 +192,12 @@ impl Layers {
             nearest(&self.values, key).map(|known| format!("; did you mean {known}?")).unwrap_or_default();
         self.problems.push(format!("{origin}: unknown key {key}{hint}"));
     }
+}
+
+/// Several values in one variable, with commas between.
+fn list(text: &str) -> Value {
+    let values = text.split(',').map(str::trim).filter(|value| !value.is_empty());
+    Value::Array(values.map(|value| Value::String(value.to_owned())).collect())
 }
 
 /// Line and reason. Not the line's text, which the parser's own message shows: it may be a key.
@@ -249,6 +264,23 @@ mod tests {
         assert_eq!(effective.origins["gateway.zone"], "BERTH_GATEWAY__ZONE");
         assert_eq!(effective.origins["gateway.pool"], "--pool");
         assert_eq!(effective.origins["gateway.id"], "default");
+    }
+
+    #[test]
+    fn a_list_is_given_by_repeated_flags_or_with_commas() {
+        let variables = [("BERTH_GATEWAY__SCHEDULERS", "a:1, b:2,")];
+        let effective = environment(&variables).expect("valid");
+        assert_eq!(effective.config.gateway.schedulers, ["a:1", "b:2"]);
+        let effective = Layers::defaults()
+            .flags("--scheduler", "gateway.schedulers", &["c:3".to_owned(), "d:4".to_owned()])
+            .flags("--logic", "gateway.logics", &[])
+            .finish()
+            .expect("valid");
+        assert_eq!(effective.config.gateway.schedulers, ["c:3", "d:4"]);
+        assert_eq!(effective.config.gateway.logics, ["127.0.0.1:7721"]);
+        assert_eq!(effective.origins["gateway.schedulers"], "--scheduler");
+        let problem = file("[gateway]\nlogics = [1]").err().expect("no text");
+        assert!(problem.contains("gateway.logics"), "{problem}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The configuration: every key, its default, and what makes it valid. Flags > environment > file > defaults.
 
 mod layers;
+mod limits;
 
 use std::net::SocketAddr;
 
@@ -54,6 +55,10 @@ pub struct Auth {
 pub struct Scheduler {
     /// Clients' HTTP.
     pub listen: SocketAddr,
+    /// Role to role: gateways dial in here. Not used by `berth dev`.
+    pub rpc_listen: SocketAddr,
+    /// Its operator's port. Not used by `berth dev`, which has one for all: admin.listen.
+    pub admin_listen: SocketAddr,
     /// Empty: everybody into pool stable.
     pub policy_file: String,
     /// How long a ticket is good for, in seconds.
@@ -66,6 +71,8 @@ impl Default for Scheduler {
     fn default() -> Self {
         Self {
             listen: loopback(7700),
+            rpc_listen: loopback(7701),
+            admin_listen: loopback(7702),
             policy_file: String::new(),
             ticket_ttl_seconds: 300,
             requests_per_second_per_user: 1_000,
@@ -81,6 +88,12 @@ pub struct Gateway {
     pub id: String,
     /// Clients' WebSocket and TCP.
     pub listen: SocketAddr,
+    /// Its operator's port. Not used by `berth dev`, which has one for all: admin.listen.
+    pub admin_listen: SocketAddr,
+    /// HOST:PORT of every scheduler's rpc_listen: it reports to each. Not used by `berth dev`.
+    pub schedulers: Vec<String>,
+    /// HOST:PORT of logic's rpc_listen. Not used by `berth dev`.
+    pub logics: Vec<String>,
     /// HOST:PORT by which clients reach it. Empty: the listen address.
     pub advertise: String,
     /// Where it stands.
@@ -101,6 +114,21 @@ pub struct Gateway {
     pub heartbeat_timeout_ms: u32,
     /// At a graceful stop, over how long the clients are told to come back elsewhere.
     pub drain_spread_ms: u32,
+    /// Connections at a time from one IPv4 address or IPv6 /64. 0: no limit.
+    pub connections_per_address: u32,
+    /// New connections a second from one IPv4 address or IPv6 /64. 0: no limit.
+    pub handshakes_per_second_per_address: u32,
+    /// CIDRs, separated by commas, to which the two do not apply: this machine, load balancers that hide addresses.
+    pub exempt_addresses: String,
+    /// Connections that have not said hello; above it the oldest gives way.
+    pub pending_handshakes: u32,
+    /// Frames a second of one connection, then 4007. 0: no limit.
+    pub frames_per_second: u32,
+    /// Requests a second of one user at this gateway, then RESOURCE_EXHAUSTED. 0: no limit.
+    pub requests_per_second_per_user: u32,
+    /// Web pages that may open a WebSocket: https://app.example.com, https://*.example.com, separated by commas. Empty:
+    /// any.
+    pub origins: String,
 }
 
 impl Default for Gateway {
@@ -108,6 +136,9 @@ impl Default for Gateway {
         Self {
             id: "gw-1".to_owned(),
             listen: loopback(7710),
+            admin_listen: loopback(7712),
+            schedulers: vec!["127.0.0.1:7701".to_owned()],
+            logics: vec!["127.0.0.1:7721".to_owned()],
             advertise: String::new(),
             region: String::new(),
             zone: String::new(),
@@ -118,6 +149,13 @@ impl Default for Gateway {
             heartbeat_interval_ms: 25_000,
             heartbeat_timeout_ms: 37_500,
             drain_spread_ms: 2_000,
+            connections_per_address: 4_096,
+            handshakes_per_second_per_address: 256,
+            exempt_addresses: "127.0.0.0/8, ::1".to_owned(),
+            pending_handshakes: 8_192,
+            frames_per_second: 2_000,
+            requests_per_second_per_user: 1_000,
+            origins: String::new(),
         }
     }
 }
@@ -132,10 +170,16 @@ pub struct Logic {
     pub node: u16,
     /// The back end's HTTP.
     pub listen: SocketAddr,
+    /// Role to role: gateways dial in here. Not used by `berth dev`.
+    pub rpc_listen: SocketAddr,
+    /// Its operator's port. Not used by `berth dev`, which has one for all: admin.listen.
+    pub admin_listen: SocketAddr,
     /// Ingest partitions. Kept with the queue; changed only when that is drained.
     pub partitions: u16,
     /// How long an inbox row is kept, in hours. The conversations' timelines are kept for ever.
     pub inbox_lifetime_hours: u32,
+    /// Devices of one user that may be connected at a time; those above are refused with 4506.
+    pub sessions_per_user: u32,
 }
 
 impl Default for Logic {
@@ -144,22 +188,33 @@ impl Default for Logic {
             id: "logic-1".to_owned(),
             node: 0,
             listen: loopback(7720),
+            rpc_listen: loopback(7721),
+            admin_listen: loopback(7722),
             partitions: 16,
             inbox_lifetime_hours: 7 * 24,
+            sessions_per_user: 32,
         }
     }
 }
 
 /// Where messages are kept.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Store {
+    /// `memory` (gone with the process) or `embedded:DIR`. `berth dev` keeps them in its --data-dir instead.
+    pub backend: String,
     /// What names this start of the operating system: after another one, writes that were never synced may be gone.
     /// Empty: read from /proc/sys/kernel/random/boot_id.
     pub os_boot_id: String,
 }
 
-/// The operator's port: /livez, /readyz, /metrics, /version.
+impl Default for Store {
+    fn default() -> Self {
+        Self { backend: "embedded:berth-data".to_owned(), os_boot_id: String::new() }
+    }
+}
+
+/// The operator's port of `berth dev`: /livez, /readyz, /metrics, /version. Roles on their own have theirs in their section.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Admin {
@@ -245,7 +300,10 @@ impl Config {
         range("gateway.drain_spread_ms", self.gateway.drain_spread_ms.into(), 0, 600_000);
         range("logic.node", self.logic.node.into(), 0, 1_023);
         range("logic.partitions", self.logic.partitions.into(), 1, 1_024);
+        range("gateway.pending_handshakes", self.gateway.pending_handshakes.into(), 1, 10_000_000);
+        range("logic.sessions_per_user", self.logic.sessions_per_user.into(), 1, 10_000);
         range("logic.inbox_lifetime_hours", self.logic.inbox_lifetime_hours.into(), 1, 24 * 3_650);
+        problems.extend(self.gateway.limit_problems());
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
             problems.push(format!("log.filter = {:?} is no filter: {error}", self.log.filter));
         }

@@ -19,7 +19,10 @@ use mio::{
 };
 use tungstenite::handshake::derive_accept_key;
 
-use crate::load::SECRET;
+use crate::{
+    child::{Order, obey, paced},
+    load::SECRET,
+};
 
 const LISTENER: Token = Token(usize::MAX);
 const WAKER: Token = Token(usize::MAX - 1);
@@ -27,7 +30,7 @@ const WAKER: Token = Token(usize::MAX - 1);
 /// A welcome, an ack and a notify of the gateway's lengths; nobody looks inside.
 const WELCOME: [u8; 70] = short_frame();
 const ACK: [u8; 4] = short_frame();
-const NOTIFY: [u8; 6] = short_frame();
+const NOTIFY: [u8; 8] = short_frame();
 
 const fn short_frame<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
@@ -43,19 +46,21 @@ pub fn run() {
     let listener = TcpListener::bind("127.0.0.1:0".parse().expect("an address")).expect("binds");
     println!("{}", listener.local_addr().expect("bound"));
     let (say, told) = sync_channel(16);
-    let server = std::thread::spawn(move || serve(poll, listener, &told));
-    for line in std::io::stdin().lines().map_while(Result::ok) {
-        if line.starts_with("notify") {
-            say.send(()).expect("the server runs");
+    // Joined by nobody: the process ends with its stdin.
+    let _server = std::thread::spawn(move || serve(poll, listener, &told));
+    obey(|order| {
+        let tell = |whom| {
+            say.send(whom).expect("the server runs");
             waker.wake().expect("awake");
-        } else {
-            println!("{}", crate::stat_line());
+        };
+        match order {
+            Order::Same(_) | Order::Different(_) => tell(None),
+            Order::Single(_, count) => paced(count, |index| tell(Some(index))),
         }
-    }
-    drop(server);
+    });
 }
 
-fn serve(mut poll: Poll, mut listener: TcpListener, told: &Receiver<()>) {
+fn serve(mut poll: Poll, mut listener: TcpListener, told: &Receiver<Option<usize>>) {
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE).expect("registered");
     let verifier = Arc::new(TicketVerifier::new(&[TicketSigner::from_secret(SECRET).public_key()]));
     let mut streams: Vec<Option<TcpStream>> = Vec::new();
@@ -67,11 +72,11 @@ fn serve(mut poll: Poll, mut listener: TcpListener, told: &Receiver<()>) {
             match event.token() {
                 LISTENER => accept(&poll, &listener, &mut streams),
                 WAKER => {
-                    for () in told.try_iter() {
-                        streams
-                            .iter_mut()
-                            .flatten()
-                            .for_each(|stream| assert!(stream.write(&NOTIFY).is_ok()));
+                    for whom in told.try_iter() {
+                        let count = whom.map_or(usize::MAX, |_| 1);
+                        for stream in streams.iter_mut().skip(whom.unwrap_or(0)).take(count).flatten() {
+                            stream.write_all(&NOTIFY).expect("there is room");
+                        }
                     }
                 }
                 Token(token) => {

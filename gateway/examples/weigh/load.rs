@@ -21,59 +21,66 @@ pub const UPGRADE: &str = "GET /v1/ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\
      Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
      Sec-WebSocket-Protocol: berth.v1.proto\r\n\r\n";
 
-/// Connects and waits for every welcome.
-pub fn connect(address: &str, count: usize) -> Vec<TcpStream> {
-    let signer = TicketSigner::from_secret(SECRET);
-    (0..count)
-        .map(|index| {
-            let stream = TcpStream::connect(address).expect("connects");
-            stream.set_nodelay(true).expect("settable");
-            stream.set_read_timeout(Some(Duration::from_secs(20))).expect("settable");
-            let user = format!("user-{index:06}");
-            let ticket = Ticket {
-                user_id: user,
-                device_id: "device-1".into(),
-                gateway_ids: vec!["gw-1".into()],
-                pool: "stable".into(),
-                expires_at_ms: i64::MAX,
-                auth_expires_at_ms: i64::MAX,
-                ..Ticket::default()
-            };
-            let hello = Hello {
-                ticket: signer.sign(&ticket),
-                device_id: "device-1".into(),
-                platform: "ios".into(),
-                app_version: "7.3.1".into(),
-                ..Hello::default()
-            };
-            (&stream).write_all(UPGRADE.as_bytes()).expect("sends");
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                let mut some = [0; 512];
-                let count = (&stream).read(&mut some).expect("an answer");
-                head.extend(&some[..count]);
+/// Obeys the commands on stdin until it ends.
+pub fn run(address: &str) {
+    let mut clients = Vec::new();
+    for line in std::io::stdin().lines().map_while(Result::ok) {
+        let (command, count) = line.split_once(' ').unwrap_or((&line, "0"));
+        let count: usize = count.parse().expect("a number");
+        match command {
+            "connect" => {
+                while clients.len() < count {
+                    clients.push(connect(address, clients.len()));
+                }
             }
-            (&stream).write_all(&masked(Frame::Hello(hello))).expect("sends");
-            frame(&stream);
-            stream
-        })
-        .collect()
+            "heartbeat" => heartbeats(&clients),
+            _ => clients.iter().take(count).for_each(frame),
+        }
+        println!("done");
+    }
+}
+
+/// Connects and waits for the welcome.
+fn connect(address: &str, index: usize) -> TcpStream {
+    let signer = TicketSigner::from_secret(SECRET);
+    let stream = TcpStream::connect(address).expect("connects");
+    stream.set_nodelay(true).expect("settable");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("settable");
+    let ticket = Ticket {
+        user_id: format!("user-{index:06}"),
+        device_id: "device-1".into(),
+        gateway_ids: vec!["gw-1".into()],
+        pool: "stable".into(),
+        expires_at_ms: i64::MAX,
+        auth_expires_at_ms: i64::MAX,
+        ..Ticket::default()
+    };
+    let hello = Hello {
+        ticket: signer.sign(&ticket),
+        device_id: "device-1".into(),
+        platform: "ios".into(),
+        app_version: "7.3.1".into(),
+        ..Hello::default()
+    };
+    (&stream).write_all(UPGRADE.as_bytes()).expect("sends");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut some = [0; 512];
+        let count = (&stream).read(&mut some).expect("an answer");
+        head.extend(&some[..count]);
+    }
+    (&stream).write_all(&masked(Frame::Hello(hello))).expect("sends");
+    frame(&stream);
+    stream
 }
 
 /// A heartbeat of each and its ack.
-pub fn heartbeats(clients: &mut [TcpStream]) {
+fn heartbeats(clients: &[TcpStream]) {
     let beat = masked(Frame::Heartbeat(Heartbeat {}));
-    for client in &mut *clients {
+    for mut client in clients {
         client.write_all(&beat).expect("sends");
     }
-    notified(clients);
-}
-
-/// Reads one frame of each.
-pub fn notified(clients: &mut [TcpStream]) {
-    for client in clients {
-        frame(client);
-    }
+    clients.iter().for_each(frame);
 }
 
 fn frame(mut stream: &TcpStream) {

@@ -1,165 +1,155 @@
-//! Weighs the gateway: resident bytes of an idle authenticated WebSocket connection, and CPU of a connect, a heartbeat and
-//! a delivery, beside a bare epoll server that does the same system calls (and, for a connect, the upgrade and the ticket).
+//! Weighs the gateway beside a bare epoll server that does the same system calls (and, for a connect, the upgrade and the
+//! ticket): CPU of a connect, a heartbeat, a delivery to everybody and one to a single connection, and resident bytes of an
+//! idle authenticated WebSocket connection, before and after storms of deliveries.
 //!
-//! `cargo run --release -p berth-gateway --example weigh [CONNECTIONS]`. The servers run as child processes, one thread each,
-//! so that what is weighed is only theirs.
+//! `cargo run --release -p berth-gateway --example weigh [CONNECTIONS] [ROUNDS]`. Servers and their clients are processes of
+//! their own, servers with one thread that holds connections. Both servers have their turn in every round, so that a
+//! machine that becomes slower meanwhile becomes slower for both. The allocator is the product's.
 
 mod bare;
+mod child;
 mod load;
 mod server;
 
-use std::{
-    io::{BufRead, BufReader, Write},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-};
+use child::{Child, Stat};
 
-/// Rounds of heartbeats and deliveries; the middle one is shown.
-const ROUNDS: usize = 5;
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Connects come in so many parts, in turns.
+const CONNECT_PARTS: usize = 10;
+
+/// Connections that get one of their own in a round of single deliveries.
+const SINGLES: usize = 5_000;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     match arguments.get(1).map(String::as_str) {
         Some("serve-gateway") => server::run(),
         Some("serve-bare") => bare::run(),
-        count => {
-            let count = count.map_or(10_000, |count| count.parse().expect("a number of connections"));
-            let bare = weigh("serve-bare", count);
-            let gateway = weigh("serve-gateway", count);
-            report(count, &bare, &gateway);
+        Some("load") => load::run(&arguments[2]),
+        _ => {
+            let number = |at: usize, default| {
+                arguments.get(at).map_or(default, |text: &String| text.parse().expect("a number"))
+            };
+            weigh(number(1, 10_000), number(2, 5));
         }
     }
 }
 
-/// What was measured of one server; CPU in µs for each connection.
-struct Weight {
-    idle_bytes: f64,
-    stormed_bytes: f64,
-    connect: f64,
-    heartbeat: f64,
-    delivery: f64,
+/// A server, its clients, and what was measured.
+struct Weighed {
+    mode: &'static str,
+    server: Child,
+    clients: Child,
+    count: usize,
+    empty: Stat,
+    connect_us: f64,
+    /// By kind of work, one figure a round.
+    rounds: Vec<(&'static str, Vec<f64>)>,
 }
 
-fn weigh(mode: &str, count: usize) -> Weight {
-    let mut server = Server::start(mode);
-    let before = server.stat();
-    let mut clients = load::connect(&server.address, count);
-    let idle = server.stat();
-    let per = |us: f64| us / count as f64;
-    let mut heartbeats: Vec<f64> =
-        (0..ROUNDS).map(|_| per(server.cost(|_| load::heartbeats(&mut clients)))).collect();
-    let mut deliveries: Vec<f64> = (1..=ROUNDS)
-        .map(|round| {
-            per(server.cost(|server| {
-                server.say(&format!("notify {round}"));
-                load::notified(&mut clients);
-            }))
-        })
-        .collect();
-    let stormed = server.stat();
-    Weight {
-        idle_bytes: per((idle.bytes - before.bytes) as f64),
-        stormed_bytes: per((stormed.bytes - before.bytes) as f64),
-        connect: per(idle.cpu_us - before.cpu_us),
-        heartbeat: median(&mut heartbeats),
-        delivery: median(&mut deliveries),
+fn weigh(count: usize, rounds: usize) {
+    let mut both = [Weighed::start("serve-bare"), Weighed::start("serve-gateway")];
+    for part in 0..CONNECT_PARTS {
+        let until = count * (part + 1) / CONNECT_PARTS;
+        both.iter_mut().for_each(|one| one.connect(until));
+    }
+    let idle = both.each_mut().map(Weighed::bytes);
+    let mut seq = 0;
+    for _ in 0..rounds {
+        both.iter_mut().for_each(|one| one.each("heartbeat", None));
+        seq += 1;
+        both.iter_mut().for_each(|one| one.each("delivery, equal", Some(&format!("same {seq}"))));
+        seq += 1;
+        both.iter_mut()
+            .for_each(|one| one.each("delivery, all different", Some(&format!("different {seq}"))));
+        seq += count;
+        both.iter_mut().for_each(|one| one.singles(seq));
+    }
+    let stormed = both.each_mut().map(Weighed::bytes);
+    report(count, &mut both, idle, stormed);
+}
+
+impl Weighed {
+    fn start(mode: &'static str) -> Self {
+        let mut server = Child::start(0, &[mode]);
+        let address = server.line();
+        let clients = Child::start(1, &["load", &address]);
+        let empty = server.stat();
+        Self { mode, server, clients, count: 0, empty, connect_us: 0.0, rounds: Vec::new() }
+    }
+
+    fn connect(&mut self, until: usize) {
+        let clients = &mut self.clients;
+        let cost = self.server.cost(|_| clients.ask(&format!("connect {until}")));
+        (self.connect_us, self.count) = (self.connect_us + cost, until);
+    }
+
+    /// A heartbeat of each, or something the server says to each.
+    fn each(&mut self, kind: &'static str, command: Option<&str>) {
+        let clients = &mut self.clients;
+        let cost = self.server.cost(|server| match command {
+            None => clients.ask("heartbeat"),
+            Some(command) => {
+                server.say(command);
+                clients.ask(&format!("read {}", usize::MAX));
+            }
+        });
+        let count = self.count;
+        self.note(kind, cost / count as f64);
+    }
+
+    /// One delivery after the other, each by itself: what the pauses between cost is taken off.
+    fn singles(&mut self, seq: usize) {
+        let count = self.count.min(SINGLES);
+        let pauses = self.server.cost(|server| server.ask(&format!("pause {count}")));
+        let clients = &mut self.clients;
+        let cost = self.server.cost(|server| {
+            server.ask(&format!("single {seq} {count}"));
+            clients.ask(&format!("read {count}"));
+        });
+        self.note("delivery to one", (cost - pauses) / count as f64);
+    }
+
+    fn note(&mut self, kind: &'static str, us: f64) {
+        // Which work makes memory grow can be seen here.
+        let bytes = (self.server.stat().bytes - self.empty.bytes) / self.count as i64;
+        eprintln!("{}: {kind}: {us:.2} us, {bytes} bytes", self.mode);
+        match self.rounds.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, figures)) => figures.push(us),
+            None => self.rounds.push((kind, vec![us])),
+        }
+    }
+
+    /// Resident bytes of a connection, once an allocator has had time to give back what it does.
+    fn bytes(&mut self) -> f64 {
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        (self.server.stat().bytes - self.empty.bytes) as f64 / self.count as f64
     }
 }
 
-fn median(values: &mut [f64]) -> f64 {
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
 
-fn report(count: usize, bare: &Weight, gateway: &Weight) {
-    println!("{count} idle authenticated WebSocket connections (berth.v1.proto), one worker");
-    println!("{:<34}{:>10}{:>10}{:>8}", "", "bare", "gateway", "ratio");
-    let row = |name: &str, bare: f64, gateway: f64| {
-        println!("{name:<34}{bare:>10.2}{gateway:>10.2}{:>8.2}", gateway / bare);
-    };
-    println!("{:<34}{:>10.0}{:>10.0}", "resident bytes, idle", bare.idle_bytes, gateway.idle_bytes);
+fn report(count: usize, both: &mut [Weighed; 2], idle: [f64; 2], stormed: [f64; 2]) {
     println!(
-        "{:<34}{:>10.0}{:>10.0}",
-        "resident bytes, after the storm", bare.stormed_bytes, gateway.stormed_bytes
+        "{count} authenticated WebSocket connections (berth.v1.proto), one worker; medians of the rounds"
     );
-    row("CPU of a connect, us", bare.connect, gateway.connect);
-    row("CPU of a heartbeat, us", bare.heartbeat, gateway.heartbeat);
-    row("CPU of a delivery, us", bare.delivery, gateway.delivery);
-}
-
-/// A server in its own process.
-struct Server {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-    address: String,
-}
-
-struct Stat {
-    bytes: i64,
-    cpu_us: f64,
-}
-
-impl Server {
-    fn start(mode: &str) -> Self {
-        let exe = std::env::current_exe().expect("this program has a path");
-        let mut child = Command::new(exe)
-            .arg(mode)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the server starts");
-        let input = child.stdin.take().expect("piped");
-        let output = BufReader::new(child.stdout.take().expect("piped"));
-        let mut server = Self { child, input, output, address: String::new() };
-        server.address = server.line();
-        server
+    println!("{:<34}{:>10}{:>10}{:>8}", "", "bare", "gateway", "ratio");
+    println!("{:<34}{:>10.0}{:>10.0}", "resident bytes, idle", idle[0], idle[1]);
+    println!("{:<34}{:>10.0}{:>10.0}", "resident bytes, after the storms", stormed[0], stormed[1]);
+    let row = |name: &str, bare: f64, gateway: f64, ratio: f64| {
+        println!("{:<34}{bare:>10.2}{gateway:>10.2}{ratio:>8.2}", format!("CPU of a {name}, us"));
+    };
+    let connect = [0, 1].map(|who| both[who].connect_us / count as f64);
+    row("connect", connect[0], connect[1], connect[1] / connect[0]);
+    for (index, (kind, gateway)) in both[1].rounds.iter().enumerate() {
+        let bare = &both[0].rounds[index].1;
+        let ratio = median(bare.iter().zip(gateway).map(|(bare, gateway)| gateway / bare));
+        row(kind, median(bare.iter().copied()), median(gateway.iter().copied()), ratio);
     }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.output.read_line(&mut line).expect("the server answers");
-        line.trim().to_owned()
-    }
-
-    fn say(&mut self, command: &str) {
-        writeln!(self.input, "{command}").expect("the server listens");
-    }
-
-    fn stat(&mut self) -> Stat {
-        self.say("stat");
-        let line = self.line();
-        let (bytes, ns) = line.split_once(' ').expect("two numbers");
-        Stat {
-            bytes: bytes.parse().expect("bytes"),
-            cpu_us: ns.parse::<f64>().expect("nanoseconds") / 1_000.0,
-        }
-    }
-
-    /// The server's CPU during `work`, in µs.
-    fn cost(&mut self, work: impl FnOnce(&mut Self)) -> f64 {
-        let before = self.stat().cpu_us;
-        work(self);
-        self.stat().cpu_us - before
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// What a server says of itself: resident anonymous bytes, and nanoseconds of CPU over all its threads.
-fn stat_line() -> String {
-    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
-    let anonymous =
-        status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux 4.5 or later");
-    let kib: u64 = anonymous.trim().trim_end_matches(" kB").parse().expect("a number");
-    let cpu: u64 = std::fs::read_dir("/proc/self/task")
-        .expect("Linux")
-        .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok())
-        .filter_map(|text| text.split_whitespace().next()?.parse::<u64>().ok())
-        .sum();
-    format!("{} {cpu}", kib * 1024)
 }

@@ -8,29 +8,29 @@ use berth_proto::{
     metric::Registry,
     ticket::TicketSigner,
     wire::{
-        AttachGateway, FromScheduler, InboxesRefreshed, NotifyConnection, SessionOpened, TicketKeys,
+        AttachGateway, FromScheduler, NotifyConnection, NotifyConnections, SessionOpened, TicketKeys,
         ToGateway, ToLogic, ToScheduler, from_scheduler, to_gateway, to_logic,
     },
 };
 
-use crate::load::SECRET;
+use crate::{
+    child::{Order, obey, paced},
+    load::SECRET,
+};
 
 /// Obeys the commands on stdin until it ends.
 pub fn run() {
     let mut config = Config::new("gw-1", "127.0.0.1:0".parse().expect("an address"));
     config.workers = 1;
     config.handshakes_per_second = 1_000_000;
+    // Nobody beats but when told to.
+    config.heartbeat.timeout_ms = 3_600_000;
     let gateway = Gateway::start(config, Registry::new(&metrics::NoopRecorder)).expect("starts");
     let logic = Arc::new(Logic::default());
     gateway.attach_scheduler(Arc::new(Keys));
     gateway.attach_logic(Arc::clone(&logic) as _);
     println!("{}", gateway.local_addr());
-    for line in std::io::stdin().lines().map_while(Result::ok) {
-        match line.split_once(' ') {
-            Some(("notify", seq)) => logic.notify_all(seq.parse().expect("a number")),
-            _ => println!("{}", crate::stat_line()),
-        }
-    }
+    obey(|order| logic.notify(&order));
 }
 
 struct Keys;
@@ -59,14 +59,26 @@ struct Logic {
 }
 
 impl Logic {
-    fn notify_all(&self, inbox_seq: u64) {
+    fn notify(&self, order: &Order) {
         let handles = self.handles.lock().expect("no panic");
-        let notify =
-            |handle: &u64| NotifyConnection { handle: *handle, inbox_seq, conversations: Vec::new() };
-        let batch =
-            handles.iter().map(notify).map(|n| ToGateway { message: Some(to_gateway::Message::Notify(n)) });
         let down = self.down.lock().expect("no panic").clone().expect("attached");
-        down.send(batch.collect()).expect("taken");
+        let send = |batch| {
+            down.send(vec![ToGateway { message: Some(to_gateway::Message::Notify(batch)) }]).expect("taken");
+        };
+        let all = |seq: &dyn Fn(u64) -> u64| {
+            let mut batch = NotifyConnections::with_capacity(handles.len());
+            (0..).zip(handles.iter()).for_each(|(index, handle)| batch.push(*handle, seq(index)));
+            batch
+        };
+        match *order {
+            Order::Same(inbox_seq) => send(all(&|_| inbox_seq)),
+            Order::Different(from) => send(all(&|index| from + index)),
+            Order::Single(inbox_seq, count) => paced(count, |index| {
+                let mut batch = NotifyConnections::default();
+                batch.push(handles[index], inbox_seq);
+                send(batch);
+            }),
+        }
     }
 }
 
@@ -96,7 +108,7 @@ impl Link<ToLogic> for Up {
                     .inboxes
                     .iter()
                     .map(|query| NotifyConnection { handle: query.handle, ..NotifyConnection::default() });
-                Some(to_gateway::Message::Refreshed(InboxesRefreshed { inboxes: inboxes.collect() }))
+                Some(to_gateway::Message::Refreshed(inboxes.collect()))
             }
             _ => None,
         };

@@ -63,6 +63,11 @@ impl Arriving {
         matches!(self.step, Step::Redirecting)
     }
 
+    /// Whether the logic with that index is opening its session.
+    pub(super) fn opens_at(&self, logic: u8) -> bool {
+        matches!(&self.step, Step::Opening(opening) if opening.logic == logic)
+    }
+
     pub(super) fn deadline_ms(&self) -> i64 {
         self.deadline_ms
     }

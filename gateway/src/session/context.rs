@@ -7,7 +7,7 @@ use link::to_logic;
 use rand::rngs::SmallRng;
 
 use super::Identity;
-use crate::{clock::Now, config::Timeouts, metrics::Metrics};
+use crate::{clock::Now, config::Timeouts, guard::Guard, metrics::Metrics};
 
 /// What every session of a worker sees, as of this wake-up.
 pub(crate) struct Env {
@@ -24,6 +24,8 @@ pub(crate) struct Env {
     pub(crate) stopping: bool,
     /// Which logic links are up.
     pub(crate) logics: Vec<bool>,
+    /// What one peer may cost.
+    pub(crate) guard: Arc<Guard>,
     pub(crate) metrics: Arc<Metrics>,
 }
 

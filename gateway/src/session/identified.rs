@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     clock::Now,
-    metrics::{Asked, Notified, RequestRefused},
+    metrics::{Asked, Limited, Notified, RequestRefused},
     notify::Outlook,
 };
 
@@ -74,7 +74,13 @@ impl Identity {
             user_id: self.user().to_owned(),
             device_id: self.device().to_owned(),
             session_epoch,
+            handle: 0,
         }
+    }
+
+    /// Closes the session that logic may have opened for the connection with that handle, without ever saying so.
+    pub(crate) fn close_unopened(&self, handle: u64) -> link::CloseSession {
+        link::CloseSession { handle, ..self.close(0) }
     }
 
     fn end(&self, index: usize) -> usize {
@@ -144,7 +150,12 @@ impl Identified {
         let bad = |problem: String| Err(Goodbye::new(CloseCode::BadFrame).because(problem));
         match frame {
             Ok(client_frame::Frame::Heartbeat(_)) => self.on_heartbeat(cx, wire),
-            Ok(client_frame::Frame::Request(request)) => self.on_request(cx, wire, request),
+            Ok(client_frame::Frame::Request(request)) => {
+                match cx.env.guard.users.take(self.identity.user(), cx.now.steady_ms) {
+                    Ok(()) => self.on_request(cx, wire, request),
+                    Err(wait_ms) => refuse_for_now(cx, wire, request.id, wait_ms),
+                }
+            }
             Ok(client_frame::Frame::Hello(_)) => return bad("a second hello".to_owned()),
             Err(FrameError::BadRequest { id, message }) => {
                 refuse(cx, wire, id, RequestRefused::Invalid, ErrorCode::InvalidArgument, message);
@@ -299,16 +310,30 @@ impl Identified {
         }
     }
 
+    /// The inbox seq to tell, if that is all there is to tell.
+    pub(super) fn inbox_to_tell(&self) -> Option<u64> {
+        self.outlook.inbox_to_tell()
+    }
+
+    pub(super) fn told_inbox(&mut self) {
+        self.outlook.told_inbox();
+    }
+
     pub(super) fn leave(&mut self, retry_after_ms: u32) {
         // A stop after a drain finds it on its way.
         self.leaving.get_or_insert(retry_after_ms);
     }
 
-    /// Answers what is in flight without logic's answer.
-    pub(super) fn give_up(&mut self, cx: &mut Cx<'_>, wire: Wire) {
+    /// Whether a request waits for the logic with that index.
+    pub(super) fn waits_for(&self, logic: u8) -> bool {
+        self.logic == logic && self.in_flight.len() > 0
+    }
+
+    /// Answers what is in flight without logic's answer; `why` nobody waits for that.
+    pub(super) fn give_up(&mut self, cx: &mut Cx<'_>, wire: Wire, why: &str) {
         while let Some(waiting) = self.in_flight.remove_older(i64::MAX) {
             cx.env.metrics.requests.in_flight.decrement(1.0);
-            let message = "the gateway stops before logic answered; the outcome is unknown".to_owned();
+            let message = format!("{why}; the outcome is unknown");
             refuse(cx, wire, waiting.id, RequestRefused::Unavailable, ErrorCode::Unavailable, message);
         }
     }
@@ -367,6 +392,16 @@ impl Identified {
         metrics.requests.in_flight.decrement(self.in_flight.len() as f64);
         cx.ups.logic.push((self.logic, to_logic::Message::Close(self.identity.close(self.epoch))));
     }
+}
+
+/// The user asks for more than his share: answered with the wait after which there is room.
+fn refuse_for_now(cx: &mut Cx<'_>, wire: Wire, id: u32, wait_ms: u32) {
+    cx.env.metrics.limited.one(Limited::UserRequests);
+    cx.env.metrics.requests.refused.one(RequestRefused::RateLimited);
+    let mut error =
+        ErrorCode::ResourceExhausted.error("the user sends too many requests a second; try again later");
+    error.retry_after_ms = wait_ms;
+    write(cx, wire, Frame::Response(Response { id, result: Some(response::Result::Error(error)) }));
 }
 
 /// Answers a request with an error of the gateway's own.

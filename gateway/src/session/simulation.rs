@@ -45,6 +45,7 @@ impl Harness {
             stopping: false,
             spread_ms: 2_000,
             logics: vec![true],
+            guard: Arc::default(),
             metrics: Arc::new(Metrics::new(Registry::new(&NoopRecorder))),
         };
         let now = Now { steady_ms: 1_000_000, wall_ms: 2_000_000 };

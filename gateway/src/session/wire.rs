@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use super::Cx;
 use crate::{
-    metrics::Handshake,
+    metrics::{Handshake, Limited},
     upgrade::{self, Upgrade},
     ws::{self, Event, WsError},
 };
@@ -53,7 +53,7 @@ pub(super) fn negotiate(cx: &mut Cx<'_>, input: &[u8], surplus: bool) -> Negotia
     if !is_method(head) {
         return Negotiated::Agreed(Wire::Tcp, 0);
     }
-    let refusal = match upgrade::read(input) {
+    let refusal = match upgrade::read(input, &cx.env.guard.origins) {
         Upgrade::Incomplete => return Negotiated::Incomplete,
         Upgrade::Accepted { .. } if surplus => upgrade::OVERLOADED,
         Upgrade::Accepted { encoding, consumed, response } => {
@@ -63,6 +63,9 @@ pub(super) fn negotiate(cx: &mut Cx<'_>, input: &[u8], surplus: bool) -> Negotia
         }
         Upgrade::Refused(refusal) => refusal,
     };
+    if refusal == upgrade::FORBIDDEN {
+        cx.env.metrics.limited.one(Limited::Origin);
+    }
     refusal.write(cx.out);
     Negotiated::Refused
 }
@@ -111,6 +114,16 @@ impl Wire {
 
     /// Appends a frame in its envelope if its payload has at most `limit` bytes; whether it had.
     pub(super) fn write(self, frame: server_frame::Frame, out: &mut Vec<u8>, limit: usize) -> bool {
+        self.write_with(|encoding, out| encode_server(encoding, frame, out), out, limit)
+    }
+
+    /// The same of a payload that `encode` appends.
+    pub(super) fn write_with(
+        self,
+        encode: impl FnOnce(Encoding, &mut Vec<u8>),
+        out: &mut Vec<u8>,
+        limit: usize,
+    ) -> bool {
         let start = out.len();
         let encoding = match self {
             // Nothing can be said before the peer has shown what it speaks.
@@ -122,7 +135,7 @@ impl Wire {
             out.extend_from_slice(&tcp::prefix(0));
         }
         let payload = out.len();
-        encode_server(encoding, frame, out);
+        encode(encoding, out);
         let length = out.len() - payload;
         if length > limit {
             out.truncate(start);

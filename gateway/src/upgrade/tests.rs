@@ -25,7 +25,7 @@ fn with(start: &str, line: &str) -> String {
 }
 
 fn status(text: &str) -> &'static str {
-    match read(text.as_bytes()) {
+    match read(text.as_bytes(), &Origins::default()) {
         Upgrade::Refused(refusal) => &refusal.status[..3],
         Upgrade::Accepted { .. } => "101",
         Upgrade::Incomplete => "more",
@@ -35,7 +35,8 @@ fn status(text: &str) -> &'static str {
 #[test]
 fn the_rfcs_example_is_answered_with_the_rfcs_accept_key_and_the_first_known_subprotocol() {
     let text = request(str::to_owned) + "more";
-    let Upgrade::Accepted { encoding, consumed, response } = read(text.as_bytes()) else {
+    let Upgrade::Accepted { encoding, consumed, response } = read(text.as_bytes(), &Origins::default())
+    else {
         panic!("accepted")
     };
     assert_eq!((encoding, consumed), (Encoding::Proto, text.len() - 4));
@@ -70,8 +71,22 @@ fn what_is_missing_is_said_with_its_status() {
 }
 
 #[test]
+fn a_page_of_another_origin_is_forbidden_and_a_client_without_one_is_not() {
+    let origins: Origins = "https://app.example.com".parse().expect("an origin");
+    let refused = |text: &str| matches!(read(text.as_bytes(), &origins), Upgrade::Refused(FORBIDDEN));
+    assert!(refused(&request(str::to_owned)), "http://example.com");
+    assert!(!refused(&with("Origin", "origin: https://app.example.com")));
+    assert!(!refused(&with("Origin", "X: y")), "no browser");
+    assert!(refused(&with("Origin", "Origin: null")));
+    assert!(refused(&with("Origin", "Origin:")));
+    assert!(refused(&with("Origin", "Origin: https://app.example.com\r\nOrigin: https://evil.example")));
+}
+
+#[test]
 fn every_refusal_is_one_whole_http_answer() {
-    for refusal in [MALFORMED, LARGE, METHOD, NO_KEY, NO_PROTOCOL, NOT_FOUND, NOT_UPGRADE, OVERLOADED] {
+    for refusal in
+        [MALFORMED, LARGE, METHOD, NO_KEY, NO_PROTOCOL, NOT_FOUND, NOT_UPGRADE, FORBIDDEN, OVERLOADED]
+    {
         let mut out = Vec::new();
         refusal.write(&mut out);
         let mut headers = [EMPTY_HEADER; 16];
@@ -87,16 +102,16 @@ proptest! {
     fn a_part_of_a_request_is_incomplete(cut in 0usize..1_000) {
         let text = request(str::to_owned);
         let cut = cut % text.len();
-        prop_assert_eq!(read(&text.as_bytes()[..cut]), Upgrade::Incomplete);
+        prop_assert_eq!(read(&text.as_bytes()[..cut], &Origins::default()), Upgrade::Incomplete);
     }
 
     #[test]
     fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), at in 0usize..300, with: u8) {
-        let _ = read(&bytes);
-        let _ = read(&[b"GET ", &bytes[..]].concat());
+        crate::fuzz::upgrade(&bytes);
+        crate::fuzz::upgrade(&[b"GET ", &bytes[..]].concat());
         let mut changed = request(str::to_owned).into_bytes();
         let at = at % changed.len();
         changed[at] = with;
-        let _ = read(&changed);
+        crate::fuzz::upgrade(&changed);
     }
 }

@@ -12,7 +12,8 @@ use crate::{
     budget::Budget,
     clock::Now,
     connection::Connection,
-    metrics::{Closed, Handshake},
+    guard::{Crowded, Network},
+    metrics::{Closed, Handshake, Limited},
     session::Session,
     shared::SURPLUS,
 };
@@ -33,6 +34,8 @@ pub(super) struct Acceptor {
     ready: bool,
     /// Not before then.
     resume_ms: i64,
+    /// The last accept failed for want of something of ours: said once, until one succeeds.
+    starved: bool,
 }
 
 impl Acceptor {
@@ -44,7 +47,7 @@ impl Acceptor {
     ) -> io::Result<Self> {
         registry.register(&mut listener, LISTENER, Interest::READABLE)?;
         let budget = Budget::new(per_second, now.steady_ms);
-        Ok(Self { listener: Some(listener), budget, ready: true, resume_ms: now.steady_ms })
+        Ok(Self { listener: Some(listener), budget, ready: true, resume_ms: now.steady_ms, starved: false })
     }
 
     pub(super) fn on_ready(&mut self) {
@@ -94,32 +97,71 @@ impl Worker {
     pub(super) fn accept(&mut self) {
         for _ in 0..ACCEPTS_PER_TURN {
             match self.acceptor.next(self.now) {
-                Ok(Some((stream, peer))) => self.admit(stream, peer),
+                Ok(Some((stream, peer))) => {
+                    self.fed();
+                    self.admit(stream, peer);
+                }
                 Ok(None) => return,
                 Err(error) => {
                     self.shared.metrics.accept_errors.increment(1);
-                    tracing::debug!(worker = self.index, %error, "accept failed; the listener rests");
+                    self.starved(&error);
                     return;
                 }
             }
         }
     }
 
+    /// Each change of state is logged once, however many accepts fail.
+    fn starved(&mut self, error: &io::Error) {
+        if !std::mem::replace(&mut self.acceptor.starved, true) {
+            tracing::warn!(
+                worker = self.index,
+                %error,
+                "new connections wait: accept fails; raise the limit of descriptors (ulimit -n) or lower gateway.capacity"
+            );
+        }
+    }
+
+    fn fed(&mut self) {
+        if std::mem::take(&mut self.acceptor.starved) {
+            tracing::info!(worker = self.index, "accept works again");
+        }
+    }
+
+    /// Whether the peer's network may have one more connection, and what it is counted under.
+    fn room_for(&mut self, peer: SocketAddr) -> Result<Option<Network>, ()> {
+        self.shared.guard.addresses.admit(peer.ip(), self.now.steady_ms).map_err(|crowded| {
+            // What is dropped at once costs little: it does not use up the others' handshakes.
+            self.acceptor.budget.give_back();
+            self.shared.metrics.handshakes.one(Handshake::Refused);
+            self.shared.metrics.limited.one(match crowded {
+                Crowded::Connections => Limited::AddressConnections,
+                Crowded::Rate => Limited::AddressRate,
+            });
+        })
+    }
+
     fn admit(&mut self, mut stream: TcpStream, peer: SocketAddr) {
         let metrics = &self.shared.metrics;
         let held = self.shared.connections.load(Relaxed);
+        if held >= self.shared.capacity {
+            metrics.limited.one(Limited::Capacity);
+        }
         if held >= self.shared.capacity + SURPLUS {
             metrics.handshakes.one(Handshake::Refused);
             metrics.handshakes_failed.one(Closed::Overloaded);
             return;
         }
         let Some(place) = self.table.vacant() else { return };
+        let Ok(network) = self.room_for(peer) else { return };
+        let metrics = &self.shared.metrics;
         let token = Token(usize::try_from(pack(self.index, place)).expect("usize has 64 bits here"));
         if let Err(error) =
             self.poll.registry().register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)
         {
             metrics.accept_errors.increment(1);
             tracing::debug!(worker = self.index, %error, "a connection could not be registered with epoll");
+            network.into_iter().for_each(|network| self.shared.guard.addresses.leave(network));
             return;
         }
         self.shared.connections.fetch_add(1, Relaxed);
@@ -128,7 +170,10 @@ impl Worker {
         metrics.handshakes.one(Handshake::Accepted);
         let surplus = held >= self.shared.capacity;
         let session = Session::new(self.now, &self.env.timeouts, peer, surplus);
-        self.table.insert(place, Box::new(Connection::new(stream, session)));
+        let mut connection = Connection::new(stream, session);
+        (connection.network, connection.pending) = (network, Some(0));
+        self.table.insert(place, Box::new(connection));
+        self.enter_pending(place);
         // Arms the hello deadline.
         self.with(place, |_, _| {});
     }

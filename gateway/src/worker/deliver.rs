@@ -2,35 +2,24 @@
 
 use berth_proto::{
     handle::Handle,
-    wire::{NotifyConnection, SessionOpened, ToLogic, to_gateway, to_logic},
+    wire::{SessionOpened, ToLogic, to_gateway, to_logic},
 };
 
 use super::{Worker, pack};
-use crate::{
-    inlet::Delivery,
-    metrics::Notified,
-    session::{Cx, Orphan},
-    table::Place,
-};
+use crate::{inlet::Delivery, session::Orphan, table::Place};
 
-/// Messages of a batch whose memory is used again for the next one.
-const BATCH_KEPT: usize = 1_024;
+/// Messages of a batch whose memory is used again for the next one. That of a larger one is not kept: it would count for
+/// every connection for ever.
+pub(super) const BATCH_KEPT: usize = 1_024;
 
 impl Worker {
     pub(super) fn take_deliveries(&mut self) {
         let mut waiting = std::mem::take(&mut self.waiting);
-        self.inlet.take(&mut waiting);
+        self.more_waits = self.inlet.take(&mut waiting);
         for delivery in waiting.deliveries.drain(..) {
             self.deliver(delivery);
         }
-        // The answer to a heartbeat batch says the same thing as a notify.
-        for notify in waiting.notifies.drain(..).chain(waiting.refreshed.drain(..)) {
-            self.notify(&notify);
-        }
-        // The memory of a large batch is not kept: it would count for every connection for ever.
         waiting.deliveries.shrink_to(BATCH_KEPT);
-        waiting.notifies.shrink_to(BATCH_KEPT);
-        waiting.refreshed.shrink_to(BATCH_KEPT);
         self.waiting = waiting;
     }
 
@@ -45,6 +34,7 @@ impl Worker {
             Delivery::Drain => self.begin_eviction(),
             Delivery::Stop => self.begin_stop(),
             Delivery::Reannounce(logic) => self.begin_reannouncing(logic),
+            Delivery::Unanswered(logic) => self.give_up_on(logic),
         }
     }
 
@@ -63,43 +53,33 @@ impl Worker {
         }
     }
 
+    /// The link to that logic broke: whoever waits for its answer is told at once. A session that it may have opened is to
+    /// be closed when it is back, whatever its epoch.
+    fn give_up_on(&mut self, logic: u8) {
+        let waiting: Vec<Place> = self
+            .table
+            .iter()
+            .filter(|(_, connection)| connection.session.waits_for(logic))
+            .map(|(place, _)| place)
+            .collect();
+        for place in waiting {
+            self.with(place, |session, cx| session.unanswered(cx));
+        }
+        let outlet = &mut self.outlet;
+        self.orphans.retain(|handle, (orphan, _)| {
+            if orphan.logic == logic {
+                outlet.close_later(logic, orphan.identity.close_unopened(*handle));
+            }
+            orphan.logic != logic
+        });
+    }
+
     /// Logic opened a session whose connection has gone: nobody else will close it.
     fn close_orphan(&mut self, orphan: &Orphan, opened: &SessionOpened) {
         if opened.error.is_none() {
             let close = orphan.identity.close(opened.session_epoch);
             self.ups.logic.push((orphan.logic, to_logic::Message::Close(close)));
         }
-    }
-
-    /// Merges; the write follows when all that came is merged.
-    fn notify(&mut self, notify: &NotifyConnection) {
-        let found = self.place(notify.handle).and_then(|place| Some((place, self.table.take(place)?)));
-        let Some((place, mut connection)) = found else {
-            return self.shared.metrics.traffic.notifies.one(Notified::Absent);
-        };
-        let cx = Cx {
-            now: self.now,
-            handle: notify.handle,
-            env: &self.env,
-            rng: &mut self.rng,
-            out: &mut self.out,
-            ups: &mut self.ups,
-        };
-        let pending = connection.session.notify(&cx, notify.inbox_seq, &notify.conversations);
-        if pending && !connection.dirty {
-            connection.dirty = true;
-            self.dirty.push(place);
-        }
-        self.table.put_back(place, connection);
-    }
-
-    pub(super) fn settle_dirty(&mut self) {
-        let mut dirty = std::mem::take(&mut self.dirty);
-        for place in dirty.drain(..) {
-            self.with_connection(place, |connection, _| connection.dirty = false);
-        }
-        dirty.shrink_to(BATCH_KEPT);
-        self.dirty = dirty;
     }
 
     /// What a link did not take: the session it was for is told, or it is kept for later.

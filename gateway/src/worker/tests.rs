@@ -151,3 +151,22 @@ fn who_left_while_logic_opened_the_session_is_remembered_up_to_a_number_and_for_
     bench.worker.sweep();
     assert_eq!(bench.worker.orphans.len(), 0);
 }
+
+#[test]
+fn a_large_batch_takes_several_wake_ups_with_everybody_elses_turn_between() {
+    let mut bench = Bench::new();
+    let down = crate::inlet::LogicDown { shared: Arc::downgrade(&bench.site.shared), index: 0 };
+    let mut batch = berth_proto::wire::NotifyConnections::default();
+    // Nobody has these handles: each is looked for and counted.
+    (0..1_200).for_each(|slot| batch.push(slot << 32, 1));
+    let message = berth_proto::wire::to_gateway::Message::Notify(batch);
+    let batch = vec![berth_proto::wire::ToGateway { message: Some(message) }];
+    berth_proto::link::Link::send(&down, batch).expect("taken");
+    let events = Events::with_capacity(1);
+    for done in [512, 1_024, 1_200] {
+        bench.worker.turn(&events);
+        assert_eq!(bench.site.recorder.value("berth_gateway_notifies_total absent"), done);
+        assert_eq!(bench.worker.has_notifies(), done < 1_200);
+        assert_eq!(bench.worker.sleep().is_zero(), done < 1_200, "the next turn follows at once");
+    }
+}

@@ -153,7 +153,7 @@ fn a_peer_that_takes_nothing_is_closed_as_slow() {
 
 #[test]
 fn a_flood_of_small_frames_is_answered_at_the_pace_the_peer_reads() {
-    let site = Site::start();
+    let site = Site::with(|config| config.limits.frames_per_second = 0);
     let mut client = site.login(Transport::Proto, "alice", "d");
     // 40,000 masked pings of no payload in one go: pongs come to the last one.
     let writer = client.stream().try_clone().expect("a second handle");

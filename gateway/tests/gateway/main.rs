@@ -2,8 +2,11 @@
 
 mod bounds;
 mod churn;
+mod delivery;
 mod errors;
 mod handshake;
 mod lifecycle;
+mod limits;
+mod network;
 mod road;
 mod support;

@@ -4,6 +4,8 @@ mod queue;
 mod routes;
 mod routes_model;
 mod store;
+mod store_groups;
+mod store_groups_model;
 mod store_model;
 mod store_pages;
 
@@ -161,6 +163,21 @@ macro_rules! every_check {
                 check_conversation_pages,
                 check_sweep,
             ],
+            store_groups: [
+                check_create_join_and_leave,
+                check_a_message_to_a_group,
+                check_slices_and_a_crash_between,
+                check_joining_and_leaving_while_spread_lags,
+                check_history_of_stays,
+                check_a_sender_who_left_is_told,
+                check_limits,
+                check_coming_and_going_too_often,
+                check_a_stay_that_saw_nothing_leaves_nothing,
+                check_group_unread,
+                check_the_system_may_speak_to_groups,
+                check_reopening_keeps_groups,
+            ],
+            store_groups_model: [check_against_a_model],
             store_model: [check_against_a_model],
             routes: [
                 check_register_and_replace,

@@ -33,8 +33,23 @@ pub(super) async fn epoch(routes: &Arc<dyn Routes>, opening: Opening, now_ms: i6
 
 pub(super) async fn live(routes: &Arc<dyn Routes>, user: &str) -> Vec<Route> {
     let mut found = routes.lookup(&[user.to_owned()]).await.expect("reads").remove(0);
+    check_located(routes, user, &found).await;
     found.sort_by(|a, b| a.device.cmp(&b.device));
     found
+}
+
+/// Wherever routes are looked up, the short way says the same.
+async fn check_located(routes: &Arc<dyn Routes>, user: &str, live: &[Route]) {
+    let found = routes.locate(&["nobody", user, user]).await.expect("reads");
+    for asked in [1, 2] {
+        let places = found.connections.iter().filter(|one| one.user == asked);
+        let mut located: Vec<_> = places.map(|one| (&found.gateways[one.gateway], one.handle)).collect();
+        let mut expected: Vec<_> = live.iter().map(|route| (&route.gateway, route.handle)).collect();
+        located.sort();
+        expected.sort();
+        assert_eq!(located, expected);
+    }
+    assert_eq!(found.connections.len(), 2 * live.len(), "and nobody else");
 }
 
 pub(super) async fn check_register_and_replace(place: &dyn Place) {
@@ -189,7 +204,10 @@ pub(super) async fn check_too_many_devices(place: &dyn Place) {
     for n in 0..DEVICES as u64 {
         epoch(&routes, opening("alice", &format!("d{n}"), &one, n), NOW).await;
     }
-    assert_eq!(open(&routes, opening("alice", "more", &one, 900), NOW).await, Opened::TooManyDevices);
+    assert_eq!(
+        open(&routes, opening("alice", "more", &one, 900), NOW).await,
+        Opened::TooManyDevices(DEVICES)
+    );
     epoch(&routes, opening("alice", "d3", &one, 901), NOW).await;
     epoch(&routes, opening("bob", "more", &one, 902), NOW).await;
     let found = live(&routes, "alice").await;

@@ -41,6 +41,22 @@ impl Ingest {
         Stored { offset: self.offset, record: Ok(record) }
     }
 
+    /// A message to a group.
+    pub(super) fn to_group(&mut self, from: &str, conversation_id: u64, body: &str) -> Stored {
+        self.offset += 1;
+        let record = Record {
+            message_id: self.offset * 1000 + u64::from(self.partition),
+            conversation_id,
+            sender: from.to_owned(),
+            client_msg_id: format!("c{}", self.offset),
+            r#type: "text".to_owned(),
+            body: body.to_owned().into(),
+            at_ms: NOW,
+            ..Record::default()
+        };
+        Stored { offset: self.offset, record: Ok(record) }
+    }
+
     pub(super) async fn commit(&mut self, from: &str, to: &str, body: &str) -> Committed {
         let record = self.record(from, to, body).await;
         self.store.commit(self.partition, vec![record], NOW).await.expect("commits")

@@ -13,6 +13,14 @@ impl Key {
         Self(bytes)
     }
 
+    /// Makes it the key of this kind and text, in the same memory.
+    pub fn set(&mut self, kind: u8, text: &str) {
+        self.0.clear();
+        self.0.push(kind);
+        self.0.extend_from_slice(text.as_bytes());
+        self.0.push(0);
+    }
+
     /// Appends a text and its end, so that no text is the beginning of another.
     #[must_use]
     pub fn text(mut self, text: &str) -> Self {
@@ -78,6 +86,9 @@ mod tests {
         let mut keys = vec![key("b", 1), key("a.x", 3), key("a", 256), key("a", 2), key("aa", 1)];
         keys.sort();
         assert_eq!(keys, [key("a", 2), key("a", 256), key("a.x", 3), key("aa", 1), key("b", 1)]);
+        let mut again = Key::new(b'x').text("longer than the next");
+        again.set(b'i', "a");
+        assert_eq!(again.bytes(), Key::new(b'i').text("a").bytes());
         assert_eq!(last_number(&key("a", 256)), 256);
         assert_eq!(last_number(b"abc"), 0);
     }

@@ -11,7 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::{DEVICES, GatewayKey, Opened, Opening, Route, Routes, RoutesError};
+use super::{Connection, Connections, DEVICES, GatewayKey, Opened, Opening, Route, Routes, RoutesError};
 use crate::kv::{Batch, Direction, Durability, Key, Kv, KvError, Space, Txn, decode, last_number};
 
 /// Session epochs reserved by one durable write: a restart skips at most these.
@@ -28,6 +28,7 @@ pub struct KvRoutes {
     kv: Arc<dyn Kv>,
     space: Space,
     lease_ms: i64,
+    devices: usize,
     table: Mutex<Table>,
 }
 
@@ -82,6 +83,22 @@ struct DeviceRow {
     epoch: u64,
 }
 
+/// A [`UserRow`] of which only the places are read: the rest is passed over.
+#[derive(Clone, PartialEq, prost::Message)]
+struct PlacesRow {
+    #[prost(message, repeated, tag = "1")]
+    devices: Vec<PlaceRow>,
+}
+
+/// The place of a [`DeviceRow`].
+#[derive(Clone, PartialEq, prost::Message)]
+struct PlaceRow {
+    #[prost(uint64, tag = "3")]
+    lease: u64,
+    #[prost(fixed64, tag = "4")]
+    handle: u64,
+}
+
 impl KvRoutes {
     /// Opens what `space` of the engine holds. Leases that had not ended run for one whole lease from now: they could
     /// not be renewed while this was away.
@@ -120,7 +137,13 @@ impl KvRoutes {
         if !batch.is_empty() {
             kv.write(batch, Durability::Buffered)?;
         }
-        Ok(Self { kv, space, lease_ms, table: Mutex::new(table) })
+        Ok(Self { kv, space, lease_ms, devices: DEVICES, table: Mutex::new(table) })
+    }
+
+    /// With another number of devices that a user may have connected at a time than [`DEVICES`].
+    #[must_use]
+    pub fn with_devices(self, devices: usize) -> Self {
+        Self { devices, ..self }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -216,7 +239,9 @@ impl KvRoutes {
         row.devices.retain(|device| table.alive.contains_key(&device.lease));
         let place = row.devices.iter().position(|device| device.device == opening.device);
         let epoch = match (opening.announced, place) {
-            (0, None) if row.devices.len() >= DEVICES => return Ok(Opened::TooManyDevices),
+            (0, None) if row.devices.len() >= self.devices => {
+                return Ok(Opened::TooManyDevices(self.devices));
+            }
             (0, _) => self.number(table, 0)?,
             (announced, Some(place)) if row.devices[place].epoch > announced => return Ok(Opened::Stale),
             (announced, _) => {
@@ -307,6 +332,43 @@ impl Routes for KvRoutes {
         let live =
             |row: UserRow| row.devices.into_iter().filter_map(|row| route(&table.alive, row)).collect();
         Ok(rows.into_iter().map(live).collect())
+    }
+
+    async fn locate(&self, users: &[&str]) -> Result<Connections, RoutesError> {
+        let mut found: Vec<(usize, PlaceRow)> = Vec::with_capacity(users.len());
+        {
+            let view = self.kv.view();
+            let (mut row, mut key) = (PlacesRow::default(), Key::new(b'r'));
+            for (user, id) in users.iter().enumerate() {
+                key.set(b'r', id);
+                let Some(bytes) = view.get(self.space, key.bytes())? else { continue };
+                prost::Message::clear(&mut row);
+                prost::Message::merge(&mut row, bytes)
+                    .map_err(|e| KvError { action: KvError::DECODE, detail: e.to_string() })?;
+                found.extend(row.devices.drain(..).map(|place| (user, place)));
+            }
+        }
+        let table = self.table();
+        let mut all = Connections { gateways: Vec::new(), connections: Vec::with_capacity(found.len()) };
+        // Which of the gateways a lease is of: a handful of them, and neighbours often share one.
+        let mut leases: Vec<(u64, Option<usize>)> = Vec::new();
+        for (user, place) in found {
+            let gateway = match leases.iter().find(|(lease, _)| *lease == place.lease) {
+                Some((_, gateway)) => *gateway,
+                None => {
+                    let gateway = table.alive.get(&place.lease).map(|key| {
+                        all.gateways.push(key.clone());
+                        all.gateways.len() - 1
+                    });
+                    leases.push((place.lease, gateway));
+                    gateway
+                }
+            };
+            if let Some(gateway) = gateway {
+                all.connections.push(Connection { user, gateway, handle: place.handle });
+            }
+        }
+        Ok(all)
     }
 
     async fn renew(&self, gateway: &GatewayKey, sessions: u64, now_ms: i64) -> Result<bool, RoutesError> {

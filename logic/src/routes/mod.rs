@@ -12,8 +12,9 @@ use thiserror::Error;
 pub use self::kv::KvRoutes;
 use crate::kv::KvError;
 
-/// Devices of one user that may be connected at a time: a message costs a notify for each.
-pub const DEVICES: usize = 100;
+/// Devices of one user that may be connected at a time unless configured: more than anybody owns, and few enough that a
+/// message to a user, which costs a notify for each, stays cheap.
+pub const DEVICES: usize = 32;
 
 /// A gateway's process: the boot id is new for each start.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,6 +38,26 @@ pub struct Route {
     pub handle: u64,
     /// Its session.
     pub epoch: u64,
+}
+
+/// Where users are connected: what a notify needs of their routes, and no more.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Connections {
+    /// The gateways that any of them is connected to, each once.
+    pub gateways: Vec<GatewayKey>,
+    /// Each connection.
+    pub connections: Vec<Connection>,
+}
+
+/// One of [`Connections`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connection {
+    /// Whose: the place among the users asked for.
+    pub user: usize,
+    /// Where: the place in [`Connections::gateways`].
+    pub gateway: usize,
+    /// Its name there.
+    pub handle: u64,
 }
 
 /// A session to register.
@@ -68,8 +89,8 @@ pub enum Opened {
     },
     /// A newer session of the device is there.
     Stale,
-    /// The user has [`DEVICES`] others.
-    TooManyDevices,
+    /// The user has as many others as he may, which is so many.
+    TooManyDevices(usize),
 }
 
 /// The backend failed.
@@ -96,6 +117,10 @@ pub trait Routes: Send + Sync {
 
     /// The live routes of each user, in order.
     async fn lookup(&self, users: &[String]) -> Result<Vec<Vec<Route>>, RoutesError>;
+
+    /// Where these users are connected, for thousands at a time: faster with the users in order, and without an
+    /// allocation for each. In no order.
+    async fn locate(&self, users: &[&str]) -> Result<Connections, RoutesError>;
 
     /// The boot is alive and holds this many sessions. Whether its lease had ended before: its sessions are forgotten, it
     /// must announce them again. Said until one was announced, since an answer can be lost; never of no sessions.

@@ -2,7 +2,10 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use berth_proto::client::response::Result as Answer;
+use berth_proto::{
+    client::response::Result as Answer,
+    wire::{self, to_logic::Message as Up},
+};
 
 use super::{
     DEADLINE, config, counted,
@@ -229,6 +232,27 @@ async fn a_gateway_that_falls_silent_loses_its_routes_and_announces_them_again()
     let again = silent.try_open("alice", "d", 1, alice.opened.session_epoch).await;
     assert_eq!((again.error, again.session_epoch), (None, alice.opened.session_epoch));
     assert!(bob.online("alice").await);
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn a_session_whose_opening_was_never_heard_of_is_closed_by_its_handle() {
+    let logic = in_memory().await;
+    let (one, two) = (Gateway::attach(&logic, "g1", 1), Gateway::attach(&logic, "g2", 1));
+    let bob = two.open("bob", "d", 1).await;
+    let close = |gateway: &Gateway, user: &str, handle| {
+        let (user_id, device_id) = (user.to_owned(), "d".to_owned());
+        gateway.say(Up::Close(wire::CloseSession { user_id, device_id, session_epoch: 0, handle }));
+    };
+    let alice = one.open("alice", "d", 7).await;
+    close(&two, "alice", 7);
+    close(&one, "alice", 8);
+    // In order with the closes, whoever said them: they are about alice too.
+    alice.pull(0, 1).await;
+    assert!(bob.online("alice").await, "neither another gateway's handle nor another handle");
+    close(&one, "alice", 7);
+    until("her route is gone", async || (!bob.online("alice").await).then_some(())).await;
+    assert!(bob.online("bob").await);
     logic.stop().await;
 }
 

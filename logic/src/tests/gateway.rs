@@ -31,8 +31,14 @@ impl Link<wire::ToGateway> for Received {
         self.largest.fetch_max(bytes, Ordering::SeqCst);
         let mut messages = self.messages.lock().expect("not poisoned");
         for message in batch.into_iter().filter_map(|message| message.message) {
-            if !(matches!(message, Down::Notify(_)) && self.deaf.load(Ordering::SeqCst)) {
-                messages.push(message);
+            match message {
+                Down::Notify(_) if self.deaf.load(Ordering::SeqCst) => {}
+                // One by one, since each is taken by the session it is for.
+                Down::Notify(batch) => messages.extend(batch.inboxes().map(|(handle, inbox_seq)| {
+                    let (handles, inbox_seqs) = (vec![handle], vec![inbox_seq]);
+                    Down::Notify(wire::NotifyConnections { handles, inbox_seqs, others: Vec::new() })
+                })),
+                message => messages.push(message),
             }
         }
         drop(messages);
@@ -230,7 +236,7 @@ impl Session {
     /// Waits for a notify of this connection that reaches `seq`.
     pub(super) async fn notified(&self, seq: u64) {
         let told = |message: &Down| match message {
-            Down::Notify(notify) if notify.handle == self.handle && notify.inbox_seq >= seq => Some(()),
+            Down::Notify(batch) => batch.inbox_seq(self.handle).filter(|told| *told >= seq).map(drop),
             _ => None,
         };
         self.gateway.hear(&format!("a notify of {} for seq {seq}", self.user), told).await;
@@ -241,9 +247,7 @@ impl Session {
         let query = wire::InboxQuery { handle: self.handle, user_id: self.user.clone() };
         self.gateway.say(Up::Refresh(wire::RefreshInboxes { inboxes: vec![query] }));
         let told = |message: &Down| match message {
-            Down::Refreshed(refreshed) => {
-                refreshed.inboxes.iter().find(|n| n.handle == self.handle).map(|n| n.inbox_seq)
-            }
+            Down::Refreshed(batch) => batch.inbox_seq(self.handle),
             _ => None,
         };
         self.gateway.hear("InboxesRefreshed", told).await
@@ -263,6 +267,7 @@ impl Session {
             user_id: self.user.clone(),
             device_id: self.device.clone(),
             session_epoch: self.opened.session_epoch,
+            handle: 0,
         }));
     }
 

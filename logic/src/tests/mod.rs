@@ -3,6 +3,8 @@
 mod engine;
 mod faults;
 mod gateway;
+mod giant;
+mod groups;
 mod http;
 mod recorder;
 mod restart;

@@ -153,3 +153,16 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    #[test]
+    fn the_short_way_to_a_notify_writes_the_same(inbox_seq in prop_oneof![Just(0), 0u64..300, any::<u64>()]) {
+        for encoding in [Encoding::Json, Encoding::Proto] {
+            let (mut short, mut long) = (b"x".to_vec(), b"x".to_vec());
+            encode_inbox_notify(encoding, inbox_seq, &mut short);
+            let notify = client::Notify { inbox_seq, ..Default::default() };
+            encode_server(encoding, Down::Notify(notify), &mut long);
+            prop_assert_eq!(&short, &long);
+        }
+    }
+}

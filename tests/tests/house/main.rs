@@ -2,6 +2,7 @@
 
 mod arrows;
 mod dependencies;
+mod fuzz;
 mod sizes;
 
 use std::{fs, path::PathBuf, process::Command, sync::OnceLock};

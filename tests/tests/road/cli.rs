@@ -11,7 +11,7 @@ use berth_tests::{
     device::Device,
     fresh, http,
     raw::Transport,
-    server::{Server, berth},
+    server::{Composition, Server, berth},
     tokens::JWT_SECRET,
 };
 use serde_json::{Value, json};
@@ -22,22 +22,36 @@ async fn run(mut command: Command) -> anyhow::Result<Output> {
     Ok(berth_tests::wait::within("the command ends", done).await???)
 }
 
+/// What a client needs to sign its own tokens, where nobody gives them away.
+fn secret(server: &Server) -> Option<(&'static str, &'static str)> {
+    (server.composition() == Composition::Apart).then_some(("BERTH_AUTH__JWT_SECRET", JWT_SECRET))
+}
+
+async fn run_at(server: &Server, arguments: &[&str]) -> anyhow::Result<(Option<i32>, String, String)> {
+    let mut command = berth()?;
+    command.args(arguments).args(["--scheduler", &server.at.scheduler]).envs(secret(server));
+    text_of(run(command).await?)
+}
+
+fn text_of(output: Output) -> anyhow::Result<(Option<i32>, String, String)> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok((output.status.code(), text(&output.stdout), text(&output.stderr)))
+}
+
 async fn run_with(arguments: &[&str]) -> anyhow::Result<(Option<i32>, String, String)> {
     let mut command = berth()?;
     command.args(arguments);
-    let output = run(command).await?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Ok((output.status.code(), text(&output.stdout), text(&output.stderr)))
+    text_of(run(command).await?)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_demo_passes_every_check() -> TestResult {
     let server = Server::shared().await?;
-    let (code, said, complained) = run_with(&["demo", "--json", "--scheduler", &server.at.scheduler]).await?;
+    let (code, said, complained) = run_at(&server, &["demo", "--json"]).await?;
     ensure!(code == Some(0), "{code:?} {said} {complained}");
     let result: Value = serde_json::from_str(&said).context(said.clone())?;
     ensure!(result.is_object(), "{said}");
-    let (code, said, complained) = run_with(&["demo", "--scheduler", &server.at.scheduler]).await?;
+    let (code, said, complained) = run_at(&server, &["demo"]).await?;
     ensure!(code == Some(0) && !said.is_empty(), "{code:?} {said} {complained}");
     Ok(())
 }
@@ -56,6 +70,7 @@ async fn chat_sends_what_is_piped_in_and_prints_what_comes() -> TestResult {
     let mut bobs = Device::connect(&server.at, Transport::WsJson, &bob, "d").await?;
     let mut chat = berth()?
         .args(["chat", &alice, &bob, "--scheduler", &server.at.scheduler])
+        .envs(secret(&server))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -148,7 +163,19 @@ async fn one_data_dir_serves_one_process() -> TestResult {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_has_help() -> TestResult {
-    for command in ["", "dev", "token", "chat", "demo", "config"] {
+    for command in [
+        "",
+        "dev",
+        "scheduler",
+        "gateway",
+        "logic",
+        "token",
+        "chat",
+        "demo",
+        "bench",
+        "bench group",
+        "config",
+    ] {
         let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
         let (code, said, _) = run_with(&arguments).await?;
         ensure!(code == Some(0) && said.contains("Usage:"), "{command}: {code:?} {said}");

@@ -1,15 +1,19 @@
 //! The behaviours of the running system, a module each, against the real binary.
 
+mod apart;
 mod backend;
 mod catch_up;
 mod cli;
 mod conversations;
 mod crash;
 mod dedup;
+mod descriptors;
 mod docs;
 mod frames;
+mod frozen;
 mod heartbeats;
 mod metrics;
+mod noisy;
 mod openapi;
 mod operation;
 mod order;
@@ -19,7 +23,9 @@ mod readme;
 mod replacement;
 mod requests;
 mod schedule;
+mod secrets;
 mod slow;
+mod slowloris;
 mod stop;
 mod the_road;
 mod third_party;

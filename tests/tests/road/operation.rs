@@ -11,6 +11,7 @@ use berth_tests::{
     raw::{Raw, Transport},
     root,
     server::{Options, Server},
+    tokens::{CLUSTER_KEY, JWT_SECRET},
     wait,
 };
 use serde_json::json;
@@ -134,9 +135,7 @@ async fn no_secret_and_no_message_is_logged_even_at_trace() -> TestResult {
     let log = server.process().log().clone();
     let token = berth_tests::tokens::user(&alice);
     let signature = token.rsplit('.').next().context("a token has a signature")?;
-    for secret in
-        [answer.ticket.as_str(), signature, "a-secret-only-we-two-know", berth_tests::tokens::JWT_SECRET]
-    {
+    for secret in [answer.ticket.as_str(), signature, "a-secret-only-we-two-know", JWT_SECRET, CLUSTER_KEY] {
         ensure!(!log.contains(secret), "the log contains {secret:.12}…");
     }
     let user_at_info = log.lines().into_iter().find(|line| {

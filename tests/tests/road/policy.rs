@@ -30,9 +30,9 @@ async fn version_is(server: &Server, version: u64) -> TestResult {
     .await
 }
 
-/// What the metrics say of refused policies.
+/// What the metrics of the scheduler that is asked here say of refused policies. Another replica looks at its own times.
 async fn refusals(server: &Server) -> anyhow::Result<f64> {
-    let scrape = Scrape::fetch(&server.at.admin).await?;
+    let scrape = Scrape::fetch(&server.at.admin.to_string().into()).await?;
     let policy = scrape.all().filter(|(name, labels, _)| {
         *name == "berth_scheduler_policy_loads_total" && labels.values().all(|outcome| outcome != "taken")
     });

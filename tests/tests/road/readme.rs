@@ -5,6 +5,7 @@
 //! | form | what happens here |
 //! |---|---|
 //! | `cargo run --release -- dev …` | not run again: it is what the harness starts, on free ports |
+//! | `berth scheduler …`, `berth gateway …`, `berth logic …` | run by a test of their own, on free ports, with the `toml` block that comes before |
 //! | `./tests/run …` | must exist and be executable: it is what runs this test |
 //! | `git clone …`, `cd …` | passed over |
 //! | `cargo run --release -- SUB …`, `berth SUB …`, `./target/release/berth SUB …` | run, with `--scheduler` where SUB takes it; exit code 0 |
@@ -16,22 +17,26 @@
 use std::{
     os::unix::fs::PermissionsExt,
     path::Path,
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
 };
 
 use anyhow::{Context, bail, ensure};
 use berth_tests::{
-    TestResult, root,
-    server::{Options, Server, berth, binary},
-    tokens,
+    TestResult, http, root,
+    server::{Options, Server, berth, binary, port},
+    tokens, wait,
 };
 
 /// The `sh` blocks of a Markdown text.
 fn blocks(text: &str) -> Vec<String> {
+    blocks_of(text, &["```sh", "```bash", "```console", "```shell"])
+}
+
+fn blocks_of(text: &str, fences: &[&str]) -> Vec<String> {
     let mut blocks = Vec::new();
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
-        if matches!(line.trim(), "```sh" | "```bash" | "```console" | "```shell") {
+        if fences.contains(&line.trim()) {
             blocks
                 .push(lines.by_ref().take_while(|line| line.trim() != "```").collect::<Vec<_>>().join("\n"));
         }
@@ -64,7 +69,7 @@ fn form(command: &str) -> anyhow::Result<Form> {
         if let Some(rest) = command.strip_prefix(prefix) {
             let subcommand = rest.split_whitespace().next().unwrap_or_default();
             return Ok(match subcommand {
-                "dev" => Form::Known,
+                "dev" | "scheduler" | "gateway" | "logic" => Form::Known,
                 _ if SPEAKS.contains(&subcommand) && !rest.contains("--scheduler") => {
                     Form::Run(format!("\"$BERTH\" {rest} --scheduler \"$SCHEDULER\""))
                 }
@@ -87,7 +92,8 @@ fn form(command: &str) -> anyhow::Result<Form> {
 
 fn run(server: &Server, script: &str) -> anyhow::Result<Output> {
     let at = &server.at;
-    let ports = [("7700", &at.scheduler), ("7702", &at.admin), ("7720", &at.logic)];
+    let admin = at.admin.to_string();
+    let ports = [("7700", &at.scheduler), ("7702", &admin), ("7720", &at.logic)];
     let mut script = script.to_owned();
     for (port, ours) in ports {
         script = script.replace(&format!("http://127.0.0.1:{port}"), ours);
@@ -113,7 +119,8 @@ fn run(server: &Server, script: &str) -> anyhow::Result<Output> {
 
 #[tokio::test]
 async fn every_command_of_the_readme_works() -> TestResult {
-    let server = Server::start(Options::default()).await?;
+    // The commands are those for `berth dev`.
+    let server = Server::start(Options::default().one()).await?;
     let shown = check_commands(&server, &root().join("README.md"))?;
     ensure!(!shown.is_empty(), "README.md shows no command");
     let dev = shown.iter().any(|command| command == "cargo run --release -- dev");
@@ -125,7 +132,7 @@ async fn every_command_of_the_readme_works() -> TestResult {
 
 #[tokio::test]
 async fn every_command_of_the_documents_works() -> TestResult {
-    let server = Server::start(Options::default()).await?;
+    let server = Server::start(Options::default().one()).await?;
     let mut shown = Vec::new();
     for path in crate::docs::documents()?.iter().skip(1) {
         shown.extend(check_commands(&server, path)?);
@@ -163,6 +170,70 @@ fn check_commands(server: &Server, path: &Path) -> anyhow::Result<Vec<String>> {
         );
     }
     Ok(shown)
+}
+
+/// A child that is gone when the test is.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Errors mean that it is gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Where each role listens instead of its defaults: key of the configuration, default port, ours.
+fn ports() -> Vec<(String, String, String)> {
+    let listens = [
+        ("SCHEDULER__LISTEN", 7700),
+        ("SCHEDULER__RPC_LISTEN", 7701),
+        ("SCHEDULER__ADMIN_LISTEN", 7702),
+        ("GATEWAY__LISTEN", 7710),
+        ("GATEWAY__ADMIN_LISTEN", 7712),
+        ("LOGIC__LISTEN", 7720),
+        ("LOGIC__RPC_LISTEN", 7721),
+        ("LOGIC__ADMIN_LISTEN", 7722),
+    ];
+    let ours = |(key, default)| (format!("BERTH_{key}"), format!("127.0.0.1:{default}"), port().to_string());
+    listens.into_iter().map(ours).collect()
+}
+
+#[tokio::test]
+async fn the_commands_that_run_each_role_on_its_own_work() -> TestResult {
+    let text = std::fs::read_to_string(root().join("README.md")).context("README.md")?;
+    let section = text.split("### Each role in its own process").nth(1).context("the section")?;
+    let folder = tempfile::tempdir()?;
+    let keys = blocks_of(section, &["```toml"]).into_iter().next().context("the keys")?;
+    std::fs::write(folder.path().join("berth.toml"), &keys)?;
+    let ports = ports();
+    let mut running = Vec::new();
+    for command in commands(blocks(section).first().context("the commands")?) {
+        let moved =
+            ports.iter().fold(command.clone(), |text, (_, default, ours)| text.replace(default, ours));
+        let arguments = moved.strip_prefix("berth ").with_context(|| command.clone())?;
+        let mut child = berth()?;
+        child.args(arguments.split_whitespace()).current_dir(folder.path());
+        child.envs(ports.iter().map(|(key, _, ours)| (key, ours)));
+        child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        running.push(Running(child.spawn()?));
+    }
+    ensure!(running.len() == 3, "a scheduler, a gateway and a logic");
+    let at =
+        |key: &str| ports.iter().find(|(name, ..)| name == key).map(|(_, _, ours)| format!("http://{ours}"));
+    let ready = format!("{}/readyz", at("BERTH_SCHEDULER__ADMIN_LISTEN").context("listed")?);
+    wait::until("the scheduler is ready", || async {
+        Ok(http::get(&ready, None).await.is_ok_and(|answer| answer.status == 200).then_some(()))
+    })
+    .await?;
+    let keys: toml::Table = keys.parse()?;
+    let secret = keys["auth"]["jwt_secret"].as_str().context("a secret")?.to_owned();
+    let mut demo = berth()?;
+    demo.args(["demo", "--scheduler", &at("BERTH_SCHEDULER__LISTEN").context("listed")?]);
+    demo.env("BERTH_AUTH__JWT_SECRET", secret);
+    let output = tokio::task::spawn_blocking(move || demo.output()).await??;
+    ensure!(output.status.success(), "{output:?}");
+    Ok(())
 }
 
 #[test]

@@ -10,7 +10,8 @@ use berth_tests::{
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_python_client_gets_along_by_the_document_alone() -> TestResult {
-    let server = Server::start(Options::default().heartbeat(1_000, 4_000)).await?;
+    // It gets its tokens from /v1/dev/token.
+    let server = Server::start(Options::default().heartbeat(1_000, 4_000).one()).await?;
     let folder = root().join("tests/third_party");
     let python = std::env::var_os("BERTH_TEST_PYTHON")
         .map_or_else(|| root().join("target/third-party/bin/python"), Into::into);

@@ -105,7 +105,8 @@ async fn a_genuine_ticket_for_other_gateways_is_redirected_with_4002() -> TestRe
         let disconnect = ending.disconnect.context("checked above")?;
         let way = disconnect.redirect.iter().find(|endpoint| endpoint.transport == transport.name());
         let way = way.with_context(|| format!("a redirect by {transport:?}: {disconnect:?}"))?;
-        ensure!(way.gateway_id == "gw-1" && disconnect.ticket_expires_at_ms > now_ms(), "{disconnect:?}");
+        ensure!(way.gateway_id.starts_with("gw-"), "{disconnect:?}");
+        ensure!(disconnect.ticket_expires_at_ms > now_ms(), "{disconnect:?}");
         let endpoint = ScheduleEndpoint::from(way.clone());
         let host = endpoint.url.split_once("://").context("a URL")?.1;
         let gateway = host.split('/').next().context("a host")?;

@@ -10,8 +10,8 @@ use berth_proto::{
     code::{CloseCode, ErrorCode},
     link::{Link, LogicService, Refused, RefusedReason},
     wire::{
-        AttachGateway, ClientRequest, ClientResponse, CloseConnection, CloseSession, InboxesRefreshed,
-        LeaseRenewed, NotifyConnection, OpenSession, SessionOpened, ToGateway, ToLogic, to_gateway, to_logic,
+        AttachGateway, ClientRequest, ClientResponse, CloseConnection, CloseSession, LeaseRenewed,
+        NotifyConnection, OpenSession, SessionOpened, ToGateway, ToLogic, to_gateway, to_logic,
     },
 };
 
@@ -75,6 +75,12 @@ impl FakeLogic {
         down.send(batch).expect("the gateway takes everything");
     }
 
+    /// The network to it breaks, or is there again.
+    pub fn network(&self, up: bool) {
+        let down = self.state().down.clone().expect("attached");
+        down.network(up);
+    }
+
     pub fn notify(&self, handle: u64, inbox_seq: u64) {
         self.send(vec![notify(handle, inbox_seq, Vec::new())]);
     }
@@ -87,7 +93,7 @@ impl FakeLogic {
 }
 
 pub fn notify(handle: u64, inbox_seq: u64, conversations: Vec<ConversationSeq>) -> to_gateway::Message {
-    to_gateway::Message::Notify(NotifyConnection { handle, inbox_seq, conversations })
+    to_gateway::Message::Notify([NotifyConnection { handle, inbox_seq, conversations }].into_iter().collect())
 }
 
 struct Up {
@@ -151,7 +157,7 @@ impl State {
                     inbox_seq: self.inbox_seq.get(&query.user_id).copied().unwrap_or_default(),
                     conversations: Vec::new(),
                 });
-                answers.push(to_gateway::Message::Refreshed(InboxesRefreshed { inboxes: inboxes.collect() }));
+                answers.push(to_gateway::Message::Refreshed(inboxes.collect()));
             }
             to_logic::Message::Renew(_) => {
                 self.renewals += 1;

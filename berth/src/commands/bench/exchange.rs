@@ -1,0 +1,351 @@
+//! Direct messages from a few senders to random connected users: `push` measures until the notify, `send` until the pull,
+//! and counts that each message comes exactly once.
+
+use std::collections::VecDeque;
+
+use berth_proto::client::{
+    ConversationSeq, PullRequest, PullResponse, Response, SendRequest, Target, event::Event, request::Method,
+    response::Result as Answer, target::To,
+};
+use bytes::Bytes;
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+use super::{
+    fleet::{Fleet, Work},
+    histogram::Histogram,
+    pace::{Flights, Nanos, Pace, Place, SECOND},
+    tally::Tally,
+};
+
+/// The request id of a receiver's pull: it has one in flight.
+const PULL: u32 = 1;
+
+/// Rows of a pull: the most there are.
+const PAGE: u32 = berth_proto::limits::PAGE_MAX;
+
+/// After the load, what is still on its way is waited for as long as something comes within this.
+const QUIET: Nanos = 5 * SECOND;
+
+/// How the messages are sent.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    /// Names the run in message ids.
+    pub run: String,
+    /// The first clients of the fleet send, these many.
+    pub senders: usize,
+    /// Messages a second; none: `in_flight` at any time.
+    pub rate: Option<f64>,
+    /// Messages in flight in a closed loop.
+    pub in_flight: usize,
+    /// Bytes of a body.
+    pub size: usize,
+    /// How long.
+    pub duration: Nanos,
+    /// Whether receivers pull.
+    pub pull: bool,
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, Default)]
+struct Message {
+    intended: Nanos,
+    accepted: bool,
+    seen: u8,
+}
+
+#[derive(Debug, Default)]
+struct Receiver {
+    /// Numbers of the messages on their way to it, oldest first.
+    expected: VecDeque<u64>,
+    /// The inbox seq up to which notifies were accounted for.
+    told: u64,
+    /// The inbox seq up to which it pulled.
+    cursor: u64,
+    pulling: bool,
+}
+
+/// Senders and receivers.
+pub struct Exchange {
+    shape: Shape,
+    body: Bytes,
+    random: SmallRng,
+    flights: Flights,
+    /// By number, over the whole run: 16 bytes a message.
+    messages: Vec<Message>,
+    targets: VecDeque<(u64, usize)>,
+    receivers: Vec<Receiver>,
+    begun: Nanos,
+    last: Nanos,
+    ended: bool,
+    late: Histogram,
+    ack: Histogram,
+    notify: Histogram,
+    pulled: Histogram,
+    counts: Counts,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    accepted: u64,
+    refused: u64,
+    unknown: u64,
+    notified: u64,
+    notifies: u64,
+    repaired: u64,
+    pulled: u64,
+    pulls: u64,
+    duplicates: u64,
+    gaps: u64,
+}
+
+impl Exchange {
+    /// Nothing is sent before [`Work::start`].
+    pub fn new(shape: Shape, clients: usize, seed: u64) -> Self {
+        let receivers = clients.saturating_sub(shape.senders);
+        Self {
+            body: vec![b'x'; shape.size].into(),
+            random: SmallRng::seed_from_u64(seed),
+            flights: Flights::new(0, 0, 0, None, 0),
+            messages: Vec::new(),
+            targets: VecDeque::new(),
+            receivers: std::iter::repeat_with(Receiver::default).take(receivers).collect(),
+            begun: 0,
+            last: 0,
+            ended: false,
+            late: Histogram::default(),
+            ack: Histogram::default(),
+            notify: Histogram::default(),
+            pulled: Histogram::default(),
+            counts: Counts::default(),
+            shape,
+        }
+    }
+
+    /// A connected receiver at random; none if hardly any is left.
+    fn target(&mut self, fleet: &Fleet) -> Option<usize> {
+        if self.receivers.is_empty() {
+            return None;
+        }
+        let tries = 64;
+        (0..tries)
+            .map(|_| self.random.random_range(0..self.receivers.len()))
+            .find(|nth| fleet.is_live(self.shape.senders + nth))
+    }
+
+    fn launch(&mut self, fleet: &mut Fleet, place: Place, number: u64, intended: Nanos, now: Nanos) {
+        self.messages.push(Message { intended, ..Message::default() });
+        let Some(nth) = self.target(fleet) else {
+            self.flights.land(place);
+            fleet.error("send:no-receiver-connected");
+            return;
+        };
+        self.late.record(now.saturating_sub(intended));
+        self.receivers[nth].expected.push_back(number);
+        self.targets.push_back((number, nth));
+        let to = To::UserId(fleet.user(self.shape.senders + nth).to_owned());
+        let send = SendRequest {
+            client_msg_id: format!("{}-{number}", self.shape.run),
+            to: Some(Target { to: Some(to) }),
+            r#type: String::new(),
+            body: self.body.clone(),
+        };
+        fleet.request(place.lane, place.id, Method::Send(send));
+    }
+
+    /// The message will not come: nobody waits for it.
+    fn forget(&mut self, number: u64) {
+        let place = self.targets.iter().position(|(known, _)| *known == number);
+        if let Some((_, nth)) = place.and_then(|place| self.targets.remove(place)) {
+            self.receivers[nth].expected.retain(|known| *known != number);
+        }
+    }
+
+    /// Drops the memory of who was to get what, once it is accepted: it is only needed to forget.
+    fn settle(&mut self, number: u64) {
+        if let Some(place) = self.targets.iter().position(|(known, _)| *known == number) {
+            self.targets.remove(place);
+        }
+    }
+
+    fn sent(&mut self, fleet: &mut Fleet, sender: usize, response: Response, now: Nanos) {
+        let Some(flight) = self.flights.land(Place { lane: sender, id: response.id }) else { return };
+        match response.result {
+            Some(Answer::Send(_)) => {
+                self.counts.accepted += 1;
+                self.ack.record(now.saturating_sub(flight.intended));
+                self.message(flight.number).accepted = true;
+                self.last = now;
+                self.settle(flight.number);
+            }
+            Some(Answer::Error(error)) => {
+                self.counts.refused += 1;
+                fleet.error(format!("send:{}", error.code));
+                self.forget(flight.number);
+            }
+            _ => fleet.error("send:unreadable"),
+        }
+    }
+
+    fn message(&mut self, number: u64) -> &mut Message {
+        &mut self.messages[usize::try_from(number).expect("an index into memory")]
+    }
+
+    fn pull(&mut self, fleet: &mut Fleet, nth: usize) {
+        let receiver = &mut self.receivers[nth];
+        let who = self.shape.senders + nth;
+        if receiver.pulling || fleet.seq(who) <= receiver.cursor {
+            return;
+        }
+        receiver.pulling = true;
+        self.counts.pulls += 1;
+        let pull = PullRequest { after_seq: receiver.cursor, limit: PAGE };
+        fleet.request(who, PULL, Method::Pull(pull));
+    }
+
+    fn page(&mut self, fleet: &mut Fleet, nth: usize, page: PullResponse, now: Nanos) {
+        self.receivers[nth].pulling = false;
+        for item in page.items {
+            if item.seq != self.receivers[nth].cursor + 1 {
+                self.counts.gaps += 1;
+            }
+            self.receivers[nth].cursor = item.seq;
+            let Some(Event::Message(message)) = item.event.and_then(|event| event.event) else { continue };
+            let number = message.client_msg_id.strip_prefix(&self.shape.run);
+            let number = number.and_then(|rest| rest.strip_prefix('-')?.parse::<usize>().ok());
+            let Some(message) = number.and_then(|number| self.messages.get_mut(number)) else { continue };
+            message.seen = message.seen.saturating_add(1);
+            if message.seen > 1 {
+                self.counts.duplicates += 1;
+                continue;
+            }
+            self.counts.pulled += 1;
+            self.pulled.record(now.saturating_sub(message.intended));
+            self.last = now;
+        }
+        self.pull(fleet, nth);
+    }
+
+    fn all_arrived(&self) -> bool {
+        let arrived = if self.shape.pull { self.counts.pulled } else { self.counts.notified };
+        arrived >= self.counts.accepted
+    }
+}
+
+impl Work for Exchange {
+    fn start(&mut self, fleet: &mut Fleet, at: Nanos) {
+        let per_lane = berth_proto::limits::IN_FLIGHT;
+        let places = match self.shape.rate {
+            Some(_) => per_lane * self.shape.senders,
+            None => self.shape.in_flight,
+        };
+        let pace = self.shape.rate.map(|rate| Pace::new(at, rate));
+        self.flights = Flights::new(self.shape.senders, per_lane, places, pace, at + self.shape.duration);
+        for nth in 0..self.receivers.len() {
+            let seq = fleet.seq(self.shape.senders + nth);
+            (self.receivers[nth].told, self.receivers[nth].cursor) = (seq, seq);
+        }
+        (self.begun, self.last) = (at, at);
+    }
+
+    fn due(&mut self, fleet: &mut Fleet, now: Nanos) -> Option<Nanos> {
+        while self.begun > 0
+            && now >= self.begun
+            && let Some((place, flight)) = self.flights.launch(now)
+        {
+            self.launch(fleet, place, flight.number, flight.intended, now);
+        }
+        self.flights.next_at()
+    }
+
+    fn told(&mut self, fleet: &mut Fleet, who: usize, seq: u64, by: Option<&[ConversationSeq]>, now: Nanos) {
+        let Some(nth) = who.checked_sub(self.shape.senders).filter(|_| self.begun > 0) else { return };
+        let receiver = &mut self.receivers[nth];
+        let rows = seq.saturating_sub(receiver.told);
+        receiver.told = receiver.told.max(seq);
+        match by {
+            Some(_) => self.counts.notifies += 1,
+            None => self.counts.repaired += rows.min(receiver.expected.len() as u64),
+        }
+        for _ in 0..rows {
+            let Some(number) = self.receivers[nth].expected.pop_front() else { break };
+            let intended = self.message(number).intended;
+            self.notify.record(now.saturating_sub(intended));
+            self.counts.notified += 1;
+            self.last = now;
+        }
+        if self.shape.pull {
+            self.pull(fleet, nth);
+        }
+    }
+
+    fn answered(&mut self, fleet: &mut Fleet, who: usize, response: Response, now: Nanos) {
+        match who.checked_sub(self.shape.senders) {
+            None => self.sent(fleet, who, response, now),
+            Some(nth) => match response.result {
+                Some(Answer::Pull(page)) => self.page(fleet, nth, page, now),
+                Some(Answer::Error(error)) => {
+                    self.receivers[nth].pulling = false;
+                    fleet.error(format!("pull:{}", error.code));
+                }
+                _ => fleet.error("pull:unreadable"),
+            },
+        }
+    }
+
+    fn lost(&mut self, fleet: &mut Fleet, who: usize, _: Nanos) {
+        if let Some(nth) = who.checked_sub(self.shape.senders) {
+            self.receivers[nth].pulling = false;
+            return;
+        }
+        for flight in self.flights.close(who) {
+            self.counts.unknown += 1;
+            fleet.error("send:connection-lost");
+            self.forget(flight.number);
+        }
+    }
+
+    fn done(&self, now: Nanos) -> bool {
+        let all_sent = self.ended || self.begun > 0 && (self.flights.ended(now) || self.flights.stuck());
+        let waited = now.saturating_sub(self.last.max(self.begun)) > QUIET;
+        all_sent && (waited || self.flights.in_flight() == 0 && self.all_arrived())
+    }
+
+    fn stop(&mut self) {
+        self.ended = true;
+        self.flights.stop();
+    }
+
+    fn progress(&self) -> String {
+        let Counts { accepted, notified, pulled, .. } = self.counts;
+        format!("{accepted} accepted, {notified} notified, {pulled} pulled")
+    }
+
+    fn finish(&mut self, tally: &mut Tally) {
+        let counts = &self.counts;
+        let launched = self.flights.launched();
+        tally.aborted |= self.flights.stuck();
+        let arrived = if self.shape.pull { counts.pulled } else { counts.notified };
+        tally.intended += launched;
+        tally.succeeded += counts.accepted.min(arrived);
+        tally.set("sent", launched);
+        tally.set("accepted", counts.accepted);
+        tally.set("refused", counts.refused);
+        tally.set("unanswered", counts.unknown + self.flights.in_flight() as u64);
+        tally.set("notified", counts.notified);
+        tally.set("notifies", counts.notifies);
+        tally.set("notifiedByHeartbeat", counts.repaired);
+        if self.shape.pull {
+            let lost = self.messages.iter().filter(|message| message.accepted && message.seen == 0).count();
+            tally.set("pulled", counts.pulled);
+            tally.set("pulls", counts.pulls);
+            tally.set("duplicates", counts.duplicates);
+            tally.set("gaps", counts.gaps);
+            tally.set("lostMessages", lost as u64);
+        }
+        tally.spans.insert("load".into(), self.last.saturating_sub(self.begun));
+        tally.latency("late", std::mem::take(&mut self.late));
+        tally.latency("ack", std::mem::take(&mut self.ack));
+        tally.latency("notify", std::mem::take(&mut self.notify));
+        tally.latency("pull", std::mem::take(&mut self.pulled));
+    }
+}

@@ -1,0 +1,101 @@
+//! Each role's configuration from ours: the same whether it runs alone or with the others.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::Context;
+use berth_logic::StoreChoice;
+use berth_proto::schedule::HeartbeatParameters;
+use berth_scheduler::JwtKeys;
+use tokio::runtime::Runtime;
+
+use crate::config::{Auth, Config};
+
+/// What names this start of the operating system, on Linux.
+const OS_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Logic's store calls block for the length of a disk read: nobody else's tasks run beside them.
+pub fn runtime_for_logic() -> anyhow::Result<Runtime> {
+    super::runtime("berth-logic", cores().max(2))
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// The scheduler's.
+pub fn scheduler(config: &Config, auth: &Auth) -> anyhow::Result<berth_scheduler::Config> {
+    let scheduler = &config.scheduler;
+    let jwt = match some(&auth.jwks_file) {
+        Some(path) => {
+            JwtKeys::from_jwks_file(path.as_ref()).with_context(|| format!("auth.jwks_file = {path:?}"))?
+        }
+        None => JwtKeys::from_secret(auth.jwt_secret.as_bytes()).context("auth.jwt_secret")?,
+    };
+    Ok(berth_scheduler::Config {
+        listen: scheduler.listen,
+        policy_file: some(&scheduler.policy_file).map(PathBuf::from),
+        jwt,
+        ticket_key: auth.ticket_key.clone().into_bytes(),
+        admin_key: auth.admin_key.clone(),
+        ticket_ttl: Duration::from_secs(scheduler.ticket_ttl_seconds.into()),
+        heartbeat: heartbeat(config),
+        reconnect: Default::default(),
+        requests_per_second_per_user: scheduler.requests_per_second_per_user,
+        extra_routes: None,
+    })
+}
+
+/// The gateway's.
+pub fn gateway(config: &Config) -> berth_gateway::Config {
+    let gateway = &config.gateway;
+    berth_gateway::Config {
+        workers: gateway.workers.into(),
+        region: gateway.region.clone(),
+        zone: gateway.zone.clone(),
+        pool: gateway.pool.clone(),
+        advertise: some(&gateway.advertise),
+        capacity: (gateway.capacity > 0).then_some(gateway.capacity),
+        handshakes_per_second: gateway.handshakes_per_second,
+        heartbeat: heartbeat(config),
+        limits: gateway.limits(),
+        ..berth_gateway::Config::new(gateway.id.clone(), gateway.listen)
+    }
+}
+
+/// Over how long a stopping gateway's clients are told to come back.
+pub fn drain_spread(config: &Config) -> Duration {
+    Duration::from_millis(config.gateway.drain_spread_ms.into())
+}
+
+/// Logic's.
+pub fn logic(config: &Config, auth: &Auth, store: StoreChoice) -> anyhow::Result<berth_logic::Config> {
+    let logic = &config.logic;
+    let os_boot_id = match some(&config.store.os_boot_id) {
+        Some(id) => id,
+        None => std::fs::read_to_string(OS_BOOT_ID)
+            .with_context(|| format!("reading {OS_BOOT_ID}; set store.os_boot_id where there is none"))?
+            .trim()
+            .to_owned(),
+    };
+    Ok(berth_logic::Config {
+        node: logic.node,
+        listen: logic.listen,
+        inbox_lifetime: Duration::from_secs(u64::from(logic.inbox_lifetime_hours) * 3_600),
+        partitions: logic.partitions,
+        sessions_per_user: usize::try_from(logic.sessions_per_user).unwrap_or(usize::MAX),
+        os_boot_id,
+        ..berth_logic::Config::new(logic.id.clone(), store, auth.service_key.clone())
+    })
+}
+
+fn heartbeat(config: &Config) -> HeartbeatParameters {
+    HeartbeatParameters {
+        interval_ms: config.gateway.heartbeat_interval_ms,
+        timeout_ms: config.gateway.heartbeat_timeout_ms,
+    }
+}
+
+/// A text that is set.
+pub fn some(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}

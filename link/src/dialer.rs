@@ -1,0 +1,230 @@
+//! One link's life on the dialling side: dial, carry, find out that it broke, dial again.
+
+use std::{
+    error::Error,
+    pin::pin,
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use berth_proto::{link::Link, wire::AttachGateway};
+use rand::Rng;
+use tokio::{sync::mpsc, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Code, Request, Status, Streaming, client::Grpc, codegen::http::uri::PathAndQuery,
+    metadata::MetadataValue, transport::Channel,
+};
+use tonic_prost::ProstCodec;
+
+use crate::{
+    DialConfig,
+    client::{CONNECT_TIMEOUT, MESSAGE, Trouble},
+    dialect::Dialect,
+    memory::Memory,
+    outgoing::Waiting,
+};
+
+/// Once everything is said, the other side has this long to take it and end its half.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// The other side ended the link in good order.
+const ENDED: &str = "the other side ended it";
+
+pub(crate) struct Dialer<D: Dialect> {
+    pub(crate) config: DialConfig,
+    pub(crate) gateway: AttachGateway,
+    pub(crate) down: Arc<dyn Link<D::Down>>,
+    pub(crate) connected: Arc<AtomicBool>,
+    /// The gateway needs the link no more.
+    pub(crate) let_go: CancellationToken,
+    pub(crate) trouble: Trouble,
+}
+
+/// A stream of batches each way.
+type Streams<D> = (mpsc::Sender<<D as Dialect>::UpBatch>, Streaming<<D as Dialect>::DownBatch>);
+
+impl<D: Dialect> Dialer<D> {
+    /// Dials until the gateway lets go. What waited for a connection that broke is thrown away, but for what must outlive
+    /// it: the senders of everything else have deadlines, and a new connection begins with what is true then.
+    pub(crate) async fn run(self, mut queue: Waiting<D::UpBatch>) {
+        let mut backoff = self.config.base_backoff;
+        let mut memory = Memory::new();
+        let mut again = Vec::new();
+        while let Some(opened) = self.let_go.run_until_cancelled(self.open()).await {
+            match opened {
+                Ok(streams) => {
+                    backoff = self.config.base_backoff;
+                    self.is_up();
+                    let reason =
+                        self.carry(std::mem::take(&mut again), &mut memory, &mut queue, streams).await;
+                    self.is_down(&reason);
+                    again = memory.take(Instant::now());
+                    while let Some(batch) = queue.try_next() {
+                        again.extend(D::up_messages(batch).into_iter().filter(D::outlives_the_link));
+                    }
+                }
+                Err(status) => self.failed(&status),
+            }
+            let wait = rand::rng().random_range(backoff / 2..=backoff);
+            if self.let_go.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
+                return;
+            }
+            backoff = (backoff * 2).min(self.config.max_backoff);
+        }
+    }
+
+    fn is_up(&self) {
+        tracing::info!(role = D::ROLE, to = %self.config.endpoint.uri(), "link up");
+        self.note(None);
+        self.config.metrics.attaches.increment(1);
+        self.config.metrics.attached.increment(1.0);
+        self.connected.store(true, Ordering::Release);
+        self.down.network(true);
+    }
+
+    fn is_down(&self, reason: &str) {
+        self.connected.store(false, Ordering::Release);
+        self.config.metrics.attached.decrement(1.0);
+        let to = self.config.endpoint.uri();
+        if self.let_go.is_cancelled() {
+            return tracing::info!(role = D::ROLE, %to, "link ended");
+        }
+        self.config.metrics.breaks.increment(1);
+        if reason == ENDED {
+            tracing::info!(role = D::ROLE, %to, reason, "link down");
+        } else {
+            tracing::warn!(role = D::ROLE, %to, reason, "link down");
+        }
+        self.note(Some(reason.to_owned()));
+        self.down.network(false);
+    }
+
+    /// Whoever may have to act is told once, and again when the reason changes.
+    fn failed(&self, status: &Status) {
+        let to = self.config.endpoint.uri();
+        let reason = reason(status);
+        let turned_away = matches!(
+            status.code(),
+            Code::Unauthenticated | Code::PermissionDenied | Code::InvalidArgument | Code::Unimplemented
+        );
+        if turned_away {
+            self.config.metrics.refused.increment(1);
+        }
+        match (self.note(Some(reason.clone())), turned_away) {
+            (false, _) => tracing::debug!(role = D::ROLE, %to, reason, "cannot attach"),
+            (true, false) => tracing::info!(role = D::ROLE, %to, reason, "cannot attach yet; dialling on"),
+            (true, true) => tracing::warn!(role = D::ROLE, %to, reason, "turned away; dialling on"),
+        }
+    }
+
+    /// Whether that is news.
+    fn note(&self, trouble: Option<String>) -> bool {
+        let mut noted = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = *noted != trouble;
+        *noted = trouble;
+        news
+    }
+
+    async fn open(&self) -> Result<Streams<D>, Status> {
+        let transport = |error| Status::from_error(Box::new(error));
+        let channel = self.config.endpoint.connect().await.map_err(transport)?;
+        let mut grpc: Grpc<Channel> =
+            Grpc::new(channel).max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE);
+        grpc.ready().await.map_err(transport)?;
+        let (up, stream) = mpsc::channel(1);
+        let mut request = Request::new(ReceiverStream::new(stream));
+        let metadata = request.metadata_mut();
+        self.config.key.show(metadata);
+        let id = MetadataValue::try_from(&self.gateway.gateway_id).map_err(|_| {
+            Status::invalid_argument(format!("gateway id {:?} is no id", self.gateway.gateway_id))
+        })?;
+        metadata.insert("berth-gateway-id", id);
+        metadata.insert("berth-gateway-boot", MetadataValue::from(self.gateway.boot));
+        let codec = ProstCodec::<D::UpBatch, D::DownBatch>::default();
+        let response =
+            timeout(CONNECT_TIMEOUT, grpc.streaming(request, PathAndQuery::from_static(D::PATH), codec))
+                .await
+                .map_err(|_| Status::deadline_exceeded("connected, but nobody answers"))??;
+        Ok((up, response.into_inner()))
+    }
+
+    /// Carries batches both ways until either side ends, first what must be said `again`; returns why.
+    async fn carry(
+        &self,
+        again: Vec<D::Up>,
+        memory: &mut Memory<D::Up>,
+        queue: &mut Waiting<D::UpBatch>,
+        (up, down): Streams<D>,
+    ) -> String {
+        let mut downward = pin!(self.hear(down));
+        tokio::select! {
+            () = self.say(again, memory, queue, up) => {}
+            reason = &mut downward => return reason,
+        }
+        // The other side still has to take what is under way: a stream that is dropped takes it along.
+        timeout(LAST_WORDS, downward).await.unwrap_or_else(|_| "nobody took the last words".to_owned())
+    }
+
+    /// Until the gateway lets go and everything is said, or the stream ends.
+    async fn say(
+        &self,
+        again: Vec<D::Up>,
+        memory: &mut Memory<D::Up>,
+        queue: &mut Waiting<D::UpBatch>,
+        up: mpsc::Sender<D::UpBatch>,
+    ) {
+        // The first batch may be empty. It says that this end has heard the answer: see `server::FIRST_WORD`.
+        let mut messages = again;
+        loop {
+            let lasting = messages.iter().filter(|message| D::outlives_the_link(message));
+            memory.remember(Instant::now(), lasting.cloned());
+            if up.send(D::up_batch(messages)).await.is_err() {
+                return;
+            }
+            let next = tokio::select! {
+                biased;
+                next = queue.next() => next,
+                () = self.let_go.cancelled() => None,
+            };
+            let Some(batch) = next else { return };
+            messages = D::up_messages(batch);
+        }
+    }
+
+    /// Until the other side ends; returns why.
+    async fn hear(&self, mut down: Streaming<D::DownBatch>) -> String {
+        loop {
+            match down.message().await {
+                Ok(Some(batch)) => {
+                    self.config.metrics.batches_in.increment(1);
+                    // The gateway's inlet takes what must not be lost and counts what it drops.
+                    drop(self.down.send(D::down_messages(batch)));
+                }
+                Ok(None) => return ENDED.to_owned(),
+                Err(status) => return reason(&status),
+            }
+        }
+    }
+}
+
+/// The whole story: a transport error alone says only that it is one.
+fn reason(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut source = status.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&more);
+        }
+        source = error.source();
+    }
+    text
+}

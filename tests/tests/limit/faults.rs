@@ -1,0 +1,99 @@
+//! What goes wrong is told: a stall in the latencies, a dead server in the counts and the exit code.
+
+use std::{
+    io::Read,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, ensure};
+use berth_tests::{TestResult, wait};
+use serde_json::Value;
+
+use crate::support::{Limit, bench, command, count, millis, read, signal};
+
+/// Waits until so many connections to the server are established, as the kernel counts them.
+async fn connected(limit: &Limit, least: usize) -> TestResult {
+    let fds = format!("/proc/{}/fd", limit.target.pid);
+    wait::until("the load is connected", || async {
+        let open = std::fs::read_dir(&fds)?.count();
+        Ok((open >= least).then_some(()))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stalls_shows_in_the_tail() -> TestResult {
+    let limit = Limit::start(&[])?;
+    let child =
+        command(&limit.target, "push --connections 100 --senders 4 --rate 500 --duration 4")?.spawn()?;
+    connected(&limit, 100).await?;
+    // The load has begun, or will while it is stopped: either way a fixed share of its 4 s is stalled.
+    tokio::time::sleep(Duration::from_millis(1_000)).await;
+    let stopped = Instant::now();
+    limit.signal("STOP")?;
+    tokio::time::sleep(Duration::from_millis(1_000)).await;
+    limit.signal("CONT")?;
+    let stalled = stopped.elapsed().as_secs_f64() * 1_000.0;
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await??;
+    let (code, report) = read(&output)?;
+    ensure!(code == Some(0) && count(&report, "notified") == 2_000, "{report}");
+    let (p99, max) = (millis(&report, "notify", "p99"), millis(&report, "notify", "max"));
+    ensure!(max >= stalled * 0.9, "stalled {stalled} ms, max {max} ms: {report}");
+    // A quarter of the run was stalled: of its messages 1 in 25 waited for nearly all of the stall.
+    ensure!(p99 >= stalled * 0.7, "stalled {stalled} ms, p99 {p99} ms: {report}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_dies_in_the_middle_is_exit_code_3_and_counted() -> TestResult {
+    for load in ["push --connections 50 --rate 100 --duration 30", "connect --connections 50 --hold 30"] {
+        let limit = Limit::start(&[])?;
+        let child = command(&limit.target, &format!("{load} --processes 2"))?.spawn()?;
+        connected(&limit, 50).await?;
+        drop(limit);
+        let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await??;
+        let (code, report) = read(&output)?;
+        ensure!(code == Some(3) && report["ok"] == false, "{code:?} {report}");
+        let lost = report["errors"].as_object().context("errors")?;
+        let ended = |kind: &str| {
+            kind.starts_with("lost:") || kind.starts_with("connect:") || kind.starts_with("schedule:")
+        };
+        let told: u64 = lost.iter().filter(|(kind, _)| ended(kind)).filter_map(|(_, n)| n.as_u64()).sum();
+        ensure!(told >= 50, "each lost connection is told: {report}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_there_is_exit_code_3_with_the_kind() -> TestResult {
+    let mut target = Limit::start(&[])?.target;
+    target.pid = 0;
+    for load in ["connect --connections 3", "schedule --connections 2 --duration 1", "send --duration 1"] {
+        let (code, report) = bench(&target, load).await?;
+        ensure!(
+            code == Some(3) && report["errors"]["schedule:ConnectionRefused"].as_u64() > Some(0),
+            "{report}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interrupt_prints_what_there_is() -> TestResult {
+    for more in ["", " --processes 2"] {
+        let limit = Limit::start(&[])?;
+        let load = format!("connect --connections 40 --hold 600 --heartbeat 0.2{more}");
+        let mut child = command(&limit.target, &load)?.spawn()?;
+        connected(&limit, 40).await?;
+        // The load stage begins once all are welcomed; how far it is when the signal comes does not matter.
+        signal(child.id(), "INT")?;
+        let mut text = String::new();
+        let mut stdout = child.stdout.take().context("piped")?;
+        let read = tokio::task::spawn_blocking(move || stdout.read_to_string(&mut text).map(|_| text));
+        let text = wait::within("the report", read).await???;
+        let report: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
+        ensure!(report["interrupted"] == true && count(&report, "connections") == 40, "{report}");
+        child.wait()?;
+    }
+    Ok(())
+}
