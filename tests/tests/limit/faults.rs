@@ -9,7 +9,7 @@ use anyhow::{Context, ensure};
 use berth_tests::{TestResult, wait};
 use serde_json::Value;
 
-use crate::support::{Limit, bench, command, count, millis, read, signal};
+use crate::support::{Limit, Target, bench, command, count, millis, read, signal};
 
 /// Waits until so many connections to the server are established, as the kernel counts them.
 async fn connected(limit: &Limit, least: usize) -> TestResult {
@@ -65,9 +65,31 @@ async fn a_server_that_dies_in_the_middle_is_exit_code_3_and_counted() -> TestRe
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lost_come_back_where_that_is_asked_for() -> TestResult {
+    let limit = Limit::start(&[])?;
+    let port = limit.target.scheduler.trim_start_matches("http://").to_owned();
+    let child =
+        command(&limit.target, "connect --connections 50 --hold 4 --heartbeat 0.2 --reconnect")?.spawn()?;
+    connected(&limit, 50).await?;
+    drop(limit);
+    let again = Limit::start(&["--listen", &port])?;
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await??;
+    drop(again);
+    let (code, report) = read(&output)?;
+    let (lost, back) = (count(&report, "lost"), count(&report, "reconnected"));
+    ensure!(
+        lost > 0 && back == lost && count(&report, "heldAtEnd") + count(&report, "failed") == 50,
+        "{report}"
+    );
+    ensure!(code == Some(if count(&report, "failed") == 0 { 0 } else { 3 }), "{code:?} {report}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_there_is_exit_code_3_with_the_kind() -> TestResult {
-    let mut target = Limit::start(&[])?.target;
-    target.pid = 0;
+    // Nobody listens at port 1, and nobody has process id 0.
+    let nowhere = || "http://127.0.0.1:1".to_owned();
+    let target = Target { scheduler: nowhere(), logic: nowhere(), pid: 0 };
     for load in ["connect --connections 3", "schedule --connections 2 --duration 1", "send --duration 1"] {
         let (code, report) = bench(&target, load).await?;
         ensure!(

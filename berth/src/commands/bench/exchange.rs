@@ -204,6 +204,8 @@ impl Exchange {
 
     fn page(&mut self, fleet: &mut Fleet, nth: usize, page: PullResponse, now: Nanos) {
         self.receivers[nth].pulling = false;
+        // A server that has nothing where it said there is something would be asked for ever.
+        let more = !page.items.is_empty();
         for item in page.items {
             if item.seq != self.receivers[nth].cursor + 1 {
                 self.counts.gaps += 1;
@@ -222,7 +224,9 @@ impl Exchange {
             self.pulled.record(now.saturating_sub(message.intended));
             self.last = now;
         }
-        self.pull(fleet, nth);
+        if more {
+            self.pull(fleet, nth);
+        }
     }
 
     fn all_arrived(&self) -> bool {
