@@ -6,7 +6,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
 };
 
@@ -62,14 +62,9 @@ impl<T: Send + 'static> Log<T> {
     /// Hands over what was appended, once the disk is free; gives who waits no longer.
     pub fn turn(&mut self) -> Vec<T> {
         let mut done = Vec::new();
-        loop {
-            match self.synced.try_recv() {
-                Ok(batch) => {
-                    self.on_the_way -= 1;
-                    done.extend(batch.waiting);
-                }
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-            }
+        while let Ok(batch) = self.synced.try_recv() {
+            self.on_the_way -= 1;
+            done.extend(batch.waiting);
         }
         if self.on_the_way == 0 && !self.filling.waiting.is_empty() {
             self.on_the_way += 1;
