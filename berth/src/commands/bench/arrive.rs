@@ -353,9 +353,11 @@ impl Fleet {
         let peer = &mut self.peers[who];
         (peer.stream, peer.arrival, peer.step) = (None, None, Step::Gone);
         self.arriving -= 1;
-        self.latencies.failed += 1;
-        if self.plan.reconnect {
+        // Who was never in is not lost, and the connect stage has an end.
+        if self.plan.reconnect && self.peers[who].lived {
             self.again(who, now);
+        } else {
+            self.latencies.failed += 1;
         }
     }
 
