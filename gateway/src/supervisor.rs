@@ -192,7 +192,7 @@ impl Supervisor {
             }
             let pause = if lease.length_ms > 0 { lease.length_ms / 3 } else { FIRST_RENEWALS_MS };
             lease.renew_ms = now + pause.max(1);
-            let renew = to_logic::Message::Renew(RenewLease { sessions: connections });
+            let renew = to_logic::Message::Renew(RenewLease { sessions: connections, now_ms: now });
             if link.send(vec![ToLogic { message: Some(renew) }]).is_err() {
                 // The lease outlives two renewals that fail; a full link may take one sooner than a third of it.
                 lease.renew_ms = now + pause.clamp(1, FIRST_RENEWALS_MS);

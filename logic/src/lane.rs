@@ -156,6 +156,7 @@ async fn open(context: &Context, opens: Vec<(GatewayKey, wire::OpenSession)>, do
         gateway: gateway.clone(),
         handle: open.handle,
         announced: open.session_epoch,
+        said_ms: open.said_ms,
     });
     let users: Vec<String> = allowed.iter().map(|(_, open)| open.user_id.clone()).collect();
     let opened = match context.routes.register(openings.collect(), context.steady_now()).await {

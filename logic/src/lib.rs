@@ -24,6 +24,7 @@ mod http;
 mod ingest;
 pub mod kv;
 mod lane;
+mod lateness;
 mod logic;
 pub mod metrics;
 pub mod queue;

@@ -271,5 +271,6 @@ fn begin(
     tasks.spawn_thread("logic-sync", sync)?;
     tasks.spawn_thread("logic-sweep", sweep)?;
     let (gateways, metrics) = (context.gateways.clone(), context.metrics.clone());
-    Ok(Arc::new(Service { lanes, control, gateways, metrics }))
+    let steady = context.steady.clone();
+    Ok(Arc::new(Service { lanes, control, gateways, metrics, steady }))
 }

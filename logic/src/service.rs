@@ -3,7 +3,7 @@
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -15,8 +15,10 @@ use berth_proto::{
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use crate::{
+    context::Clock,
     gateways::{Down, Gateways},
     lane::Arrived,
+    lateness::Lateness,
     metrics::Metrics,
     routes::GatewayKey,
 };
@@ -41,6 +43,8 @@ pub(crate) struct Service {
     pub(crate) control: mpsc::Sender<Control>,
     pub(crate) gateways: Arc<Gateways>,
     pub(crate) metrics: Metrics,
+    /// The clock of leases and routes.
+    pub(crate) steady: Clock,
 }
 
 impl LogicService for Service {
@@ -63,6 +67,8 @@ impl LogicService for Service {
             gateways: self.gateways.clone(),
             metrics: self.metrics.clone(),
             turn: AtomicUsize::new(0),
+            lateness: Mutex::new(Lateness::new((self.steady)())),
+            steady: self.steady.clone(),
         })
     }
 }
@@ -77,9 +83,20 @@ struct UpLink {
     metrics: Metrics,
     /// Heartbeat batches are about many users and in no order: lanes take turns.
     turn: AtomicUsize,
+    lateness: Mutex<Lateness>,
+    steady: Clock,
 }
 
 impl UpLink {
+    /// When something was said, on our clock, from the time on the gateway's; 0: it was not told.
+    fn said(&self, said_ms: i64) -> i64 {
+        if said_ms == 0 {
+            return 0;
+        }
+        let now_ms = (self.steady)();
+        now_ms - self.lateness.lock().unwrap_or_else(PoisonError::into_inner).heard(said_ms, now_ms)
+    }
+
     fn lane(&self, message: &Up) -> usize {
         match message {
             Up::Open(open) => lane_of(&open.user_id),
@@ -92,6 +109,7 @@ impl UpLink {
     /// What was not taken, and why.
     fn pass(&self, message: Up) -> Option<(RefusedReason, Up)> {
         if let Up::Renew(renew) = message {
+            self.said(renew.now_ms);
             return match self.control.try_send(Control::Renew(self.key.clone(), renew)) {
                 Ok(()) => None,
                 Err(TrySendError::Full(_)) => Some((RefusedReason::Full, Up::Renew(renew))),
@@ -119,7 +137,15 @@ impl Link<wire::ToLogic> for UpLink {
         let mut reason = None;
         let mut full = [false; LANES];
         for wire::ToLogic { message } in batch {
-            let Some(message) = message else { continue };
+            let Some(mut message) = message else { continue };
+            // The gateway's clock ends here. What is handed back comes again: it must not be taken for ours then.
+            let on_theirs = match &mut message {
+                Up::Open(open) => {
+                    let said_ms = self.said(open.said_ms);
+                    std::mem::replace(&mut open.said_ms, said_ms)
+                }
+                _ => 0,
+            };
             let about_user = !matches!(message, Up::Refresh(_) | Up::Renew(_));
             let lane = if about_user { Some(self.lane(&message)) } else { None };
             // Once a lane refused, what follows for it in this batch must not overtake.
@@ -127,7 +153,10 @@ impl Link<wire::ToLogic> for UpLink {
                 Some(lane) if full[lane] => Some((RefusedReason::Full, message)),
                 _ => self.pass(message),
             };
-            if let Some((why, message)) = refused {
+            if let Some((why, mut message)) = refused {
+                if let Up::Open(open) = &mut message {
+                    open.said_ms = on_theirs;
+                }
                 if let Some(lane) = lane {
                     full[lane] = true;
                 }
@@ -195,7 +224,8 @@ mod tests {
         let (control, _controls) = mpsc::channel(3);
         let metrics = no_metrics();
         let gateways = Arc::new(Gateways::new(metrics.clone()));
-        let service = Service { lanes, control, gateways, metrics };
+        let steady: Clock = Arc::new(|| 0);
+        let service = Service { lanes, control, gateways, metrics, steady };
         let attach = wire::AttachGateway { gateway_id: "g".to_owned(), boot: 1 };
         let link = service.attach(attach, Arc::new(Nowhere));
 

@@ -169,10 +169,16 @@ impl Core {
         loop {
             let took = self.snapshot(&mut silence);
             let pause = (took * 9).max(interval / 10);
+            let due_ms = self.clock.monotonic_ms() + millis(pause.max(interval));
             tokio::time::sleep(pause).await;
             tokio::select! {
                 () = self.urgent.notified() => {}
                 () = tokio::time::sleep(interval.saturating_sub(pause)) => {}
+            }
+            let now_ms = self.clock.monotonic_ms();
+            if let Some(away_ms) = away(due_ms, now_ms) {
+                tracing::info!(away_ms, "this scheduler stood still; the gateways' silence meanwhile is not held against them");
+                lock(&self.table).forgive(away_ms, now_ms);
             }
         }
     }
@@ -198,6 +204,17 @@ impl Core {
         self.metrics.snapshot_seconds.record(took);
         took
     }
+}
+
+/// For how long this process stood still, if it did: stopped, swapped out, on a machine that slept. What is shorter than a
+/// report interval makes nobody look silent.
+fn away(due_ms: i64, now_ms: i64) -> Option<i64> {
+    let late_ms = now_ms - due_ms;
+    (late_ms > REPORT_INTERVAL_MS).then_some(late_ms)
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn settled(first_report_ms: Option<i64>, now_ms: i64) -> Result<(), u32> {
@@ -244,6 +261,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slow_moment_is_no_absence() {
+        assert_eq!(away(1_000, 900), None, "woken before");
+        assert_eq!(away(1_000, 1_500), None);
+        assert_eq!(away(1_000, 11_000), Some(10_000));
+    }
 
     #[test]
     fn settled_one_interval_after_the_first_report() {

@@ -83,6 +83,7 @@ pub fn logic(config: &Config, auth: &Auth, store: StoreChoice) -> anyhow::Result
         inbox_lifetime: Duration::from_secs(u64::from(logic.inbox_lifetime_hours) * 3_600),
         partitions: logic.partitions,
         sessions_per_user: usize::try_from(logic.sessions_per_user).unwrap_or(usize::MAX),
+        lease: Duration::from_secs(logic.lease_seconds.into()),
         os_boot_id,
         ..berth_logic::Config::new(logic.id.clone(), store, auth.service_key.clone())
     })

@@ -180,6 +180,8 @@ pub struct Logic {
     pub inbox_lifetime_hours: u32,
     /// Devices of one user that may be connected at a time; those above are refused with 4506.
     pub sessions_per_user: u32,
+    /// A gateway that logic hears nothing of for so many seconds counts as dead, and its users as offline.
+    pub lease_seconds: u32,
 }
 
 impl Default for Logic {
@@ -193,6 +195,7 @@ impl Default for Logic {
             partitions: 16,
             inbox_lifetime_hours: 7 * 24,
             sessions_per_user: 32,
+            lease_seconds: 15,
         }
     }
 }
@@ -301,6 +304,8 @@ impl Config {
         range("logic.node", self.logic.node.into(), 0, 1_023);
         range("logic.partitions", self.logic.partitions.into(), 1, 1_024);
         range("gateway.pending_handshakes", self.gateway.pending_handshakes.into(), 1, 10_000_000);
+        // A gateway whose link breaks without a word notices after 4 s and dials again within 1 s: nobody is to go offline for that.
+        range("logic.lease_seconds", self.logic.lease_seconds.into(), 6, 3_600);
         range("logic.sessions_per_user", self.logic.sessions_per_user.into(), 1, 10_000);
         range("logic.inbox_lifetime_hours", self.logic.inbox_lifetime_hours.into(), 1, 24 * 3_650);
         problems.extend(self.gateway.limit_problems());

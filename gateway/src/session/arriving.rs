@@ -104,7 +104,8 @@ impl Arriving {
         let Some(logic) = rendezvous::choose(&ticket.user_id, &cx.env.logics) else {
             return Err(Goodbye::overloaded(cx.rng).because("no logic is attached"));
         };
-        cx.ups.logic.push((logic, to_logic::Message::Open(identity.open(cx.handle, 0))));
+        let open = identity.open(cx.handle, 0, cx.now.steady_ms);
+        cx.ups.logic.push((logic, to_logic::Message::Open(open)));
         self.deadline_ms = after(cx.now, cx.env.timeouts.open);
         let auth_deadline_ms = on_steady_scale(cx.now, ticket.auth_expires_at_ms);
         let opening = Opening { identity, logic, auth_deadline_ms, outlook: Outlook::default() };

@@ -58,7 +58,8 @@ impl Identity {
         &self.text[self.end(2)..]
     }
 
-    pub(super) fn open(&self, handle: u64, session_epoch: u64) -> link::OpenSession {
+    /// `said_ms`: when the hello was complete, where that still matters.
+    pub(super) fn open(&self, handle: u64, session_epoch: u64, said_ms: i64) -> link::OpenSession {
         link::OpenSession {
             handle,
             user_id: self.user().to_owned(),
@@ -66,6 +67,7 @@ impl Identity {
             platform: self.platform().to_owned(),
             app_version: self.app_version().to_owned(),
             session_epoch,
+            said_ms,
         }
     }
 
@@ -306,7 +308,7 @@ impl Identified {
     }
 
     pub(super) fn reannounce(&self, logic: u8, handle: u64) -> Option<to_logic::Message> {
-        (self.logic == logic).then(|| to_logic::Message::Open(self.identity.open(handle, self.epoch)))
+        (self.logic == logic).then(|| to_logic::Message::Open(self.identity.open(handle, self.epoch, 0)))
     }
 
     pub(super) fn notify(&mut self, cx: &Cx<'_>, inbox_seq: u64, conversations: &[ConversationSeq]) -> bool {

@@ -182,6 +182,7 @@ macro_rules! every_check {
             routes: [
                 check_register_and_replace,
                 check_a_late_close_touches_nothing,
+                check_a_late_opening_takes_nobodys_place,
                 check_announcing_again,
                 check_a_lease_that_ends,
                 check_reopening_gives_a_lease_of_grace,

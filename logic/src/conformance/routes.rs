@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{LEASE_MS, NOW, Place};
-use crate::routes::{DEVICES, GatewayKey, Opened, Opening, Route, Routes};
+use crate::routes::{DEVICES, LATE_MS, GatewayKey, Opened, Opening, Route, Routes};
 
 pub(super) fn gateway(id: &str, boot: u64) -> GatewayKey {
     GatewayKey { id: id.to_owned(), boot }
@@ -17,6 +17,7 @@ pub(super) fn opening(user: &str, device: &str, gateway: &GatewayKey, handle: u6
         gateway: gateway.clone(),
         handle,
         announced: 0,
+        said_ms: 0,
     }
 }
 
@@ -94,6 +95,42 @@ pub(super) async fn check_a_late_close_touches_nothing(place: &dyn Place) {
     assert!(live(&routes, "alice").await.is_empty());
     assert!(!routes.close("alice", "d", second).await.expect("closes"));
     assert!(epoch(&routes, opening("alice", "d", &one, 3), NOW).await > second, "also after a close");
+}
+
+pub(super) async fn check_a_late_opening_takes_nobodys_place(place: &dyn Place) {
+    let routes = place.routes(NOW);
+    let (one, two) = (gateway("g1", 1), gateway("g2", 1));
+    let said = |gateway: &GatewayKey, handle, said_ms| Opening {
+        said_ms,
+        ..opening("alice", "d", gateway, handle)
+    };
+    let late = NOW + LATE_MS + 100;
+    let first = epoch(&routes, said(&two, 1, NOW + 50), NOW + 60).await;
+    assert_eq!(open(&routes, said(&one, 2, NOW), late).await, Opened::Stale, "said earlier, came later");
+    assert_eq!(live(&routes, "alice").await[0].epoch, first);
+    let other = Opening { device: "d2".to_owned(), ..said(&one, 3, NOW) };
+    assert!(epoch(&routes, other, late).await > first, "another device is not concerned");
+
+    // What the gateway announces again keeps its place, and its time.
+    let again = Opening { announced: first, ..said(&two, 1, 0) };
+    assert_eq!(open(&routes, again, late).await, Opened::Registered { epoch: first, replaced: None });
+    assert_eq!(open(&routes, said(&one, 4, NOW), late).await, Opened::Stale);
+
+    // Nothing else is refused: what is not late, what was said later, what nobody knows the time of.
+    let mut newest = first;
+    for (handle, said_ms, now) in
+        [(5, NOW + 49, NOW + 49 + LATE_MS), (6, NOW + 50, late), (7, 0, late), (8, NOW, late)]
+    {
+        let opened = open(&routes, said(&one, handle, said_ms), now).await;
+        let Opened::Registered { epoch, replaced: Some(old) } = opened else {
+            panic!("{handle}: {opened:?}")
+        };
+        assert_eq!(old.epoch, newest);
+        newest = epoch;
+    }
+    // Before a clock went back: nobody is locked out until it comes there again.
+    epoch(&routes, said(&one, 9, NOW + 1_000_000), NOW + 1_000_000).await;
+    assert!(matches!(open(&routes, said(&two, 10, NOW), late).await, Opened::Registered { .. }));
 }
 
 pub(super) async fn check_announcing_again(place: &dyn Place) {

@@ -11,7 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::{Connection, Connections, DEVICES, GatewayKey, Opened, Opening, Route, Routes, RoutesError};
+use super::{Connection, Connections, DEVICES, LATE_MS, GatewayKey, Opened, Opening, Route, Routes, RoutesError};
 use crate::kv::{Batch, Direction, Durability, Key, Kv, KvError, Space, Txn, decode, last_number};
 
 /// Session epochs reserved by one durable write: a restart skips at most these.
@@ -81,6 +81,9 @@ struct DeviceRow {
     handle: u64,
     #[prost(uint64, tag = "5")]
     epoch: u64,
+    /// When its client said hello; 0: not known.
+    #[prost(int64, tag = "6")]
+    said_ms: i64,
 }
 
 /// A [`UserRow`] of which only the places are read: the rest is passed over.
@@ -233,6 +236,7 @@ impl KvRoutes {
         table: &mut Table,
         opening: Opening,
         lease: u64,
+        now_ms: i64,
     ) -> Result<Opened, KvError> {
         let key = user_key(&opening.user);
         let mut row: UserRow = txn.message(self.space, key.bytes())?.unwrap_or_default();
@@ -242,6 +246,7 @@ impl KvRoutes {
             (0, None) if row.devices.len() >= self.devices => {
                 return Ok(Opened::TooManyDevices(self.devices));
             }
+            (0, Some(place)) if overtaken(&opening, &row.devices[place], now_ms) => return Ok(Opened::Stale),
             (0, _) => self.number(table, 0)?,
             (announced, Some(place)) if row.devices[place].epoch > announced => return Ok(Opened::Stale),
             (announced, _) => {
@@ -251,6 +256,7 @@ impl KvRoutes {
             }
         };
         let old = place.map(|place| row.devices.swap_remove(place));
+        let known_ms = old.as_ref().filter(|old| old.epoch == epoch).map_or(0, |old| old.said_ms);
         // The same connection opened again (its answer was lost) or announced again replaces nobody.
         let old = old.filter(|old| old.epoch != epoch && (old.lease, old.handle) != (lease, opening.handle));
         row.devices.push(DeviceRow {
@@ -259,6 +265,7 @@ impl KvRoutes {
             lease,
             handle: opening.handle,
             epoch,
+            said_ms: if opening.said_ms > 0 { opening.said_ms } else { known_ms },
         });
         txn.put_message(self.space, key, &row);
         Ok(Opened::Registered { epoch, replaced: old.and_then(|old| route(&table.alive, old)) })
@@ -295,7 +302,7 @@ impl Routes for KvRoutes {
         let opened = openings
             .into_iter()
             .zip(leases)
-            .map(|(opening, lease)| self.open_one(&mut txn, &mut table, opening, lease))
+            .map(|(opening, lease)| self.open_one(&mut txn, &mut table, opening, lease, now_ms))
             .collect::<Result<_, _>>()?;
         txn.commit(Durability::Buffered)?;
         Ok(opened)
@@ -386,6 +393,13 @@ impl Routes for KvRoutes {
         let mut table = self.table();
         self.end(&mut table, now_ms, |_, lease| lease.expires_at_ms <= now_ms).map_err(RoutesError::from)
     }
+}
+
+/// Whether a late opening was overtaken by the session that is there. A time that is still to come is of a clock that went
+/// back while nothing ran: it tells nothing.
+fn overtaken(late: &Opening, there: &DeviceRow, now_ms: i64) -> bool {
+    let is_late = late.said_ms > 0 && now_ms - late.said_ms > LATE_MS;
+    is_late && late.said_ms < there.said_ms && there.said_ms <= now_ms
 }
 
 fn user_key(user: &str) -> Key {

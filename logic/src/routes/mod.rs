@@ -12,6 +12,11 @@ use thiserror::Error;
 pub use self::kv::KvRoutes;
 use crate::kv::KvError;
 
+/// An opening that took longer than this from the client's hello to here, in milliseconds, is late: what came meanwhile of the
+/// same device may be newer. Below it the order of arrival decides, since the times of two gateways are compared only as well
+/// as a link's delay is known.
+pub const LATE_MS: i64 = 250;
+
 /// Devices of one user that may be connected at a time unless configured: more than anybody owns, and few enough that a
 /// message to a user, which costs a notify for each, stays cheap.
 pub const DEVICES: usize = 32;
@@ -75,6 +80,8 @@ pub struct Opening {
     pub handle: u64,
     /// 0: a new session; else one that the gateway holds already, under this epoch.
     pub announced: u64,
+    /// When its client said hello, on the clock of the times given here; 0: not known.
+    pub said_ms: i64,
 }
 
 /// What became of an [`Opening`].
@@ -109,7 +116,8 @@ pub trait Routes: Send + Sync {
     /// has one process.
     async fn attach(&self, gateway: &GatewayKey, now_ms: i64) -> Result<(), RoutesError>;
 
-    /// Registers sessions, in order, in one atomic step.
+    /// Registers sessions, in order, in one atomic step. A new one takes the place of the device's earlier one, unless it was
+    /// under way for longer than [`LATE_MS`] and the other's client said hello after its own.
     async fn register(&self, openings: Vec<Opening>, now_ms: i64) -> Result<Vec<Opened>, RoutesError>;
 
     /// Removes the route of a session; a newer one of the device stays. Whether one was removed.

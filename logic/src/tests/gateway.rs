@@ -116,14 +116,19 @@ impl Gateway {
         handle: u64,
         session_epoch: u64,
     ) -> wire::SessionOpened {
-        let open = wire::OpenSession {
+        self.ask_to_open(wire::OpenSession {
             handle,
             user_id: user.to_owned(),
             device_id: device.to_owned(),
             platform: "web".to_owned(),
             session_epoch,
             ..Default::default()
-        };
+        })
+        .await
+    }
+
+    pub(super) async fn ask_to_open(&self, open: wire::OpenSession) -> wire::SessionOpened {
+        let handle = open.handle;
         self.say(Up::Open(open));
         let opened = |message: &Down| match message {
             Down::Opened(opened) if opened.handle == handle => Some(opened.clone()),
@@ -141,7 +146,7 @@ impl Gateway {
     }
 
     pub(super) async fn renew(&self, sessions: u64) -> wire::LeaseRenewed {
-        self.say(Up::Renew(wire::RenewLease { sessions }));
+        self.say(Up::Renew(wire::RenewLease { sessions, ..Default::default() }));
         let renewed = |message: &Down| match message {
             Down::Lease(renewed) => Some(*renewed),
             _ => None,

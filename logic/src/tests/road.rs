@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use berth_proto::client::{self, request::Method, response::Result as Answer, target::To};
+use berth_proto::{
+    client::{self, request::Method, response::Result as Answer, target::To},
+    wire::{self, to_logic::Message as Up},
+};
 
 use super::{
     KEY, config,
@@ -126,6 +129,33 @@ async fn the_older_session_of_a_device_is_closed_on_its_gateway() {
     new.notified(1).await;
     new.close();
     until("she goes offline", async || (!bob.online("alice").await).then_some(())).await;
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn an_opening_that_was_held_up_does_not_replace_what_came_meanwhile() {
+    let logic = in_memory().await;
+    let (one, two) = (Gateway::attach(&logic, "g1", 1), Gateway::attach(&logic, "g2", 1));
+    // Their clocks have nothing in common.
+    let (now_one, now_two) = (77_000_000, 5_000);
+    for (gateway, now_ms) in [(&one, now_one), (&two, now_two)] {
+        gateway.say(Up::Renew(wire::RenewLease { sessions: 0, now_ms }));
+    }
+    let open = |handle, said_ms| wire::OpenSession {
+        handle,
+        user_id: "alice".to_owned(),
+        device_id: "d".to_owned(),
+        said_ms,
+        ..Default::default()
+    };
+    let newer = two.ask_to_open(open(1, now_two)).await;
+    assert!(newer.session_epoch > 0, "{newer:?}");
+    let held_up = one.ask_to_open(open(1, now_one - 2_000)).await;
+    assert_eq!((held_up.close_code, held_up.session_epoch), (4504, 0), "said 2 s before it came");
+    let bob = one.open("bob", "d", 2).await;
+    assert!(bob.online("alice").await);
+    let newest = one.ask_to_open(open(3, now_one + 60_000)).await;
+    assert!(newest.session_epoch > newer.session_epoch, "{newest:?}");
     logic.stop().await;
 }
 

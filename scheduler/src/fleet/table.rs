@@ -127,6 +127,13 @@ impl Table {
         Ok(urgent)
     }
 
+    /// This scheduler itself was away for `away_ms` until `now_ms`, and could hear nobody: nobody was silent for that time.
+    pub fn forgive(&mut self, away_ms: i64, now_ms: i64) {
+        for Entry { load, .. } in &mut self.entries {
+            load.reported_at_ms = load.reported_at_ms.saturating_add(away_ms).min(now_ms);
+        }
+    }
+
     /// How many gateways are known.
     #[must_use]
     pub fn len(&self) -> usize {

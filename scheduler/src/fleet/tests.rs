@@ -108,6 +108,19 @@ fn every_state() {
 }
 
 #[test]
+fn who_could_not_be_heard_was_not_silent() {
+    let mut table = table(&[report("g1", "stable", "", ""), report("g2", "stable", "", "")]);
+    // Away from 300 to 60,300; of the second a report was read first thing after.
+    table.take(1, &report("g2", "stable", "", ""), 60_310).expect("valid");
+    table.forgive(60_000, 60_320);
+    let fleet = table.snapshot(60_320, SLOW_START_MS);
+    assert_eq!(fleet.candidates.len(), 2);
+    let fleet = table.snapshot(60_320 + STALE_AFTER_MS, SLOW_START_MS);
+    assert_eq!(state_of(&fleet, "g1"), Some(State::Stale), "from then on silence is silence");
+    assert_eq!(state_of(&fleet, "g2"), Some(State::Assignable), "and no report is from the future");
+}
+
+#[test]
 fn a_fleet_that_falls_silent_at_once_is_still_believed_to_serve() {
     let reports: Vec<_> = (0..10).map(|n| report(&format!("g{n}"), "stable", "", "")).collect();
     let mut table = table(&reports);
