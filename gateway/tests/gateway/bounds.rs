@@ -1,6 +1,7 @@
 //! What a peer that misbehaves, or is no longer there, may cost.
 
 use std::{
+    collections::BTreeMap,
     io::{Read, Write},
     net::TcpStream,
     time::{Duration, Instant},
@@ -95,7 +96,7 @@ fn fill(site: &Site, user: &str) -> crate::support::client::Client {
             taken = (now, Instant::now());
         }
         let blocked = site.metrics.counter("berth_gateway_writes_blocked_total") > 0;
-        blocked && taken.1.elapsed() > Duration::from_millis(300)
+        blocked && taken.1.elapsed() > Duration::from_millis(1_000)
     });
     client
 }
@@ -113,24 +114,27 @@ fn notifies_for_a_peer_that_does_not_read_merge_into_one() {
     other.heartbeat();
     assert!(matches!(other.frame(), Frame::HeartbeatAck(_)));
     let merged = || site.metrics.counter("berth_gateway_notifies_total{outcome=\"merged\"}");
-    eventually("all but the first are merged", || merged() == 9_999);
-    let (mut answered, mut told) = (0, None);
-    while answered < 16 || told.is_none() {
+    // Should the kernel take a little more after all, another goes out between.
+    eventually("nearly all are merged", || merged() >= 9_990);
+    let (mut answered, mut told, mut newest) = (0, 0, BTreeMap::new());
+    let mut inbox_seq = 0;
+    while answered < 16 || inbox_seq < 10_000 {
         match client.frame() {
             Frame::Response(response) => {
                 answered += 1;
                 assert_eq!(response.id, answered, "in order");
             }
-            Frame::Notify(notify) if told.is_none() => told = Some(notify),
+            Frame::Notify(notify) => {
+                assert!(notify.inbox_seq > inbox_seq && !notify.sync_all);
+                (inbox_seq, told) = (notify.inbox_seq, told + 1);
+                newest.extend(notify.conversations.iter().map(|one| (one.conversation_id, one.seq)));
+            }
             other => panic!("{other:?}"),
         }
     }
-    let told = told.expect("it was told");
-    let expected: Vec<_> = [(0, 9_999), (1, 10_000), (2, 9_998)]
-        .map(|(conversation_id, seq)| ConversationSeq { conversation_id, seq })
-        .into();
-    assert_eq!((told.inbox_seq, told.sync_all, told.conversations), (10_000, false, expected));
-    assert!(site.metrics.counter("berth_gateway_frames_sent_total{kind=\"notify\"}") == 1);
+    assert_eq!(newest, BTreeMap::from([(0, 9_999), (1, 10_000), (2, 9_998)]));
+    assert!(told <= 10, "{told} notifies");
+    assert_eq!(site.metrics.counter("berth_gateway_frames_sent_total{kind=\"notify\"}"), told);
     client.heartbeat();
     assert!(matches!(client.frame(), Frame::HeartbeatAck(ack) if ack.inbox_seq == 10_000), "reading goes on");
 }
