@@ -38,6 +38,7 @@ async fn measure(engine: &str, kv: Arc<dyn Kv>, users: usize) {
             gateway: GatewayKey { id: format!("gw-{}", n % 3), boot: 1 },
             handle: handles << 32 | n,
             announced: 0,
+            said_ms: 0,
         };
         routes.register(part.iter().zip(0..).map(open).collect(), 0).await.expect("registers");
     }

@@ -112,8 +112,6 @@ const NOT_CAUSED: [(&str, &str); 19] = [
         "berth_logic_messages_failed_total",
         "needs a sender removed between accept and commit: logic/src/tests",
     ),
-    ("berth_gateway_limited_total", "needs many connections: tests/tests/road/noisy.rs"),
-    ("berth_logic_sessions_refused_total", "needs many devices: tests/tests/road/noisy.rs"),
     ("berth_logic_lane_full_total", "needs a lane of 1,024 waiting messages"),
     ("berth_logic_leases_expired_total", "needs a gateway silent for 15 s: logic/src/tests/faults.rs"),
     ("berth_logic_inbox_rows_expired_total", "needs rows an hour old: logic/src/conformance/store.rs"),
