@@ -102,6 +102,11 @@ impl Fleet {
         self.queue = (0..u32::try_from(self.peers.len()).unwrap_or(u32::MAX)).filter(wants).collect();
     }
 
+    /// Counts heartbeats from now on: those sent while others still connect are not the load's.
+    pub fn forget_heartbeats(&mut self) {
+        self.latencies.heartbeat = Histogram::default();
+    }
+
     /// How many still have to get in, or to fail.
     pub fn outside(&self) -> usize {
         self.queue.len() + self.arriving + self.later.len()
