@@ -177,7 +177,10 @@ impl Core {
             }
             let now_ms = self.clock.monotonic_ms();
             if let Some(away_ms) = away(due_ms, now_ms) {
-                tracing::info!(away_ms, "this scheduler stood still; the gateways' silence meanwhile is not held against them");
+                tracing::info!(
+                    away_ms,
+                    "this scheduler stood still; the gateways' silence meanwhile is not held against them"
+                );
                 lock(&self.table).forgive(away_ms, now_ms);
             }
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{LEASE_MS, NOW, Place};
-use crate::routes::{DEVICES, LATE_MS, GatewayKey, Opened, Opening, Route, Routes};
+use crate::routes::{DEVICES, GatewayKey, LATE_MS, Opened, Opening, Route, Routes};
 
 pub(super) fn gateway(id: &str, boot: u64) -> GatewayKey {
     GatewayKey { id: id.to_owned(), boot }
@@ -100,10 +100,8 @@ pub(super) async fn check_a_late_close_touches_nothing(place: &dyn Place) {
 pub(super) async fn check_a_late_opening_takes_nobodys_place(place: &dyn Place) {
     let routes = place.routes(NOW);
     let (one, two) = (gateway("g1", 1), gateway("g2", 1));
-    let said = |gateway: &GatewayKey, handle, said_ms| Opening {
-        said_ms,
-        ..opening("alice", "d", gateway, handle)
-    };
+    let said =
+        |gateway: &GatewayKey, handle, said_ms| Opening { said_ms, ..opening("alice", "d", gateway, handle) };
     let late = NOW + LATE_MS + 100;
     let first = epoch(&routes, said(&two, 1, NOW + 50), NOW + 60).await;
     assert_eq!(open(&routes, said(&one, 2, NOW), late).await, Opened::Stale, "said earlier, came later");

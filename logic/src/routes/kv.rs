@@ -11,7 +11,9 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::{Connection, Connections, DEVICES, LATE_MS, GatewayKey, Opened, Opening, Route, Routes, RoutesError};
+use super::{
+    Connection, Connections, DEVICES, GatewayKey, LATE_MS, Opened, Opening, Route, Routes, RoutesError,
+};
 use crate::kv::{Batch, Direction, Durability, Key, Kv, KvError, Space, Txn, decode, last_number};
 
 /// Session epochs reserved by one durable write: a restart skips at most these.
