@@ -165,6 +165,7 @@ impl Connection {
             if self.output.is_some() {
                 return Verdict::Stay;
             }
+            self.session.all_written(cx);
             if stop == Stop::Full {
                 fresh = 0;
                 continue;

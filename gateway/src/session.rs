@@ -7,6 +7,9 @@ mod frames;
 mod goodbye;
 mod identified;
 mod in_flight;
+mod leaving;
+mod limited;
+mod unanswered;
 mod wire;
 
 #[cfg(test)]
@@ -22,12 +25,12 @@ use berth_proto::{
     frame::{FrameError, decode_client},
     limits, wire as link,
 };
-use link::{to_gateway, to_logic};
+use link::to_gateway;
 
 use crate::{
     clock::Now,
     config::Timeouts,
-    metrics::{Closed, FrameIn, Limited},
+    metrics::{Closed, FrameIn},
     ws::{self, Event},
 };
 use arriving::Arriving;
@@ -45,9 +48,6 @@ const OUTPUT_PAUSE: usize = 64 * 1024;
 /// A peer that takes its last bytes slowly has so many lingers for all of them: half a minute at the default, in which
 /// even a bad mobile link takes the few frames that were unsent.
 const LINGERS: i64 = 6;
-
-/// Who is closed with 4007 comes back no sooner than this, in milliseconds.
-const FLOOD_RETRY_MS: u32 = 1_000;
 
 /// Why [`Session::receive`] stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,27 +94,6 @@ impl Session {
             assembly: None,
             blocked_ms: 0,
             frames_due_us: 0,
-        }
-    }
-
-    /// Whether its hello is still to come.
-    pub(crate) fn pending(&self) -> bool {
-        matches!(&self.stage, Stage::Arriving(arriving) if !arriving.waits())
-    }
-
-    /// Bytes of memory held for the fragments of a message.
-    pub(crate) fn assembled(&self) -> usize {
-        self.assembly.as_ref().map_or(0, |assembly| assembly.memory())
-    }
-
-    /// Too many have not said hello: unless this one has, it is dropped with a word.
-    pub(crate) fn crowd_out(&mut self, cx: &mut Cx<'_>) {
-        if self.pending() {
-            cx.env.metrics.limited.one(Limited::PendingHandshakes);
-            let goodbye = Goodbye::overloaded(cx.rng).because("too many connections have not said hello");
-            self.close(cx, goodbye);
-            // Without waiting for its end: it had its time.
-            self.stage = Stage::Gone;
         }
     }
 
@@ -173,14 +152,6 @@ impl Session {
                 Some(0)
             }
         }
-    }
-
-    fn too_many_frames(&mut self, cx: &mut Cx<'_>, wait_ms: u32) {
-        cx.env.metrics.limited.one(Limited::Frames);
-        // Whoever floods by mistake does not come back in a circle.
-        let retry_after_ms = wait_ms.max(FLOOD_RETRY_MS);
-        let goodbye = Goodbye::new(CloseCode::RateLimited).because("too many frames a second");
-        self.close(cx, goodbye.retry_after(retry_after_ms));
     }
 
     fn negotiate(&mut self, cx: &mut Cx<'_>, input: &[u8]) -> Option<usize> {
@@ -310,6 +281,13 @@ impl Session {
         }
     }
 
+    /// Everything is written: requests that waited for that go on.
+    pub(crate) fn all_written(&mut self, cx: &mut Cx<'_>) {
+        if let Stage::Identified(session) = &mut self.stage {
+            session.forward_parked(cx);
+        }
+    }
+
     /// The frame of the notify that is pending, if it is about the inbox alone: most are. [`Session::told_inbox`] follows
     /// once it is written.
     pub(crate) fn inbox_notify<'a>(&self, frames: &'a mut Frames) -> Option<&'a [u8]> {
@@ -335,103 +313,6 @@ impl Session {
         }
     }
 
-    /// Logic's link did not take the connection's OpenSession.
-    pub(crate) fn open_refused(&mut self, cx: &mut Cx<'_>) {
-        if let Stage::Arriving(arriving) = &mut self.stage {
-            arriving.forget_opening();
-            let goodbye = Goodbye::overloaded(cx.rng).because("logic is not reachable");
-            self.close(cx, goodbye);
-        }
-    }
-
-    /// Logic's link did not take the request of that number.
-    pub(crate) fn request_refused(&mut self, cx: &mut Cx<'_>, number: u32) {
-        if let Stage::Identified(session) = &mut self.stage {
-            session.on_refused(cx, self.wire, number);
-            self.leave_when_answered(cx);
-        }
-    }
-
-    /// Whether something of this connection waits for an answer of the logic with that index.
-    pub(crate) fn waits_for(&self, logic: u8) -> bool {
-        match &self.stage {
-            Stage::Arriving(arriving) => arriving.opens_at(logic),
-            Stage::Identified(session) => session.waits_for(logic),
-            Stage::Closing { .. } | Stage::Gone => false,
-        }
-    }
-
-    /// The link to its logic broke: the answers it waits for will not come.
-    pub(crate) fn unanswered(&mut self, cx: &mut Cx<'_>) {
-        match &mut self.stage {
-            Stage::Arriving(_) => {
-                let goodbye = Goodbye::overloaded(cx.rng).because("the link to logic broke");
-                self.close(cx, goodbye);
-            }
-            Stage::Identified(session) => {
-                session.give_up(cx, self.wire, "the link to logic broke before it answered");
-                self.leave_when_answered(cx);
-            }
-            Stage::Closing { .. } | Stage::Gone => {}
-        }
-    }
-
-    /// No scheduler took the question where the connection belongs.
-    pub(crate) fn redirect_refused(&mut self, cx: &mut Cx<'_>) {
-        if let Stage::Arriving(arriving) = &self.stage
-            && arriving.redirecting()
-        {
-            self.close(cx, Goodbye::new(CloseCode::TicketExpired).because("no scheduler answers"));
-        }
-    }
-
-    /// The gateway drains: says 4001 now, or after the requests in flight are answered.
-    pub(crate) fn evict(&mut self, cx: &mut Cx<'_>, retry_after_ms: u32) {
-        match &mut self.stage {
-            Stage::Identified(session) => {
-                session.leave(retry_after_ms);
-                self.leave_when_answered(cx);
-            }
-            Stage::Arriving(_) => {
-                self.close(cx, Goodbye::new(CloseCode::Draining).retry_after(retry_after_ms))
-            }
-            // Its goodbye is written: at a stop it is not waited for as long as otherwise.
-            Stage::Closing { deadline_ms, .. } if self.blocked_ms == 0 => {
-                *deadline_ms = (*deadline_ms).min(cx.now.steady_ms.saturating_add(cx.env.linger_ms(true)));
-            }
-            Stage::Closing { .. } | Stage::Gone => {}
-        }
-    }
-
-    /// The gateway is about to end: says so to each request that waits, and 4001.
-    pub(crate) fn dismiss(&mut self, cx: &mut Cx<'_>, retry_after_ms: u32) {
-        if let Stage::Identified(session) = &mut self.stage {
-            session.give_up(cx, self.wire, "the gateway stops before logic answered");
-        }
-        self.evict(cx, retry_after_ms);
-    }
-
-    fn leave_when_answered(&mut self, cx: &mut Cx<'_>) {
-        if let Stage::Identified(session) = &self.stage
-            && let Some(retry_after_ms) = session.ready_to_leave()
-        {
-            self.close(cx, Goodbye::new(CloseCode::Draining).retry_after(retry_after_ms));
-        }
-    }
-
-    /// Whether it is a session of the logic with that index.
-    pub(crate) fn is_of(&self, logic: u8) -> bool {
-        matches!(&self.stage, Stage::Identified(session) if session.is_of(logic))
-    }
-
-    /// The OpenSession that tells a forgetful logic (the one with that index) of this session again.
-    pub(crate) fn reannounce(&self, logic: u8, handle: u64) -> Option<to_logic::Message> {
-        match &self.stage {
-            Stage::Identified(session) => session.reannounce(logic, handle),
-            _ => None,
-        }
-    }
-
     /// The peer took nothing, or only a part, of what was written: it still has to take the rest.
     pub(crate) fn blocked(&mut self, cx: &Cx<'_>) {
         if self.blocked_ms == 0 {
@@ -451,6 +332,9 @@ impl Session {
         self.linger(cx);
         // We did not read meanwhile: the silence was ours, and taking bytes is a sign of life.
         self.lives(cx.now);
+        if let Stage::Identified(session) = &mut self.stage {
+            session.unblocked(cx.now);
+        }
     }
 
     /// Counts the linger from now, if everything is said.

@@ -62,7 +62,8 @@ impl Turnstiles {
 /// its caller and goes on where it stood.
 ///
 /// # Errors
-/// INVALID_ARGUMENT for a bad id, FAILED_PRECONDITION at a limit, UNAVAILABLE when the store fails.
+/// INVALID_ARGUMENT for a bad id, FAILED_PRECONDITION at a limit, RESOURCE_EXHAUSTED for a user who comes and goes faster
+/// than spread, UNAVAILABLE when the store fails.
 pub(crate) async fn put(
     context: &Context,
     group_id: &str,
@@ -254,17 +255,16 @@ fn answer(group: store::Group) -> Group {
 
 fn refusal(group_id: &str, refused: &Refusal) -> client::Error {
     let Limits { members, groups } = LIMITS;
-    ErrorCode::FailedPrecondition.error(match refused {
-        Refusal::GroupFull => {
-            format!("group {group_id} would have more than {members} members; split it")
-        }
-        Refusal::TooManyGroups(user) => {
-            format!("user {user} is in {groups} groups, as many as may be; users before this one are done, repeat without this one")
-        }
-        Refusal::TooOften(user) => {
-            format!("user {user} came and went faster than group {group_id} could be delivered; repeat later")
-        }
-    })
+    match refused {
+        Refusal::GroupFull => ErrorCode::FailedPrecondition
+            .error(format!("group {group_id} would have more than {members} members; split it")),
+        Refusal::TooManyGroups(user) => ErrorCode::FailedPrecondition.error(format!(
+            "user {user} is in {groups} groups, as many as may be; some of the others are changed already: repeat without this one"
+        )),
+        Refusal::TooOften(user) => ErrorCode::ResourceExhausted.error(format!(
+            "user {user} came and went faster than group {group_id} could be delivered; repeat later"
+        )),
+    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@
 //! inbox may hold his message 5 of a conversation before another's message 4. That is not disorder: everybody agrees on
 //! which message is which seq. Rows of one sender, and rows from the other side, must grow.
 
+pub mod groups;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,

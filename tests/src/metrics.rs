@@ -23,6 +23,12 @@ impl Admin {
         }
         Self(all)
     }
+
+    /// Each of them.
+    #[must_use]
+    pub fn urls(&self) -> &[String] {
+        &self.0
+    }
 }
 
 impl From<String> for Admin {

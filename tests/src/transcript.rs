@@ -269,7 +269,9 @@ impl<'a> Replay<'a> {
                 bound.entry(text[1..].to_owned()).or_insert_with(|| value.clone()) == value
             }
             (Value::Array(expected), Value::Array(items)) => {
-                expected.len() == items.len()
+                let open = expected.last().is_some_and(|last| last == "…");
+                let expected = &expected[..expected.len() - usize::from(open)];
+                (expected.len() == items.len() || open && expected.len() < items.len())
                     && expected.iter().zip(items).all(|(expected, item)| self.matches(expected, item, bound))
             }
             (Value::Object(expected), Value::Object(fields)) => {
@@ -320,6 +322,8 @@ mod tests {
         let expected = json!({"a": "$x", "b": ["*", {"c": "$x"}]});
         assert!(replay.matches(&expected, &json!({"a": "1", "b": [7, {"c": "1"}]}), &mut bound));
         assert_eq!(bound["x"], "1");
+        let list = |items: Value| replay.matches(&json!([1, "…"]), &items, &mut HashMap::new());
+        assert!(list(json!([1])) && list(json!([1, 2])) && !list(json!([])) && !list(json!([2])));
         for other in [
             json!({"a": "1", "b": [7, {"c": "2"}]}),
             json!({"a": "1", "b": [7, {"c": "1"}], "d": 1}),

@@ -1,5 +1,8 @@
 //! `berth demo`: the whole road once, with checks.
 
+mod back_end;
+mod group;
+
 use std::{
     fmt,
     sync::Arc,
@@ -19,6 +22,7 @@ use berth_client::{
 };
 use serde_json::json;
 
+use self::back_end::BackEndArgs;
 use super::chat::Access;
 use crate::{
     exit::Failure,
@@ -33,12 +37,14 @@ const PATIENCE: Duration = Duration::from_secs(15);
 pub struct DemoArgs {
     #[command(flatten)]
     access: Access,
+    #[command(flatten)]
+    back_end: BackEndArgs,
     /// Print one JSON object at the end instead of a line per check.
     #[arg(long)]
     json: bool,
 }
 
-/// Walks the road as two fresh users; exit code 3 if a check failed. What follows a failed check is not tried.
+/// Walks the road as fresh users; exit code 3 if a check failed. What follows a failed check is not tried.
 pub fn run(args: DemoArgs) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("starting the runtime").map_err(Failure::Start)?;
@@ -65,6 +71,8 @@ struct Demo {
     alice: String,
     bob: String,
     checks: Vec<Check>,
+    /// What cannot be tried here, and why.
+    skipped: Vec<(&'static str, String)>,
 }
 
 /// One device of one user.
@@ -83,7 +91,7 @@ impl Demo {
     fn new(args: DemoArgs) -> Self {
         let run = rand::random::<u32>();
         let (alice, bob) = (format!("demo-alice-{run:08x}"), format!("demo-bob-{run:08x}"));
-        Self { args, alice, bob, checks: Vec::new() }
+        Self { args, alice, bob, checks: Vec::new(), skipped: Vec::new() }
     }
 
     /// Makes one check and reports it.
@@ -125,8 +133,20 @@ impl Demo {
             })
             .collect();
         let scheduler = &self.args.access.scheduler;
-        let summary = json!({ "ok": ok, "scheduler": scheduler, "ms": milliseconds(took), "checks": checks });
+        let skipped: Vec<_> =
+            self.skipped.iter().map(|(name, why)| json!({ "name": name, "detail": why })).collect();
+        let ms = milliseconds(took);
+        let summary =
+            json!({ "ok": ok, "scheduler": scheduler, "ms": ms, "checks": checks, "skipped": skipped });
         say(format_args!("{summary}"));
+    }
+
+    /// Says that something cannot be tried here.
+    fn skip(&mut self, name: &'static str, why: String) {
+        if !self.args.json {
+            say(format_args!("skip {name:<24} {:>11}  {why}", ""));
+        }
+        self.skipped.push((name, why));
     }
 
     fn tokens(&self, user: &str) -> Arc<dyn TokenProvider> {
@@ -165,6 +185,7 @@ impl Demo {
         let mut desk = self.check("new_device_gets_all", new_device(desk)).await?;
         self.read(&laptop, &mut desk, sent.conversation_id).await?;
         self.look_back(&phone, sent.conversation_id).await?;
+        self.group(&mut phone, &mut tablet, &mut desk).await?;
         let again = self.replace(&mut laptop, laptop_options).await?;
 
         for device in [phone, tablet, laptop, desk, again] {

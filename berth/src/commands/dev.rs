@@ -83,7 +83,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     if !config.scheduler.listen.ip().is_loopback() {
         tracing::warn!(
             listen = %config.scheduler.listen,
-            "berth dev gives anybody who reaches this address a token for any user"
+            "berth dev gives anybody who reaches this address a token for any user, and the back end's key"
         );
     }
     let dev = Dev::start(&config, &args.data_dir, runtime).map_err(super::started)?;

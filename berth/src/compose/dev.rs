@@ -9,7 +9,7 @@ use berth_proto::metric::Registry;
 use berth_scheduler::Scheduler;
 use tokio::{net::TcpListener, runtime::Runtime};
 
-use super::{keys, owned, parts, token_endpoint};
+use super::{back_end_endpoint::BackEnd, keys, owned, parts, token_endpoint};
 use crate::{
     admin::{Admin, Readiness},
     config::{Auth, Config},
@@ -53,8 +53,9 @@ impl Dev {
         let admin = runtime
             .block_on(TcpListener::bind(config.admin.listen))
             .with_context(|| format!("binding the admin port {}", config.admin.listen))?;
+        let back_end = BackEnd::new(&auth.service_key);
         let scheduler = berth_scheduler::Config {
-            extra_routes: Some(token_endpoint::router(&auth.jwt_secret)),
+            extra_routes: Some(token_endpoint::router(&auth.jwt_secret).merge(back_end.router())),
             ..parts::scheduler(config, &auth)?
         };
         let scheduler = runtime
@@ -67,6 +68,7 @@ impl Dev {
             logic_runtime.block_on(Logic::start(parts::logic(config, &auth, store)?, metrics)).with_context(
                 || format!("starting logic on {} in {}", config.logic.listen, data_dir.display()),
             )?;
+        back_end.is_at(logic.local_addr());
         gateway.attach_logic(logic.service());
         gateway.attach_scheduler(scheduler.service());
 

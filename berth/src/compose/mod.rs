@@ -1,5 +1,6 @@
 //! Which roles run together, and how they are wired: this is the only place that knows more than one role.
 
+mod back_end_endpoint;
 pub mod dev;
 pub mod gateway;
 mod keys;

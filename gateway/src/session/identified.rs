@@ -225,19 +225,34 @@ impl Identified {
                 }
                 request.id = number;
                 cx.env.metrics.requests.in_flight.increment(1.0);
-                cx.ups.logic.push((self.logic, to_logic::Message::Request(self.upwards(cx.handle, request))));
+                if let Some(request) = self.in_flight.admit(request) {
+                    self.forward(cx, request);
+                }
             }
         }
     }
 
-    fn upwards(&self, handle: u64, request: Request) -> link::ClientRequest {
-        link::ClientRequest {
-            handle,
+    /// Requests that waited for the answers before them go on: called when those are written.
+    pub(super) fn forward_parked(&mut self, cx: &mut Cx<'_>) {
+        while let Some(request) = self.in_flight.unpark() {
+            self.forward(cx, request);
+        }
+    }
+
+    /// The peer took what was unsent.
+    pub(super) fn unblocked(&mut self, now: Now) {
+        self.in_flight.restart_parked(now.steady_ms);
+    }
+
+    fn forward(&self, cx: &mut Cx<'_>, request: Request) {
+        let request = link::ClientRequest {
+            handle: cx.handle,
             user_id: self.identity.user().to_owned(),
             device_id: self.identity.device().to_owned(),
             session_epoch: self.epoch,
             request: Some(request),
-        }
+        };
+        cx.ups.logic.push((self.logic, to_logic::Message::Request(request)));
     }
 
     pub(super) fn on_response(&mut self, cx: &mut Cx<'_>, wire: Wire, mut response: Response) {
@@ -333,7 +348,7 @@ impl Identified {
 
     /// Answers what is in flight without logic's answer; `why` nobody waits for that.
     pub(super) fn give_up(&mut self, cx: &mut Cx<'_>, wire: Wire, why: &str) {
-        while let Some(waiting) = self.in_flight.remove_older(i64::MAX) {
+        while let Some(waiting) = self.in_flight.remove_older(i64::MAX, false) {
             cx.env.metrics.requests.in_flight.decrement(1.0);
             let message = format!("{why}; the outcome is unknown");
             refuse(cx, wire, waiting.id, RequestRefused::Unavailable, ErrorCode::Unavailable, message);
@@ -352,7 +367,8 @@ impl Identified {
     /// When [`Identified::expire`] has something to do. `blocked_ms`: since when the peer takes nothing; 0: it does.
     pub(super) fn deadline_ms(&self, env: &Env, blocked_ms: i64) -> i64 {
         let timeout = env.request_timeout_ms();
-        let request = self.in_flight.oldest_ms().map_or(i64::MAX, |since| since.saturating_add(timeout));
+        let oldest = self.in_flight.oldest_ms(blocked_ms > 0);
+        let request = oldest.map_or(i64::MAX, |since| since.saturating_add(timeout));
         request.min(self.auth_deadline_ms).min(self.silence_deadline_ms(env, blocked_ms))
     }
 
@@ -378,7 +394,8 @@ impl Identified {
             cx.env.metrics.heartbeat_timeouts.increment(1);
             return Err(Goodbye::new(CloseCode::HeartbeatTimeout));
         }
-        while let Some(waiting) = self.in_flight.remove_older(now - cx.env.request_timeout_ms()) {
+        let timeout = cx.env.request_timeout_ms();
+        while let Some(waiting) = self.in_flight.remove_older(now - timeout, blocked_ms > 0) {
             cx.env.metrics.requests.in_flight.decrement(1.0);
             let message = "logic did not answer in time; the outcome is unknown".to_owned();
             refuse(cx, wire, waiting.id, RequestRefused::Deadline, ErrorCode::DeadlineExceeded, message);

@@ -20,6 +20,8 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 use server_frame::Frame;
 use tungstenite::protocol::frame::FrameHeader;
 
+use link::to_logic;
+
 use super::*;
 use crate::metrics::Metrics;
 

@@ -134,10 +134,12 @@ impl Worker {
             // What is dropped at once costs little: it does not use up the others' handshakes.
             self.acceptor.budget.give_back();
             self.shared.metrics.handshakes.one(Handshake::Refused);
-            self.shared.metrics.limited.one(match crowded {
-                Crowded::Connections => Limited::AddressConnections,
-                Crowded::Rate => Limited::AddressRate,
-            });
+            let (limit, code) = match crowded {
+                Crowded::Connections => (Limited::AddressConnections, Closed::ConnectionLimit),
+                Crowded::Rate => (Limited::AddressRate, Closed::RateLimited),
+            };
+            self.shared.metrics.limited.one(limit);
+            self.shared.metrics.handshakes_failed.one(code);
         })
     }
 

@@ -12,11 +12,11 @@ use crate::{
 /// whole budget of honest ones (8,192 by default), each in the middle of a hello of 2 KiB, fits in.
 const BYTES: usize = 16 * 1024 * 1024;
 
-/// A worker's share of the bounds.
+/// A worker's share of the bounds. However small the gateway, those who have not said hello never take the half of it.
 pub(super) fn share(shared: &Shared) -> Pending<Place> {
     let workers = shared.inlets.len().max(1);
-    let most = usize::try_from(shared.config.limits.pending_handshakes).unwrap_or(usize::MAX);
-    Pending::new(most.div_ceil(workers), BYTES / workers)
+    let most = u64::from(shared.config.limits.pending_handshakes).min(shared.capacity / 2).max(1);
+    Pending::new(usize::try_from(most).unwrap_or(usize::MAX).div_ceil(workers), BYTES / workers)
 }
 
 impl Worker {

@@ -1,6 +1,9 @@
 //! Notifies on their way to many sockets, and to one that is full.
 
-use std::{io::Read, time::Duration};
+use std::{
+    io::Read,
+    time::{Duration, Instant},
+};
 
 use berth_proto::{
     client::server_frame::Frame,
@@ -9,7 +12,7 @@ use berth_proto::{
 use socket2::SockRef;
 
 use crate::support::{
-    Site,
+    PATIENCE, Site,
     client::{ALL, Client, Transport},
     eventually,
 };
@@ -66,8 +69,16 @@ fn fill_with_notifies(site: &Site, user: &str) -> (Client, u64, u64) {
             // It lives, as far as that goes.
             client.heartbeat();
         }
-        let sent = || site.metrics.counter(NOTIFIED) >= seq || site.metrics.counter(BLOCKED) > 0;
-        eventually("it is written or blocked", sent);
+        let done = || site.metrics.counter(NOTIFIED) >= seq || site.metrics.counter(BLOCKED) > 0;
+        let deadline = Instant::now() + PATIENCE;
+        while !done() {
+            let sent = site.metrics.counter(NOTIFIED);
+            assert!(
+                Instant::now() < deadline,
+                "notify {seq} is neither written nor blocked; {sent} are written"
+            );
+            std::thread::yield_now();
+        }
     }
     (client, handle, seq)
 }

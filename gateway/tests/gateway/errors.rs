@@ -176,7 +176,7 @@ fn the_17th_request_in_flight_is_refused_and_heartbeats_go_on() {
     for transport in ALL {
         let mut client = site.login(transport, "alice", "d");
         for id in 1..=18 {
-            client.pull(id);
+            client.request(id, Method::Ack(client::AckRequest { seq: 1 }));
         }
         check_error(&mut client, 17, ErrorCode::ResourceExhausted, "16 requests");
         check_error(&mut client, 18, ErrorCode::ResourceExhausted, "16 requests");

@@ -42,7 +42,7 @@ impl Ingest {
     }
 
     /// A message to a group.
-    pub(super) fn to_group(&mut self, from: &str, conversation_id: u64, body: &str) -> Stored {
+    pub(super) fn group_record(&mut self, from: &str, conversation_id: u64, body: &str) -> Stored {
         self.offset += 1;
         let record = Record {
             message_id: self.offset * 1000 + u64::from(self.partition),

@@ -34,7 +34,7 @@ pub(super) async fn change(store: &Arc<dyn Store>, id: u64, joins: &[&str], leav
 
 /// Commits a message to a group; its seq, where others must get it.
 async fn say(ingest: &mut Ingest, from: &str, id: u64, body: &str) -> Option<u64> {
-    let record = ingest.to_group(from, id, body);
+    let record = ingest.group_record(from, id, body);
     let committed = ingest.store.commit(ingest.partition, vec![record], NOW).await.expect("commits");
     committed.unspread.first().map(|unspread| {
         assert!(unspread.group);
@@ -113,7 +113,7 @@ pub(super) async fn check_a_message_to_a_group(place: &dyn Place) {
     let store = place.store();
     let id = group(&store, "g", &["alice", "bob", "carol"]).await;
     let mut ingest = Ingest::new(&store, 3);
-    let record = ingest.to_group("alice", id, "hi");
+    let record = ingest.group_record("alice", id, "hi");
     let committed = store.commit(3, vec![record], NOW).await.expect("commits");
     assert_eq!(
         committed.moved.len(),
@@ -270,7 +270,7 @@ pub(super) async fn check_a_sender_who_left_is_told(place: &dyn Place) {
     let mut ingest = Ingest::new(&store, 0);
     say(&mut ingest, "bob", id, "before").await;
     // Accepted while he was a member, committed after he was removed.
-    let (late, other) = (ingest.to_group("bob", id, "late"), ingest.to_group("alice", id, "other"));
+    let (late, other) = (ingest.group_record("bob", id, "late"), ingest.group_record("alice", id, "other"));
     change(&store, id, &[], &["bob"]).await;
     let committed = store.commit(0, vec![late.clone(), other], NOW).await.expect("commits");
     assert_eq!((committed.failed, committed.poisoned, committed.mark), (1, 0, 3));
@@ -399,7 +399,7 @@ pub(super) async fn check_the_system_may_speak_to_groups(place: &dyn Place) {
     assert_eq!(texts(&store, "alice").await, ["news"]);
     assert!(texts(&store, "system").await.is_empty());
     assert_eq!(listed(&store, "alice").await.1, 1);
-    let mut record = ingest.to_group("alice", id + 1_000_000, "x");
+    let mut record = ingest.group_record("alice", id + 1_000_000, "x");
     let committed = store.commit(0, vec![record.clone()], NOW).await.expect("goes on");
     assert_eq!(committed.poisoned, 1, "a group that does not exist");
     ingest.offset += 1;

@@ -116,82 +116,113 @@ pub(super) async fn check_against_a_model(place: &dyn Place) {
 }
 
 async fn run(place: &dyn Place, number: u32, steps: &[Step]) {
-    let mut store = place.store();
-    let name = |user: usize| format!("h{number}-u{user}");
-    let mut offset = store.marks(1).await.expect("reads")[0];
-    let mut models: [Model; GROUPS] = Default::default();
-    for (group, model) in models.iter_mut().enumerate() {
-        let created = store.create_group(&format!("h{number}-g{group}"), NOW).await.expect("made");
-        model.id = created.conversation_id;
-    }
+    let mut world = World::new(place, number).await;
     for step in steps {
         match step {
-            Step::Send { from, group } => {
-                let model = &mut models[*group];
-                let mut ingest = Ingest { store: store.clone(), partition: 0, offset };
-                let record = ingest.to_group(&name(*from), model.id, "x");
-                offset = ingest.offset;
-                let committed = store.commit(0, vec![record], NOW).await.expect("commits");
-                let member = model.members.contains(from);
-                assert_eq!(committed.failed, u64::from(!member));
-                if member {
-                    model.said.push((*from, model.members.clone()));
-                } else {
-                    *model.failed.entry(*from).or_default() += 1;
-                }
-            }
-            Step::Change { group, joins, leaves } => {
-                let model = &mut models[*group];
-                let of = |users: &[usize]| users.iter().map(|user| name(*user)).collect::<Vec<_>>();
-                let (join, leave) = (of(joins), of(leaves));
-                let text = |users: &[String]| users.iter().map(String::clone).collect::<Vec<_>>();
-                let (join, leave) = (text(&join), text(&leave));
-                let join: Vec<&str> = join.iter().map(String::as_str).collect();
-                let leave: Vec<&str> = leave.iter().map(String::as_str).collect();
-                let changed = change(&store, model.id, &join, &leave).await;
-                assert!(!matches!(changed.refused, Some(Refusal::GroupFull)));
-                if changed.refused.is_none() {
-                    model.change(joins, leaves);
-                    assert_eq!(changed.member_count, model.members.len() as u64);
-                }
-            }
-            Step::Slice { group, messages, members } => {
-                let model = &mut models[*group];
-                let (first, last) = (model.spread + 1, model.said.len() as u64);
-                if first <= last {
-                    let cut = Cut { messages: *messages, members: *members };
-                    let sliced = store.spread_group(model.id, first, last, cut, NOW).await.expect("spreads");
-                    model.spread = sliced.through.unwrap_or(model.spread);
-                }
-            }
-            Step::Read { user, group, seq } => {
-                let model = &mut models[*group];
-                let marked = store.mark_read(&name(*user), model.id, *seq, NOW).await.expect("answers");
-                assert_eq!(marked.is_some(), model.listed(*user));
-                if marked.is_some() {
-                    model.read(*user, *seq);
-                }
-            }
+            Step::Send { from, group } => world.send(*from, *group).await,
+            Step::Change { group, joins, leaves } => world.change(*group, joins, leaves).await,
+            Step::Slice { group, messages, members } => world.slice(*group, *messages, *members).await,
+            Step::Read { user, group, seq } => world.read(*user, *group, *seq).await,
             Step::Reopen => {
-                drop(store);
-                store = place.store();
+                world.store = None;
+                world.store = Some(place.store());
             }
         }
-        for user in 0..USERS {
-            check_user(&store, &models, user, &name(user), false).await;
+        world.check(false).await;
+    }
+    for group in 0..GROUPS {
+        while world.models[group].spread < world.models[group].said.len() as u64 {
+            world.slice(group, 2, 3).await;
         }
     }
-    for model in &mut models {
-        let last = model.said.len() as u64;
-        while model.spread < last {
-            let cut = Cut { messages: 2, members: 3 };
-            let sliced =
-                store.spread_group(model.id, model.spread + 1, last, cut, NOW).await.expect("spreads");
+    world.check(true).await;
+}
+
+/// A store and what must be so of it; each history has users and groups of its own.
+struct World {
+    /// `None` only while it is opened again.
+    store: Option<Arc<dyn Store>>,
+    number: u32,
+    offset: u64,
+    models: [Model; GROUPS],
+}
+
+impl World {
+    async fn new(place: &dyn Place, number: u32) -> Self {
+        let store = place.store();
+        let offset = store.marks(1).await.expect("reads")[0];
+        let mut models: [Model; GROUPS] = Default::default();
+        for (group, model) in models.iter_mut().enumerate() {
+            let created = store.create_group(&format!("h{number}-g{group}"), NOW).await.expect("made");
+            model.id = created.conversation_id;
+        }
+        Self { store: Some(store), number, offset, models }
+    }
+
+    fn store(&self) -> Arc<dyn Store> {
+        self.store.clone().expect("open")
+    }
+
+    fn name(&self, user: usize) -> String {
+        format!("h{}-u{user}", self.number)
+    }
+
+    async fn send(&mut self, from: usize, group: usize) {
+        let (store, name) = (self.store(), self.name(from));
+        let model = &mut self.models[group];
+        let mut ingest = Ingest { store: store.clone(), partition: 0, offset: self.offset };
+        let record = ingest.group_record(&name, model.id, "x");
+        self.offset = ingest.offset;
+        let committed = store.commit(0, vec![record], NOW).await.expect("commits");
+        let member = model.members.contains(&from);
+        assert_eq!(committed.failed, u64::from(!member));
+        if member {
+            model.said.push((from, model.members.clone()));
+        } else {
+            *model.failed.entry(from).or_default() += 1;
+        }
+    }
+
+    async fn change(&mut self, group: usize, joins: &[usize], leaves: &[usize]) {
+        let of = |users: &[usize]| users.iter().map(|user| self.name(*user)).collect::<Vec<_>>();
+        let (join, leave) = (of(joins), of(leaves));
+        let join: Vec<&str> = join.iter().map(String::as_str).collect();
+        let leave: Vec<&str> = leave.iter().map(String::as_str).collect();
+        let store = self.store();
+        let model = &mut self.models[group];
+        let changed = change(&store, model.id, &join, &leave).await;
+        assert!(matches!(changed.refused, None | Some(Refusal::TooOften(_))));
+        if changed.refused.is_none() {
+            model.change(joins, leaves);
+            assert_eq!(changed.member_count, model.members.len() as u64);
+        }
+    }
+
+    async fn slice(&mut self, group: usize, messages: usize, members: usize) {
+        let store = self.store();
+        let model = &mut self.models[group];
+        let (first, last) = (model.spread + 1, model.said.len() as u64);
+        if first <= last {
+            let cut = Cut { messages, members };
+            let sliced = store.spread_group(model.id, first, last, cut, NOW).await.expect("spreads");
             model.spread = sliced.through.unwrap_or(model.spread);
         }
     }
-    for user in 0..USERS {
-        check_user(&store, &models, user, &name(user), true).await;
+
+    async fn read(&mut self, user: usize, group: usize, seq: u64) {
+        let (store, name) = (self.store(), self.name(user));
+        let model = &mut self.models[group];
+        let marked = store.mark_read(&name, model.id, seq, NOW).await.expect("answers");
+        assert_eq!(marked.is_some(), model.listed(user));
+        if marked.is_some() {
+            model.read(user, seq);
+        }
+    }
+
+    async fn check(&self, all: bool) {
+        for user in 0..USERS {
+            check_user(&self.store(), &self.models, user, &self.name(user), all).await;
+        }
     }
 }
 

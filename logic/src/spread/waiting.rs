@@ -28,7 +28,7 @@ const BATCH: u64 = 32;
 
 /// Members of one slice, and inbox rows of one slice: some milliseconds of the store's writer, which is what a commit
 /// that comes in between has to wait.
-const SLICE_MEMBERS: u64 = 256;
+const SLICE_MEMBERS: u64 = 128;
 const SLICE_ROWS: u64 = 512;
 
 /// How the messages of a group that wait are cut: few members get many messages, or many members few.

@@ -65,9 +65,10 @@ async fn members_are_told_and_get_what_is_said() {
     assert!(matches!(phone.ask(by_id).await, Answer::Send(_)));
     for session in [&alice, &phone, &tablet] {
         session.notified(3).await;
-        let got: BTreeSet<_> =
-            session.messages().await.into_iter().map(|m| (m.conversation_seq, m.body)).collect();
-        assert_eq!(got, BTreeSet::from([(1, "hi".into()), (2, "ho".into())]));
+        let messages = session.messages().await;
+        let seqs: BTreeSet<_> = messages.iter().map(|message| message.conversation_seq).collect();
+        let bodies: BTreeSet<_> = messages.into_iter().map(|message| message.body).collect();
+        assert_eq!((seqs, bodies), (BTreeSet::from([1, 2]), BTreeSet::from(["hi".into(), "ho".into()])));
     }
     for (method, code) in [
         (to_group("c", "team", "x"), "PERMISSION_DENIED"),
@@ -165,6 +166,39 @@ async fn killed_in_the_middle_of_a_fan_out_everybody_gets_everything_once() {
         .await;
         let seqs: Vec<u64> = messages.iter().map(|message| message.conversation_seq).collect();
         assert_eq!(seqs, all, "{user}: once, in order");
+    }
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn after_a_power_cut_answered_changes_and_accepted_messages_are_there() {
+    let (queue, store) = (Volatile::new(2), Volatile::new(4));
+    let logic = over(config(StoreChoice::Memory), queue.clone(), store.clone(), Epoch::Keep).await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let alice = gateway.open("alice", "d", 1).await;
+    put(&logic, "team", &["alice", "bob"]).await;
+    let committed = async |count: usize| {
+        until("it is committed", async || (alice.messages().await.len() == count).then_some(())).await;
+    };
+    sent(&alice, "c-1", "team", "1").await;
+    committed(1).await;
+    group::remove(logic.context(), "team", named(&["bob"])).await.expect("removed");
+    group::add(logic.context(), "team", named(&["carol"])).await.expect("added");
+    for n in 2..=5 {
+        sent(&alice, &format!("c-{n}"), "team", &n.to_string()).await;
+    }
+    let (queue, store) = (queue.crash(), store.crash());
+    logic.stop().await;
+    let logic = over(config(StoreChoice::Memory), queue, store, Epoch::Raise).await;
+    let gateway = Gateway::attach(&logic, "g1", 2);
+    for (user, expected) in [("alice", vec![1, 2, 3, 4, 5]), ("bob", vec![1]), ("carol", vec![2, 3, 4, 5])] {
+        let session = gateway.open(user, "d", 1).await;
+        let seqs = until("everything is there again", async || {
+            let messages = session.messages().await;
+            (messages.len() >= expected.len()).then(|| messages.iter().map(|m| m.conversation_seq).collect())
+        });
+        let seqs: Vec<u64> = seqs.await;
+        assert_eq!(seqs, expected, "{user}");
     }
     logic.stop().await;
 }

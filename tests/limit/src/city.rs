@@ -21,6 +21,8 @@ pub struct City {
     groups: HashMap<String, Vec<usize>>,
     keeps_rows: bool,
     next_message: u64,
+    /// Heartbeats answered.
+    pub heartbeats: u64,
 }
 
 #[derive(Debug, Default)]
@@ -64,6 +66,11 @@ impl City {
     pub fn disconnect(&mut self, user: usize, place: usize) {
         let inbox = &mut self.inboxes[user];
         inbox.place = inbox.place.filter(|now| *now != place);
+    }
+
+    /// How many users are connected.
+    pub fn connected(&self) -> usize {
+        self.inboxes.iter().filter(|inbox| inbox.place.is_some()).count()
     }
 
     /// How far a user's inbox is.

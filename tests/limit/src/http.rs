@@ -43,6 +43,7 @@ pub fn answer(
             Some(user) => (200, schedule(&user, request.body, signer, authority, now_ms)),
             None => (401, json!({ "reason": "UNAUTHENTICATED" })),
         },
+        ("POST", "/live") => (200, json!({ "connected": city.connected(), "heartbeats": city.heartbeats })),
         ("PUT", path) if path.starts_with("/v1/groups/") => {
             let members: Vec<String> = serde_json::from_value(body["members"].clone()).unwrap_or_default();
             let id = path.trim_start_matches("/v1/groups/");

@@ -6,11 +6,15 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
 };
 
 use mio::Waker;
+
+/// The file is made longer by this at a time. A sync after each growth of a file would wait for the file system's journal
+/// too (5 ms instead of 0.1 ms on ext4), which no serious log does.
+const AHEAD: u64 = 64 << 20;
 
 /// Batches on their way to the disk or back: one is written while the next one fills.
 const BATCHES: usize = 2;
@@ -38,12 +42,14 @@ pub struct Log<T> {
 }
 
 impl<T: Send + 'static> Log<T> {
-    /// Appends to this file; `waker` is called when a batch is synced.
+    /// Begins this file anew; `waker` is called when a batch is synced. What is not written yet is zeros.
     ///
     /// # Errors
     /// When the file cannot be opened.
     pub fn open(path: &Path, waker: Arc<Waker>) -> io::Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        let file = OpenOptions::new().create(true).write(true).truncate(true).open(path)?;
+        file.set_len(AHEAD)?;
+        file.sync_all()?;
         let (to_disk, batches) = sync_channel(BATCHES);
         let (done, synced) = sync_channel(BATCHES);
         let writer = std::thread::Builder::new().name("limit-log".to_owned());
@@ -62,14 +68,9 @@ impl<T: Send + 'static> Log<T> {
     /// Hands over what was appended, once the disk is free; gives who waits no longer.
     pub fn turn(&mut self) -> Vec<T> {
         let mut done = Vec::new();
-        loop {
-            match self.synced.try_recv() {
-                Ok(batch) => {
-                    self.on_the_way -= 1;
-                    done.extend(batch.waiting);
-                }
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-            }
+        while let Ok(batch) = self.synced.try_recv() {
+            self.on_the_way -= 1;
+            done.extend(batch.waiting);
         }
         if self.on_the_way == 0 && !self.filling.waiting.is_empty() {
             self.on_the_way += 1;
@@ -81,9 +82,19 @@ impl<T: Send + 'static> Log<T> {
 }
 
 fn write_all<T>(mut file: File, batches: &Receiver<Batch<T>>, done: &SyncSender<Batch<T>>, waker: &Waker) {
+    let (mut written, mut length) = (0, AHEAD);
     for batch in batches {
+        written += batch.bytes.len() as u64;
+        let mut append = || {
+            if written > length {
+                length = written + AHEAD;
+                file.set_len(length)?;
+            }
+            file.write_all(&batch.bytes)?;
+            file.sync_data()
+        };
         // A limit that cannot sync measures nothing: it ends here, and every send stays unanswered.
-        if let Err(error) = file.write_all(&batch.bytes).and_then(|()| file.sync_data()) {
+        if let Err(error) = append() {
             eprintln!("berth-limit: the log: {error}");
             return;
         }

@@ -3,7 +3,7 @@
 //! One thread of epoll that speaks the protocol's frames with the same upgrade and ticket check as a gateway, and nothing
 //! behind them: no session, no route, no heartbeat wheel, no store. It also answers `POST /v1/schedule` (with a genuine
 //! ticket for itself) and `PUT /v1/groups/{id}`, so that `berth bench ... --scheduler URL --logic URL` runs against it as it
-//! is. It checks no token and no key: it is for measuring on a machine of one's own.
+//! is. `POST /live` says how many users are connected and how many heartbeats were answered. It checks no token and no key: it is for measuring on a machine of one's own.
 //!
 //! `berth-limit [--listen ADDR] [--log FILE] [--rows]` prints `{"scheduler":…,"logic":…}` and serves until it is killed.
 //! `--log FILE`: a send is answered when it was appended to FILE and synced, one fdatasync for all that wait (a bare

@@ -262,6 +262,7 @@ impl Server {
                 self.send(place, Frame::Welcome(welcome))
             }
             (client_frame::Frame::Heartbeat(_), Some(user)) => {
+                self.city.heartbeats += 1;
                 let inbox_seq = self.city.seq(user);
                 self.send(place, Frame::HeartbeatAck(HeartbeatAck { inbox_seq, ..HeartbeatAck::default() }))
             }

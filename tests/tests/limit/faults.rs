@@ -6,17 +6,18 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use berth_tests::{TestResult, wait};
+use berth_tests::{TestResult, http, wait};
 use serde_json::Value;
 
-use crate::support::{Limit, bench, command, count, millis, read, signal};
+use crate::support::{Limit, Target, bench, command, count, millis, read, signal};
 
-/// Waits until so many connections to the server are established, as the kernel counts them.
-async fn connected(limit: &Limit, least: usize) -> TestResult {
-    let fds = format!("/proc/{}/fd", limit.target.pid);
+/// Waits until so many users are connected; with `beating`, until as many heartbeats came too: then the load knows it.
+async fn connected(limit: &Limit, least: u64, beating: bool) -> TestResult {
+    let url = format!("{}/live", limit.target.scheduler);
     wait::until("the load is connected", || async {
-        let open = std::fs::read_dir(&fds)?.count();
-        Ok((open >= least).then_some(()))
+        let live = http::post(&url, None, &serde_json::json!({})).await?.value();
+        let beats = if beating { live["heartbeats"].as_u64() } else { Some(least) };
+        Ok((live["connected"].as_u64() >= Some(least) && beats >= Some(least)).then_some(()))
     })
     .await
 }
@@ -26,7 +27,7 @@ async fn a_server_that_stalls_shows_in_the_tail() -> TestResult {
     let limit = Limit::start(&[])?;
     let child =
         command(&limit.target, "push --connections 100 --senders 4 --rate 500 --duration 4")?.spawn()?;
-    connected(&limit, 100).await?;
+    connected(&limit, 104, false).await?;
     // The load has begun, or will while it is stopped: either way a fixed share of its 4 s is stalled.
     tokio::time::sleep(Duration::from_millis(1_000)).await;
     let stopped = Instant::now();
@@ -49,7 +50,7 @@ async fn a_server_that_dies_in_the_middle_is_exit_code_3_and_counted() -> TestRe
     for load in ["push --connections 50 --rate 100 --duration 30", "connect --connections 50 --hold 30"] {
         let limit = Limit::start(&[])?;
         let child = command(&limit.target, &format!("{load} --processes 2"))?.spawn()?;
-        connected(&limit, 50).await?;
+        connected(&limit, 50, false).await?;
         drop(limit);
         let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await??;
         let (code, report) = read(&output)?;
@@ -65,9 +66,31 @@ async fn a_server_that_dies_in_the_middle_is_exit_code_3_and_counted() -> TestRe
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lost_come_back_where_that_is_asked_for() -> TestResult {
+    let limit = Limit::start(&[])?;
+    let port = limit.target.scheduler.trim_start_matches("http://").to_owned();
+    let child =
+        command(&limit.target, "connect --connections 50 --hold 4 --heartbeat 0.2 --reconnect")?.spawn()?;
+    connected(&limit, 50, true).await?;
+    drop(limit);
+    let again = Limit::start(&["--listen", &port])?;
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await??;
+    drop(again);
+    let (code, report) = read(&output)?;
+    let (lost, back) = (count(&report, "lost"), count(&report, "reconnected"));
+    ensure!(
+        lost > 0 && back == lost && count(&report, "heldAtEnd") + count(&report, "failed") == 50,
+        "{report}"
+    );
+    ensure!(code == Some(if count(&report, "failed") == 0 { 0 } else { 3 }), "{code:?} {report}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_there_is_exit_code_3_with_the_kind() -> TestResult {
-    let mut target = Limit::start(&[])?.target;
-    target.pid = 0;
+    // Nobody listens at port 1, and nobody has process id 0.
+    let nowhere = || "http://127.0.0.1:1".to_owned();
+    let target = Target { scheduler: nowhere(), logic: nowhere(), pid: 0 };
     for load in ["connect --connections 3", "schedule --connections 2 --duration 1", "send --duration 1"] {
         let (code, report) = bench(&target, load).await?;
         ensure!(
@@ -84,7 +107,7 @@ async fn an_interrupt_prints_what_there_is() -> TestResult {
         let limit = Limit::start(&[])?;
         let load = format!("connect --connections 40 --hold 600 --heartbeat 0.2{more}");
         let mut child = command(&limit.target, &load)?.spawn()?;
-        connected(&limit, 40).await?;
+        connected(&limit, 40, true).await?;
         // The load stage begins once all are welcomed; how far it is when the signal comes does not matter.
         signal(child.id(), "INT")?;
         let mut text = String::new();

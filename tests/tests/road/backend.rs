@@ -132,3 +132,75 @@ async fn a_kicked_user_is_closed_with_4503_on_all_devices() -> TestResult {
     bobs.heartbeat().await?;
     Ok(())
 }
+
+async fn put(server: &Server, path: &str, members: &[String]) -> anyhow::Result<Answer> {
+    let body = json!({ "members": members }).to_string();
+    http::send("PUT", &format!("{}{path}", server.at.logic), Some(SERVICE_KEY), Some(body)).await
+}
+
+#[tokio::test]
+async fn a_groups_members_are_read_in_pages() -> TestResult {
+    let server = Server::shared().await?;
+    // Ids may have colons, and the path may be encoded.
+    let path = format!("/v1/groups/{}", fresh("a%3Agroup:of@many"));
+    let mut members: Vec<String> = (0..250).map(|_| fresh("member:of")).collect();
+    let made = put(&server, &path, &members).await?;
+    ensure!(made.status == 200 && made.value()["memberCount"] == 250, "{made:?}");
+    members.sort();
+    let mut read = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let url = format!("{}{path}?limit=100&cursor={cursor}", server.at.logic);
+        let page = http::get(&url, Some(SERVICE_KEY)).await?.value();
+        ensure!(
+            page["memberCount"] == 250 && page["conversationId"] == made.value()["conversationId"],
+            "{page}"
+        );
+        let these: Vec<String> = serde_json::from_value(page["members"].clone())?;
+        ensure!(!these.is_empty() && these.len() <= 100, "{page}");
+        read.extend(these);
+        cursor = page["cursor"].as_str().unwrap_or_default().to_owned();
+        if cursor.is_empty() {
+            break;
+        }
+    }
+    ensure!(read == members, "{} of {}", read.len(), members.len());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_group_is_changed_and_the_same_again_changes_nothing() -> TestResult {
+    let server = Server::shared().await?;
+    let (path, alice, bob, carol) =
+        (format!("/v1/groups/{}", fresh("group")), fresh("alice"), fresh("bob"), fresh("carol"));
+    let first = put(&server, &path, &[alice.clone(), bob.clone()]).await?.value();
+    for _ in 0..2 {
+        let added =
+            post(&server, &format!("{path}/members:add"), &json!({"members": [carol, bob]})).await?.value();
+        ensure!(added["memberCount"] == 3 && added["conversationId"] == first["conversationId"], "{added}");
+    }
+    for _ in 0..2 {
+        let removed =
+            post(&server, &format!("{path}/members:remove"), &json!({"members": [alice]})).await?.value();
+        ensure!(removed["memberCount"] == 2, "{removed}");
+    }
+    let replaced = put(&server, &path, std::slice::from_ref(&alice)).await?.value();
+    ensure!(
+        replaced["memberCount"] == 1 && replaced["conversationId"] == first["conversationId"],
+        "{replaced}"
+    );
+    let mut device = Device::connect(&server.at, Transport::WsJson, &carol, "d").await?;
+    let kinds: Vec<_> = device.sync().await?.into_iter().map(|item| format!("{:?}", item.event)).collect();
+    ensure!(kinds.len() == 2 && kinds[0].contains("joined") && kinds[1].contains("left"), "{kinds:?}");
+    Ok(())
+}
+
+/// What a caller reads of a body that is too long is the answer, not a reset.
+#[tokio::test]
+async fn a_body_too_long_is_answered() -> TestResult {
+    let server = Server::shared().await?;
+    let members: Vec<String> = (0..40_000).map(|n| format!("a-member-with-a-long-name-{n:038}")).collect();
+    let answer = put(&server, "/v1/groups/too-long", &members).await?;
+    ensure!(answer.status == 413 && answer.value()["reason"] == "INVALID_ARGUMENT", "{answer:?}");
+    Ok(())
+}

@@ -12,7 +12,7 @@ use berth_tests::{
     fresh, http,
     raw::Transport,
     server::{Composition, Server, berth},
-    tokens::JWT_SECRET,
+    tokens::{JWT_SECRET, SERVICE_KEY},
 };
 use serde_json::{Value, json};
 
@@ -47,12 +47,17 @@ async fn run_with(arguments: &[&str]) -> anyhow::Result<(Option<i32>, String, St
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_demo_passes_every_check() -> TestResult {
     let server = Server::shared().await?;
-    let (code, said, complained) = run_at(&server, &["demo", "--json"]).await?;
+    let back_end = ["--logic", &server.at.logic, "--service-key", SERVICE_KEY];
+    let (code, said, complained) = run_at(&server, &[&["demo", "--json"], &back_end[..]].concat()).await?;
     ensure!(code == Some(0), "{code:?} {said} {complained}");
     let result: Value = serde_json::from_str(&said).context(said.clone())?;
-    ensure!(result.is_object(), "{said}");
+    let checks = result["checks"].as_array().context("no checks")?;
+    ensure!(checks.iter().any(|check| check["name"] == "group_message"), "{said}");
+    // Only `berth dev` says by itself where the back end's API is.
     let (code, said, complained) = run_at(&server, &["demo"]).await?;
     ensure!(code == Some(0) && !said.is_empty(), "{code:?} {said} {complained}");
+    let tried = said.contains("ok   group_message");
+    ensure!(tried == (server.composition() == Composition::One), "{said}");
     Ok(())
 }
 

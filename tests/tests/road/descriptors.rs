@@ -15,6 +15,7 @@ use berth_tests::{
     metrics::Scrape,
     raw::Transport,
     server::{Options, Server},
+    tokens::{sign, ticket},
     wait,
 };
 use tokio::net::TcpStream;
@@ -89,28 +90,51 @@ fn limit(process: u32, descriptors: u64) -> anyhow::Result<()> {
 async fn a_server_started_with_256_descriptors_keeps_some_for_itself_and_tells_the_rest_to_go() -> TestResult
 {
     let server = Server::start(Options::default().descriptors(256)).await?;
-    let mut alice = Device::connect(&server.at, Transport::Tcp, &fresh("alice"), "d").await?;
+    let limited = |limit: &'static str| {
+        let admin = server.at.admin.clone();
+        async move {
+            Ok::<_, anyhow::Error>(
+                Scrape::fetch(&admin).await?.sum("berth_gateway_limited_total", &[("limit", limit)]),
+            )
+        }
+    };
     let bob = fresh("bob");
+    let mut alice = honest(&server, Transport::Tcp, &fresh("alice")).await?;
     let mut crowd = Vec::new();
     for _ in 0..400 {
         crowd.push(TcpStream::connect(&server.at.gateway).await?);
     }
-    let full = wait::until("it is full", || async {
-        // The admin port still has descriptors.
-        let scrape = Scrape::fetch(&server.at.admin).await?;
-        let limited = scrape.sum("berth_gateway_limited_total", &[("limit", "capacity")]);
-        Ok((limited >= 200.0).then_some(scrape.sum("berth_gateway_connections", &[])))
-    });
-    let held = full.await?;
+    wait::until("those who say nothing give way", || async {
+        Ok((limited("pending_handshakes").await? >= 300.0).then_some(()))
+    })
+    .await?;
+    // Honest ones come in beside them, until it is full; those above are told so.
+    let mut devices = Vec::new();
+    let refused = loop {
+        ensure!(devices.len() < 256, "more connections than descriptors");
+        let user = fresh("honest");
+        match honest(&server, Transport::ALL[devices.len() % 3], &user).await {
+            Ok(device) => devices.push(device),
+            Err(refused) => break refused,
+        }
+    };
     let open = descriptors(server.process().id())?;
+    // The admin port still has descriptors.
+    ensure!(limited("capacity").await? > 0.0, "refused for another reason: {refused:#}");
     alice.send(&bob, "c-1", "still here").await?;
-    drop(crowd);
+    let held = devices.len();
+    drop((crowd, devices));
     let again = wait::until("others are let in again", || async {
-        Ok(Device::connect(&server.at, Transport::WsJson, &bob, "d").await.ok())
+        Ok(honest(&server, Transport::WsJson, &bob).await.ok())
     });
     ensure!(again.await?.receive(1).await?.len() == 1);
     figure(&format!(
-        "descriptors: started with 256: {held} connections of 401 held, {open} descriptors open"
+        "descriptors: started with 256: {held} came in beside 400 who say nothing, {open} descriptors open when full"
     ));
     Ok(())
+}
+
+/// A device at the gateway that the crowd is at.
+async fn honest(server: &Server, transport: Transport, user: &str) -> anyhow::Result<Device> {
+    Device::connect_to(&server.at.gateway, transport, &sign(&ticket(user, "d", "gw-1")), "d").await
 }

@@ -11,6 +11,7 @@ mod descriptors;
 mod docs;
 mod frames;
 mod frozen;
+mod groups;
 mod heartbeats;
 mod metrics;
 mod noisy;

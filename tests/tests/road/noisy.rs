@@ -56,6 +56,17 @@ fn check(what: &str, mut alone: Vec<Duration>, mut beside: Vec<Duration>, noise:
     Ok(())
 }
 
+/// A user's share is that at one gateway, so all go to the first.
+async fn at_one_gateway(
+    server: &Server,
+    transport: Transport,
+    user: &str,
+    device: &str,
+) -> anyhow::Result<Device> {
+    let ticket = sign(&ticket(user, device, "gw-1"));
+    Device::connect_to(&server.at.gateway, transport, &ticket, device).await
+}
+
 fn pull() -> Method {
     Method::Pull(PullRequest { after_seq: 0, limit: 1 })
 }
@@ -80,7 +91,7 @@ async fn a_noisy_user_has_his_share_and_no_more() -> TestResult {
     let server = Server::start(options).await?;
     let mut quiet = Vec::new();
     for n in 0..10 {
-        quiet.push(Device::connect(&server.at, Transport::ALL[n % 3], &fresh("quiet"), "d").await?);
+        quiet.push(at_one_gateway(&server, Transport::ALL[n % 3], &fresh("quiet"), "d").await?);
     }
     let alone = round_trips(&mut quiet).await?;
 
@@ -89,7 +100,7 @@ async fn a_noisy_user_has_his_share_and_no_more() -> TestResult {
     let (user, mut noise) = (fresh("noisy"), JoinSet::new());
     let begun = Instant::now();
     for n in 0..6 {
-        let mut device = Device::connect(&server.at, Transport::ALL[n % 3], &user, &format!("d-{n}")).await?;
+        let mut device = at_one_gateway(&server, Transport::ALL[n % 3], &user, &format!("d-{n}")).await?;
         let (stop, served, refused) = (stop.clone(), served.clone(), refused.clone());
         noise.spawn(async move {
             while !stop.load(Relaxed) {
@@ -123,9 +134,8 @@ async fn a_noisy_user_has_his_share_and_no_more() -> TestResult {
 async fn connects(server: &Server) -> anyhow::Result<Vec<Duration>> {
     let (mut samples, begun) = (Vec::new(), Instant::now());
     while begun.elapsed() < MEASURED {
-        let ticket = sign(&ticket(&fresh("honest"), "d", "gw-1"));
         let asked = Instant::now();
-        Device::connect_to(&server.at.gateway, Transport::ALL[samples.len() % 3], &ticket, "d").await?;
+        at_one_gateway(server, Transport::ALL[samples.len() % 3], &fresh("honest"), "d").await?;
         samples.push(asked.elapsed());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -62,7 +62,10 @@ impl<'a> Tried<'a> {
             };
             methods.iter().map(one).collect()
         };
-        paths.iter().flat_map(of).collect()
+        let mut all: Vec<_> = paths.iter().flat_map(of).collect();
+        // What makes a thing before what reads or changes it.
+        all.sort_by_key(|(_, method, ..)| method != "PUT");
+        all
     }
 
     async fn ask(&mut self, case: Case) -> anyhow::Result<Answer> {

@@ -92,6 +92,8 @@ async fn every_metric_that_the_documents_name_exists() -> TestResult {
     let there: BTreeSet<&str> = scrape.all().map(|(name, _, _)| name).collect();
     let mut documents = crate::docs::documents()?;
     documents.push(root().join("ARCHITECTURE.md"));
+    // Its tables have a stricter test of their own: metrics.rs.
+    documents.retain(|path| !path.ends_with("docs/operating.md"));
     for document in documents {
         let document = document.display();
         let text = std::fs::read_to_string(document.to_string()).with_context(|| document.to_string())?;

@@ -7,7 +7,8 @@
 //! | `cargo run --release -- dev …` | not run again: it is what the harness starts, on free ports |
 //! | `berth scheduler …`, `berth gateway …`, `berth logic …` | run by a test of their own, on free ports, with the `toml` block that comes before |
 //! | `./tests/run …` | must exist and be executable: it is what runs this test |
-//! | `git clone …`, `cd …` | passed over |
+//! | `git clone …`, `cd …`, `cargo test …` | passed over |
+//! | `berth bench …` | run with a few connections for a second |
 //! | `cargo run --release -- SUB …`, `berth SUB …`, `./target/release/berth SUB …` | run, with `--scheduler` where SUB takes it; exit code 0 |
 //! | `curl …`, `NAME=$(curl …)` | run, the default ports replaced by the harness' own; an HTTP error fails |
 //! | `# …` | a comment |
@@ -62,7 +63,7 @@ enum Form {
 }
 
 /// Subcommands that speak to a running scheduler.
-const SPEAKS: [&str; 3] = ["chat", "demo", "bench"];
+const SPEAKS: [&str; 2] = ["chat", "demo"];
 
 fn form(command: &str) -> anyhow::Result<Form> {
     for prefix in ["cargo run --release -- ", "./target/release/berth ", "target/release/berth ", "berth "] {
@@ -70,6 +71,7 @@ fn form(command: &str) -> anyhow::Result<Form> {
             let subcommand = rest.split_whitespace().next().unwrap_or_default();
             return Ok(match subcommand {
                 "dev" | "scheduler" | "gateway" | "logic" => Form::Known,
+                "bench" => Form::Run(format!("\"$BERTH\" {} --scheduler \"$SCHEDULER\"", small(rest))),
                 _ if SPEAKS.contains(&subcommand) && !rest.contains("--scheduler") => {
                     Form::Run(format!("\"$BERTH\" {rest} --scheduler \"$SCHEDULER\""))
                 }
@@ -83,11 +85,30 @@ fn form(command: &str) -> anyhow::Result<Form> {
     match command.split_whitespace().next() {
         Some("./tests/run") => Ok(Form::Script("tests/run".to_owned())),
         Some("cd") => Ok(Form::Known),
+        Some("cargo") if command.starts_with("cargo test ") => Ok(Form::Known),
         Some("git") if command.starts_with("git clone ") => Ok(Form::Known),
         Some("curl") => Ok(Form::Run(command.to_owned())),
         _ if assigned => Ok(Form::Run(command.to_owned())),
         _ => bail!("a command of no runnable form (see tests/tests/road/readme.rs): {command}"),
     }
+}
+
+/// A benchmark's command with so little of everything that it ends in a second: here only that it works counts.
+fn small(command: &str) -> String {
+    let most = |flag: &str| match flag {
+        "--connections" => 8,
+        "--in-flight" => 4,
+        "--rate" => 50,
+        "--duration" | "--hold" => 1,
+        _ => u64::MAX,
+    };
+    let mut words: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
+    for at in 1..words.len() {
+        if let Ok(number) = words[at].parse::<u64>() {
+            words[at] = number.min(most(&words[at - 1])).to_string();
+        }
+    }
+    words.join(" ")
 }
 
 fn run(server: &Server, script: &str) -> anyhow::Result<Output> {
@@ -132,7 +153,10 @@ async fn every_command_of_the_readme_works() -> TestResult {
 
 #[tokio::test]
 async fn every_command_of_the_documents_works() -> TestResult {
-    let server = Server::start(Options::default().one()).await?;
+    // As docs/bench.md says: a load generator meets the limits of one user and one connection at once.
+    let unlimited = ["BERTH_GATEWAY__REQUESTS_PER_SECOND_PER_USER", "BERTH_GATEWAY__FRAMES_PER_SECOND"];
+    let options = unlimited.iter().fold(Options::default().one(), |options, name| options.env(name, 0));
+    let server = Server::start(options).await?;
     let mut shown = Vec::new();
     for path in crate::docs::documents()?.iter().skip(1) {
         shown.extend(check_commands(&server, path)?);
@@ -242,6 +266,9 @@ fn forms_are_told_apart() {
     assert_eq!(form("./tests/run --long").expect("known"), Form::Script("tests/run".to_owned()));
     let demo = Form::Run("\"$BERTH\" demo --json --scheduler \"$SCHEDULER\"".to_owned());
     assert_eq!(form("berth demo --json").expect("known"), demo);
+    let bench =
+        Form::Run("\"$BERTH\" bench send --connections 8 --x 90 --scheduler \"$SCHEDULER\"".to_owned());
+    assert_eq!(form("berth bench send --connections 64 --x 90").expect("known"), bench);
     assert!(matches!(form("TOKEN=$(curl -s x)").expect("known"), Form::Run(_)));
     for bad in ["sudo rm -rf /", "TOKEN=$(rm x)", "make", "x=$(curl y)"] {
         assert!(form(bad).is_err(), "{bad}");

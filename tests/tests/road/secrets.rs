@@ -18,6 +18,7 @@ async fn no_ticket_token_or_key_is_in_a_log_of_everything() -> TestResult {
     let mut secrets = vec![
         ("the jwt secret", tokens::JWT_SECRET.to_owned()),
         ("the ticket key", tokens::TICKET_KEY.to_owned()),
+        ("the cluster key", tokens::CLUSTER_KEY.to_owned()),
         ("the service key", tokens::SERVICE_KEY.to_owned()),
         ("the admin key", tokens::ADMIN_KEY.to_owned()),
     ];

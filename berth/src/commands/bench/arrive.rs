@@ -102,6 +102,11 @@ impl Fleet {
         self.queue = (0..u32::try_from(self.peers.len()).unwrap_or(u32::MAX)).filter(wants).collect();
     }
 
+    /// Counts heartbeats from now on: those sent while others still connect are not the load's.
+    pub fn forget_heartbeats(&mut self) {
+        self.latencies.heartbeat = Histogram::default();
+    }
+
     /// How many still have to get in, or to fail.
     pub fn outside(&self) -> usize {
         self.queue.len() + self.arriving + self.later.len()
@@ -353,9 +358,11 @@ impl Fleet {
         let peer = &mut self.peers[who];
         (peer.stream, peer.arrival, peer.step) = (None, None, Step::Gone);
         self.arriving -= 1;
-        self.latencies.failed += 1;
-        if self.plan.reconnect {
+        // Who was never in is not lost, and the connect stage has an end.
+        if self.plan.reconnect && self.peers[who].lived {
             self.again(who, now);
+        } else {
+            self.latencies.failed += 1;
         }
     }
 

@@ -35,7 +35,11 @@ impl Hold {
 }
 
 impl Work for Hold {
-    fn due(&mut self, _: &mut Fleet, _: Nanos) -> Option<Nanos> {
+    fn due(&mut self, fleet: &mut Fleet, _: Nanos) -> Option<Nanos> {
+        // There is nothing to hold any more, and nobody comes back.
+        if self.until.is_some() && fleet.live == 0 && fleet.outside() == 0 {
+            self.until = Some(0);
+        }
         self.until
     }
 

@@ -26,6 +26,9 @@ const PAGE: u32 = berth_proto::limits::PAGE_MAX;
 /// After the load, what is still on its way is waited for as long as something comes within this.
 const QUIET: Nanos = 5 * SECOND;
 
+/// Receivers tried at random before they are gone through in order: only when most are gone.
+const TRIES: usize = 64;
+
 /// How the messages are sent.
 #[derive(Debug, Clone)]
 pub struct Shape {
@@ -77,6 +80,8 @@ pub struct Exchange {
     begun: Nanos,
     last: Nanos,
     ended: bool,
+    /// Whether nobody was left to send or to receive.
+    aborted: bool,
     late: Histogram,
     ack: Histogram,
     notify: Histogram,
@@ -112,6 +117,7 @@ impl Exchange {
             begun: 0,
             last: 0,
             ended: false,
+            aborted: false,
             late: Histogram::default(),
             ack: Histogram::default(),
             notify: Histogram::default(),
@@ -121,23 +127,28 @@ impl Exchange {
         }
     }
 
-    /// A connected receiver at random; none if hardly any is left.
+    /// A connected receiver at random; none if none is left.
     fn target(&mut self, fleet: &Fleet) -> Option<usize> {
         if self.receivers.is_empty() {
             return None;
         }
-        let tries = 64;
-        (0..tries)
-            .map(|_| self.random.random_range(0..self.receivers.len()))
-            .find(|nth| fleet.is_live(self.shape.senders + nth))
+        for _ in 0..TRIES {
+            let nth = self.random.random_range(0..self.receivers.len());
+            if fleet.is_live(self.shape.senders + nth) {
+                return Some(nth);
+            }
+        }
+        (0..self.receivers.len()).find(|nth| fleet.is_live(self.shape.senders + nth))
     }
 
     fn launch(&mut self, fleet: &mut Fleet, place: Place, number: u64, intended: Nanos, now: Nanos) {
         self.messages.push(Message { intended, ..Message::default() });
         let Some(nth) = self.target(fleet) else {
+            // It was not sent, and nothing more can be.
             self.flights.land(place);
-            fleet.error("send:no-receiver-connected");
-            return;
+            self.aborted = true;
+            self.stop();
+            return fleet.error("send:no-receiver-connected");
         };
         self.late.record(now.saturating_sub(intended));
         self.receivers[nth].expected.push_back(number);
@@ -204,6 +215,8 @@ impl Exchange {
 
     fn page(&mut self, fleet: &mut Fleet, nth: usize, page: PullResponse, now: Nanos) {
         self.receivers[nth].pulling = false;
+        // A server that has nothing where it said there is something would be asked for ever.
+        let more = !page.items.is_empty();
         for item in page.items {
             if item.seq != self.receivers[nth].cursor + 1 {
                 self.counts.gaps += 1;
@@ -222,7 +235,9 @@ impl Exchange {
             self.pulled.record(now.saturating_sub(message.intended));
             self.last = now;
         }
-        self.pull(fleet, nth);
+        if more {
+            self.pull(fleet, nth);
+        }
     }
 
     fn all_arrived(&self) -> bool {
@@ -245,6 +260,10 @@ impl Work for Exchange {
             (self.receivers[nth].told, self.receivers[nth].cursor) = (seq, seq);
         }
         (self.begun, self.last) = (at, at);
+        // Who did not get in sends nothing.
+        for sender in (0..self.shape.senders).filter(|sender| !fleet.is_live(*sender)) {
+            self.flights.close(sender);
+        }
     }
 
     fn due(&mut self, fleet: &mut Fleet, now: Nanos) -> Option<Nanos> {
@@ -323,7 +342,7 @@ impl Work for Exchange {
     fn finish(&mut self, tally: &mut Tally) {
         let counts = &self.counts;
         let launched = self.flights.launched();
-        tally.aborted |= self.flights.stuck();
+        tally.aborted |= self.aborted || self.flights.stuck();
         let arrived = if self.shape.pull { counts.pulled } else { counts.notified };
         tally.intended += launched;
         tally.succeeded += counts.accepted.min(arrived);

@@ -148,15 +148,18 @@ impl Work for Group {
             }
         }
         let all = self.members.iter().all(|member| member.reached > 0);
-        all && now > self.last + SECOND / 2 || now > self.warming + WARM_UP
+        all && now > self.last + SECOND / 2 || now > self.warming + WARM_UP || fleet.live == 0
     }
 
-    fn start(&mut self, _: &mut Fleet, at: Nanos) {
+    fn start(&mut self, fleet: &mut Fleet, at: Nanos) {
         self.pace = Pace::new(at, self.shape.rate);
         self.members.iter_mut().for_each(|member| member.reached = 0);
         (self.begun, self.last) = (at, at);
         if self.shape.sends {
             self.flights = Flights::new(1, 1, 1, Some(self.pace.clone()), at + self.shape.duration);
+            if !fleet.is_live(0) {
+                self.flights.close(0);
+            }
         }
     }
 
@@ -238,7 +241,8 @@ impl Work for Group {
         if self.begun == 0 {
             return self.ended;
         }
-        let over = self.ended || now >= self.begun + self.shape.duration;
+        let stuck = self.shape.sends && self.flights.stuck();
+        let over = self.ended || stuck || now >= self.begun + self.shape.duration;
         let sent = !self.shape.sends
             || self.flights.in_flight() == 0 && (self.ended || self.flights.next_at().is_none());
         let waited = now.saturating_sub(self.last.max(self.begun)) > QUIET;

@@ -211,6 +211,7 @@ fn stages(
     }
     let at = begin(fleet, work, conductor, "load")?;
     let at_load = system::usage("self").unwrap_or_default().0;
+    fleet.forget_heartbeats();
     work.start(fleet, at);
     until(fleet, work, conductor, None, |_, work, now| work.done(now))?;
     if conductor.stopped() {

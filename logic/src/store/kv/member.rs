@@ -45,12 +45,10 @@ impl Member {
     }
 }
 
-fn find(
-    get: &dyn Fn(&[u8]) -> Result<Option<Bytes>, KvError>,
-    conversation: &ConversationRow,
-    id: u64,
-    user: &str,
-) -> Result<Member, KvError> {
+/// The value of a key in the space [`STATE`].
+type Get<'a> = dyn Fn(&[u8]) -> Result<Option<Bytes>, KvError> + 'a;
+
+fn find(get: &Get<'_>, conversation: &ConversationRow, id: u64, user: &str) -> Result<Member, KvError> {
     let keys = if conversation.is_group() {
         [row::roster_member(id, user), row::former_member(id, user)]
     } else {

@@ -11,7 +11,13 @@ mod row;
 mod stays;
 mod write;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use berth_proto::client;
@@ -27,11 +33,17 @@ use crate::{
     snowflake::Snowflake,
 };
 
+/// Milliseconds a slice of a group lets others go first: they take the writer for less each, and spread must go on.
+const LET_GO_FIRST: u32 = 20;
+
 /// A store over a [`Kv`] with the spaces of [`KvStore::SPACES`].
 pub struct KvStore {
     kv: Arc<dyn Kv>,
     /// Held from a transaction's first read to its commit.
     writer: Mutex<Snowflake>,
+    /// Who waits for it and is not spread: a slice lets them go first, or the one who just had it takes it again before
+    /// the one who was woken for it runs.
+    before_slices: AtomicUsize,
     inbox_epoch: u64,
 }
 
@@ -70,11 +82,30 @@ impl KvStore {
             batch.put(STATE, EPOCH, inbox_epoch.to_be_bytes().to_vec());
             kv.write(batch, Durability::Synced)?;
         }
-        Ok(Self { kv, writer: Mutex::new(Snowflake::above(node, highest)), inbox_epoch })
+        Ok(Self {
+            kv,
+            writer: Mutex::new(Snowflake::above(node, highest)),
+            before_slices: AtomicUsize::new(0),
+            inbox_epoch,
+        })
     }
 
     /// Conversation ids come from the lock's own generator.
     fn write(&self) -> MutexGuard<'_, Snowflake> {
+        self.before_slices.fetch_add(1, Ordering::Relaxed);
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.before_slices.fetch_sub(1, Ordering::Relaxed);
+        writer
+    }
+
+    /// For a slice of a group: after whoever waits, for up to [`LET_GO_FIRST`].
+    async fn write_a_slice(&self) -> MutexGuard<'_, Snowflake> {
+        for _ in 0..LET_GO_FIRST {
+            if self.before_slices.load(Ordering::Relaxed) == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -207,7 +238,7 @@ impl Store for KvStore {
         cut: Cut,
         now_ms: i64,
     ) -> Result<Sliced, StoreError> {
-        let _writer = self.write();
+        let _writer = self.write_a_slice().await;
         let mut txn = self.begin();
         let sliced = fanout::slice(&mut txn, conversation_id, (first, last), cut, now_ms)?;
         txn.commit(Durability::Buffered)?;
