@@ -60,6 +60,13 @@ impl Options {
             .env("BERTH_GATEWAY__HEARTBEAT_TIMEOUT_MS", timeout_ms)
     }
 
+    /// Without the gateways' limits on what one user and one connection may ask: for tests that flood, or look again and
+    /// again until something is so.
+    #[must_use]
+    pub fn tireless_clients(self) -> Self {
+        self.env("BERTH_GATEWAY__REQUESTS_PER_SECOND_PER_USER", 0).env("BERTH_GATEWAY__FRAMES_PER_SECOND", 0)
+    }
+
     /// Starts with this policy file.
     #[must_use]
     pub fn policy(mut self, text: &str) -> Self {
@@ -194,7 +201,7 @@ impl Server {
         if let Some(server) = shared.upgrade() {
             return Ok(server);
         }
-        let server = Arc::new(Self::start(Options::default()).await?);
+        let server = Arc::new(Self::start(Options::default().tireless_clients()).await?);
         *shared = Arc::downgrade(&server);
         Ok(server)
     }

@@ -23,7 +23,7 @@ impl Echo {
     fn start(broken: Option<&str>) -> anyhow::Result<Self> {
         let here = std::env::current_exe()?;
         let folder = here.ancestors().nth(2).context("a test runs in target/release/deps")?;
-        let path = folder.join("examples/echo");
+        let path = folder.join("examples/autobahn");
         ensure!(
             path.exists(),
             "{} is missing: cargo build --release -p berth-gateway --examples",

@@ -47,7 +47,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Roles apart with [`LEASE`]; links are expected to break.
 fn options() -> Options {
-    Options::default().apart().env("BERTH_LOGIC__LEASE_SECONDS", LEASE.as_secs()).expect_warning("link down")
+    Options::default()
+        .apart()
+        .tireless_clients()
+        .env("BERTH_LOGIC__LEASE_SECONDS", LEASE.as_secs())
+        .expect_warning("link down")
 }
 
 /// [`options`], where a gateway's lease is expected to end, which logic tells its operator.

@@ -39,6 +39,7 @@ impl Subject {
     async fn start(berth: bool, log: Option<&std::path::Path>) -> anyhow::Result<Self> {
         if berth {
             let options = Options::default()
+                .tireless_clients()
                 .env("BERTH_GATEWAY__HANDSHAKES_PER_SECOND", 1_000_000)
                 .env("BERTH_GATEWAY__WORKERS", 1);
             return Ok(Self::Berth(Box::new(Server::start(options).await?)));

@@ -230,8 +230,11 @@ async fn a_notify_that_a_cut_link_swallowed_comes_when_it_is_healed() -> TestRes
         let sum = |what: &str| scrape.sum(&format!("berth_{name}_link_{what}"), &[("peer", peer)]);
         // Logic has two gateways, of which one was never cut off.
         let links = if role == Role::Logic { 2.0 } else { 1.0 };
-        let counts = (sum("attached"), sum("attaches_total"), sum("breaks_total"));
-        ensure!(counts == (links, links + 1.0, 1.0), "{role:?}: {counts:?}");
+        let counts = (sum("attached"), sum("attaches_total"));
+        ensure!(counts == (links, links + 1.0), "{role:?}: {counts:?}");
+        // Logic may have been told of the end, by what the proxy held back, before it noticed the silence.
+        let breaks = sum("breaks_total");
+        ensure!(breaks == 1.0 || (role == Role::Logic && breaks == 0.0), "{role:?}: {breaks} breaks");
         ensure!(sum("batches_total") > 0.0 && sum("sent_bytes_total") > 0.0, "{role:?} says nothing");
         let quiet = ["full_total", "attempts_refused_total"];
         let there = quiet.iter().all(|what| scrape.has(&format!("berth_{name}_link_{what}")));

@@ -154,9 +154,7 @@ async fn every_command_of_the_readme_works() -> TestResult {
 #[tokio::test]
 async fn every_command_of_the_documents_works() -> TestResult {
     // As docs/bench.md says: a load generator meets the limits of one user and one connection at once.
-    let unlimited = ["BERTH_GATEWAY__REQUESTS_PER_SECOND_PER_USER", "BERTH_GATEWAY__FRAMES_PER_SECOND"];
-    let options = unlimited.iter().fold(Options::default().one(), |options, name| options.env(name, 0));
-    let server = Server::start(options).await?;
+    let server = Server::start(Options::default().one().tireless_clients()).await?;
     let mut shown = Vec::new();
     for path in crate::docs::documents()?.iter().skip(1) {
         shown.extend(check_commands(&server, path)?);

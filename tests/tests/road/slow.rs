@@ -25,10 +25,7 @@ const ON_LINKS: u64 = 128 * 1024 * 1024;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_never_reads_is_bounded_and_others_do_not_notice() -> TestResult {
     // Its peers flood on purpose, as one user: what bounds them here is that they do not read.
-    let options = Options::default()
-        .env("BERTH_GATEWAY__FRAMES_PER_SECOND", 0)
-        .env("BERTH_GATEWAY__REQUESTS_PER_SECOND_PER_USER", 0);
-    let server = Server::start(options).await?;
+    let server = Server::start(Options::default().tireless_clients()).await?;
     let (victim, author) = (fresh("victim"), fresh("author"));
     let mut authors = Device::connect(&server.at, Transport::Tcp, &author, "d").await?;
     // Large answers to ask for: 200 rows of 3 KiB are 600 KiB a page.
