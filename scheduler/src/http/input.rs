@@ -4,6 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use axum::body::{Body, Bytes};
 use berth_proto::{id, limits, schedule::ScheduleRequest};
+use futures_util::StreamExt;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -16,6 +17,10 @@ use crate::{
 
 /// Largest body, in bytes: [`MAX_RTTS`] measurements of the longest ids, and room around them.
 const MAX_BODY: usize = 32 * 1024;
+
+/// Of a body that is too long so much is read and thrown away, in bytes: whoever is cut off while he writes reads a reset
+/// instead of the answer.
+const THROWN_AWAY: usize = 2 * 1024 * 1024;
 
 /// A body must be complete this long after its head.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,17 +46,32 @@ pub(crate) struct ExplainRequest {
 
 /// Reads a body of bounded size in bounded time.
 pub(crate) async fn body(body: Body) -> Result<Bytes, Refusal> {
-    let read = tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, MAX_BODY));
-    match read.await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(_)) => {
-            Err(Refusal::InvalidArgument(format!("the body is incomplete or larger than {MAX_BODY} bytes")))
+    let late = |_| {
+        let seconds = BODY_TIMEOUT.as_secs();
+        Refusal::InvalidArgument(format!("the body was not complete within {seconds} s"))
+    };
+    tokio::time::timeout(BODY_TIMEOUT, read(body)).await.map_err(late)?
+}
+
+async fn read(body: Body) -> Result<Bytes, Refusal> {
+    let mut chunks = body.into_data_stream();
+    let mut bytes = Vec::new();
+    let mut length: usize = 0;
+    while let Some(chunk) = chunks.next().await {
+        let cut = |error| Refusal::InvalidArgument(format!("the body was cut short: {error}"));
+        let chunk = chunk.map_err(cut)?;
+        length += chunk.len();
+        if length > MAX_BODY + THROWN_AWAY {
+            break;
         }
-        Err(_) => {
-            let seconds = BODY_TIMEOUT.as_secs();
-            Err(Refusal::InvalidArgument(format!("the body was not complete within {seconds} s")))
+        if length <= MAX_BODY {
+            bytes.extend_from_slice(&chunk);
         }
     }
+    if length > MAX_BODY {
+        return Err(Refusal::InvalidArgument(format!("the body is longer than {MAX_BODY} bytes")));
+    }
+    Ok(bytes.into())
 }
 
 /// Reads JSON as proto3 does: a field that is null is as if it were absent.
