@@ -126,7 +126,7 @@ pub struct Gateway {
     pub frames_per_second: u32,
     /// Requests a second of one user at this gateway, then RESOURCE_EXHAUSTED. 0: no limit.
     pub requests_per_second_per_user: u32,
-    /// Web pages that may open a WebSocket: https://app.example.com, https://*.example.com, separated by commas. Empty:
+    /// Web pages that may open a WebSocket: `https://app.example.com`, `https://*.example.com`, separated by commas. Empty:
     /// any.
     pub origins: String,
 }
