@@ -51,8 +51,9 @@ pub(crate) const KEEPALIVE: Duration = Duration::from_secs(1);
 /// 4 s. A process that gets no processor for 3 s serves nobody either.
 pub(crate) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Bytes under way in each direction before the sender waits for the receiver: a storm of notifies in one go.
-pub(crate) const WINDOW: u32 = 4 * 1024 * 1024;
+/// Bytes under way in each direction before the sender waits for the receiver: 80,000 notifies in one go. A ping waits behind
+/// them, so a link needs 3 Mbit/s to carry a full window and the ping within [`KEEPALIVE_TIMEOUT`].
+pub(crate) const WINDOW: u32 = 1024 * 1024;
 
 impl DialConfig {
     /// With the usual bounds: 1,024 batches, and 50 to 500 ms between dials. The upper end is what a scheduler that has
@@ -61,16 +62,7 @@ impl DialConfig {
     /// # Errors
     /// When `address` is no `host:port`.
     pub fn new(address: &str, key: ClusterKey, metrics: LinkMetrics) -> Result<Self, String> {
-        let no = |problem: &str| format!("{address:?} is no host:port: {problem}");
-        let (host, port) = address.rsplit_once(':').ok_or_else(|| no("the port is missing"))?;
-        if host.is_empty() || host.contains(['/', '@', '?', '#']) {
-            return Err(no("the host is no name and no address"));
-        }
-        if port.parse::<u16>().ok().is_none_or(|port| port == 0) {
-            return Err(no("the port is no number from 1 to 65535"));
-        }
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|error| no(&error.to_string()))?
+        let endpoint = endpoint(address)?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
             .initial_stream_window_size(WINDOW)
@@ -81,6 +73,26 @@ impl DialConfig {
         let (base_backoff, max_backoff) = (Duration::from_millis(50), Duration::from_millis(500));
         Ok(Self { endpoint, key, metrics, queue: outgoing::BATCHES, base_backoff, max_backoff })
     }
+}
+
+/// Whether `address` is a `host:port` that can be dialled.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_address(address: &str) -> Result<(), String> {
+    endpoint(address).map(drop)
+}
+
+fn endpoint(address: &str) -> Result<Endpoint, String> {
+    let no = |problem: &str| format!("{address:?} is no host:port: {problem}");
+    let (host, port) = address.rsplit_once(':').ok_or_else(|| no("the port is missing"))?;
+    if host.is_empty() || host.contains(['/', '@', '?', '#']) {
+        return Err(no("the host is no name and no address"));
+    }
+    if port.parse::<u16>().ok().is_none_or(|port| port == 0) {
+        return Err(no("the port is no number from 1 to 65535"));
+    }
+    Endpoint::from_shared(format!("http://{address}")).map_err(|error| no(&error.to_string()))
 }
 
 /// Logic or a scheduler at the other end of the network. Implements that role's service trait.
@@ -151,7 +163,8 @@ impl<D: Dialect> Remote<D> {
         trouble.as_ref().map(|reason| format!("{} at {}: {reason}", D::ROLE, self.config.endpoint.uri()))
     }
 
-    /// Says what still waits to be said, within a second, then ends every link and awaits their tasks.
+    /// Says what still waits to be said, within a second, then ends every link and awaits their tasks: two seconds, if the
+    /// other side takes nothing.
     pub async fn stop(&self) {
         self.stop.cancel();
         self.tasks.close();
@@ -201,5 +214,5 @@ impl<D: Dialect> Link<D::Up> for RemoteLink<D> {
     }
 }
 
-/// Largest batch on the wire, in bytes: a wake-up's worth of requests or answers, each of at most a frame.
-pub const MESSAGE: usize = 64 * 1024 * 1024;
+/// Largest batch on the wire, in bytes. Only a single message can make one that large: see `outgoing::BATCH`.
+pub(crate) const MESSAGE: usize = 64 * 1024 * 1024;

@@ -14,9 +14,9 @@ use crate::rpc;
 /// One of the two services.
 pub trait Dialect: Send + Sync + 'static {
     /// What a gateway says.
-    type Up: Clone + Send + 'static;
+    type Up: prost::Message + Clone + 'static;
     /// What it is told.
-    type Down: Send + 'static;
+    type Down: prost::Message + 'static;
     /// How several are sent at once.
     type UpBatch: prost::Message + Default + Send + 'static;
     /// How several are sent at once.
@@ -41,6 +41,15 @@ pub trait Dialect: Send + Sync + 'static {
 
     /// Whether `message` must reach the role even when the link breaks first.
     fn outlives_the_link(message: &Self::Up) -> bool;
+
+    /// Whether `message` must not be taken before an earlier one that waits for room.
+    fn keeps_its_turn(message: &Self::Up) -> bool;
+
+    /// The time that `message` is answered with, if it is one whose answer proves that all before it was heard.
+    fn asks_for_proof(message: &Self::Up) -> Option<i64>;
+
+    /// That time, if `message` is such an answer.
+    fn proves(message: &Self::Down) -> Option<i64>;
 
     /// The role had no room for `message`: what its sender is told, or the message again where it must not be lost.
     fn refused(message: Self::Up, reason: RefusedReason) -> Result<Option<Self::Down>, Self::Up>;
@@ -84,10 +93,33 @@ impl Dialect for LogicDialect {
         matches!(message.message, Some(to_logic::Message::Close(_)))
     }
 
+    /// A session announced again after its close would be a ghost.
+    fn keeps_its_turn(message: &wire::ToLogic) -> bool {
+        Self::outlives_the_link(message) || is_announced_again(message)
+    }
+
+    fn asks_for_proof(message: &wire::ToLogic) -> Option<i64> {
+        match &message.message {
+            Some(to_logic::Message::Renew(renew)) => Some(renew.now_ms),
+            _ => None,
+        }
+    }
+
+    fn proves(message: &wire::ToGateway) -> Option<i64> {
+        match &message.message {
+            Some(to_gateway::Message::Lease(renewed)) => Some(renewed.said_ms),
+            _ => None,
+        }
+    }
+
     fn refused(
         message: wire::ToLogic,
         reason: RefusedReason,
     ) -> Result<Option<wire::ToGateway>, wire::ToLogic> {
+        // Its client is connected and has done nothing wrong: nobody is there to be told.
+        if is_announced_again(&message) {
+            return Err(message);
+        }
         let why = || {
             ErrorCode::Unavailable.error(match reason {
                 RefusedReason::Full => "logic is behind; try again",
@@ -114,6 +146,11 @@ impl Dialect for LogicDialect {
         };
         Ok(Some(wire::ToGateway { message: Some(down) }))
     }
+}
+
+/// Whether it is of a session that the gateway holds already.
+fn is_announced_again(message: &wire::ToLogic) -> bool {
+    matches!(&message.message, Some(to_logic::Message::Open(open)) if open.session_epoch != 0)
 }
 
 /// Gateway and scheduler.
@@ -151,6 +188,18 @@ impl Dialect for SchedulerDialect {
 
     fn outlives_the_link(_: &wire::ToScheduler) -> bool {
         false
+    }
+
+    fn keeps_its_turn(_: &wire::ToScheduler) -> bool {
+        false
+    }
+
+    fn asks_for_proof(_: &wire::ToScheduler) -> Option<i64> {
+        None
+    }
+
+    fn proves(_: &wire::FromScheduler) -> Option<i64> {
+        None
     }
 
     /// The next report replaces a lost one, and a redirect that gets no answer has its own deadline at the gateway.

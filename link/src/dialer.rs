@@ -4,7 +4,7 @@ use std::{
     error::Error,
     pin::pin,
     sync::{
-        Arc, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -27,13 +27,28 @@ use crate::{
     dialect::Dialect,
     memory::Memory,
     outgoing::Waiting,
+    turns::OVERTAKEN_CODE,
 };
 
-/// Once everything is said, the other side has this long to take it and end its half.
+/// A gateway that lets go waits this long for what is still to be said to be taken, and for the other side to end its half.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// The other side ended the link in good order.
-const ENDED: &str = "the other side ended it";
+/// A link that was up for this long was worth dialling for: when it breaks, dialling begins with the shortest wait again.
+const SETTLED: Duration = Duration::from_secs(5);
+
+/// Two links of one gateway to the same process cannot be: each that comes up ends the other. The one that was ended rests
+/// this long, or they would take turns without an end.
+const OVERTAKEN: Duration = Duration::from_secs(30);
+
+/// How a link that was up ended.
+enum Loss {
+    /// By the other side, in good order.
+    Ended,
+    /// By another link of this gateway.
+    Overtaken(String),
+    /// The network or the other process failed.
+    Broke(String),
+}
 
 pub(crate) struct Dialer<D: Dialect> {
     pub(crate) config: DialConfig,
@@ -53,24 +68,28 @@ impl<D: Dialect> Dialer<D> {
     /// it: the senders of everything else have deadlines, and a new connection begins with what is true then.
     pub(crate) async fn run(self, mut queue: Waiting<D::UpBatch>) {
         let mut backoff = self.config.base_backoff;
-        let mut memory = Memory::new();
+        let memory = Mutex::new(Memory::new());
         let mut again = Vec::new();
         while let Some(opened) = self.let_go.run_until_cancelled(self.open()).await {
+            let mut rest = None;
             match opened {
                 Ok(streams) => {
-                    backoff = self.config.base_backoff;
+                    let since = Instant::now();
                     self.is_up();
-                    let reason =
-                        self.carry(std::mem::take(&mut again), &mut memory, &mut queue, streams).await;
-                    self.is_down(&reason);
-                    again = memory.take(Instant::now());
+                    let loss = self.carry(std::mem::take(&mut again), &memory, &mut queue, streams).await;
+                    self.is_down(&loss);
+                    again = lock(&memory).take(Instant::now());
                     while let Some(batch) = queue.try_next() {
                         again.extend(D::up_messages(batch).into_iter().filter(D::outlives_the_link));
                     }
+                    if since.elapsed() >= SETTLED {
+                        backoff = self.config.base_backoff;
+                    }
+                    rest = matches!(loss, Loss::Overtaken(_)).then_some(OVERTAKEN);
                 }
                 Err(status) => self.failed(&status),
             }
-            let wait = rand::rng().random_range(backoff / 2..=backoff);
+            let wait = rest.unwrap_or_else(|| rand::rng().random_range(backoff / 2..=backoff));
             if self.let_go.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
                 return;
             }
@@ -87,7 +106,7 @@ impl<D: Dialect> Dialer<D> {
         self.down.network(true);
     }
 
-    fn is_down(&self, reason: &str) {
+    fn is_down(&self, loss: &Loss) {
         self.connected.store(false, Ordering::Release);
         self.config.metrics.attached.decrement(1.0);
         let to = self.config.endpoint.uri();
@@ -95,11 +114,16 @@ impl<D: Dialect> Dialer<D> {
             return tracing::info!(role = D::ROLE, %to, "link ended");
         }
         self.config.metrics.breaks.increment(1);
-        if reason == ENDED {
-            tracing::info!(role = D::ROLE, %to, reason, "link down");
-        } else {
-            tracing::warn!(role = D::ROLE, %to, reason, "link down");
-        }
+        // That a process ends or a network breaks is expected of them: counted, and told by readyz as long as it lasts.
+        let reason = match loss {
+            Loss::Ended => "the other side ended it",
+            Loss::Broke(reason) => reason,
+            Loss::Overtaken(reason) => {
+                tracing::warn!(role = D::ROLE, %to, reason, "link overtaken");
+                reason
+            }
+        };
+        tracing::info!(role = D::ROLE, %to, reason, "link down");
         self.note(Some(reason.to_owned()));
         self.down.network(false);
     }
@@ -157,32 +181,39 @@ impl<D: Dialect> Dialer<D> {
     async fn carry(
         &self,
         again: Vec<D::Up>,
-        memory: &mut Memory<D::Up>,
+        memory: &Mutex<Memory<D::Up>>,
         queue: &mut Waiting<D::UpBatch>,
         (up, down): Streams<D>,
-    ) -> String {
-        let mut downward = pin!(self.hear(down));
+    ) -> Loss {
+        // Before anything is said: the link may be down already.
+        note::<D>(&mut lock(memory), &again);
+        let too_late = || Loss::Broke("nobody took the last words".to_owned());
+        let mut downward = pin!(self.hear(down, memory));
+        // Also while what is said finds no room: a peer that takes nothing must not hold up a stop.
+        let mut over = pin!(async {
+            self.let_go.cancelled().await;
+            tokio::time::sleep(LAST_WORDS).await;
+        });
         tokio::select! {
             () = self.say(again, memory, queue, up) => {}
-            reason = &mut downward => return reason,
+            loss = &mut downward => return loss,
+            () = &mut over => return too_late(),
         }
         // The other side still has to take what is under way: a stream that is dropped takes it along.
-        timeout(LAST_WORDS, downward).await.unwrap_or_else(|_| "nobody took the last words".to_owned())
+        timeout(LAST_WORDS, downward).await.unwrap_or_else(|_| too_late())
     }
 
     /// Until the gateway lets go and everything is said, or the stream ends.
     async fn say(
         &self,
         again: Vec<D::Up>,
-        memory: &mut Memory<D::Up>,
+        memory: &Mutex<Memory<D::Up>>,
         queue: &mut Waiting<D::UpBatch>,
         up: mpsc::Sender<D::UpBatch>,
     ) {
         // The first batch may be empty. It says that this end has heard the answer: see `server::FIRST_WORD`.
         let mut messages = again;
         loop {
-            let lasting = messages.iter().filter(|message| D::outlives_the_link(message));
-            memory.remember(Instant::now(), lasting.cloned());
             if up.send(D::up_batch(messages)).await.is_err() {
                 return;
             }
@@ -193,23 +224,45 @@ impl<D: Dialect> Dialer<D> {
             };
             let Some(batch) = next else { return };
             messages = D::up_messages(batch);
+            note::<D>(&mut lock(memory), &messages);
         }
     }
 
     /// Until the other side ends; returns why.
-    async fn hear(&self, mut down: Streaming<D::DownBatch>) -> String {
+    async fn hear(&self, mut down: Streaming<D::DownBatch>, memory: &Mutex<Memory<D::Up>>) -> Loss {
         loop {
             match down.message().await {
                 Ok(Some(batch)) => {
                     self.config.metrics.batches_in.increment(1);
+                    let messages = D::down_messages(batch);
+                    if let Some(said_ms) = messages.iter().filter_map(D::proves).max() {
+                        lock(memory).proven(said_ms, Instant::now());
+                    }
                     // The gateway's inlet takes what must not be lost and counts what it drops.
-                    drop(self.down.send(D::down_messages(batch)));
+                    drop(self.down.send(messages));
                 }
-                Ok(None) => return ENDED.to_owned(),
-                Err(status) => return reason(&status),
+                Ok(None) => return Loss::Ended,
+                Err(status) if status.code() == OVERTAKEN_CODE => return Loss::Overtaken(reason(&status)),
+                Err(status) => return Loss::Broke(reason(&status)),
             }
         }
     }
+}
+
+/// Remembers what of a batch about to be said must not be lost.
+fn note<D: Dialect>(memory: &mut Memory<D::Up>, messages: &[D::Up]) {
+    for message in messages {
+        if D::outlives_the_link(message) {
+            memory.remember(message.clone());
+        }
+        if let Some(said_ms) = D::asks_for_proof(message) {
+            memory.renewal(said_ms);
+        }
+    }
+}
+
+fn lock<M>(memory: &Mutex<Memory<M>>) -> MutexGuard<'_, Memory<M>> {
+    memory.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The whole story: a transport error alone says only that it is one.

@@ -10,10 +10,11 @@ mod key;
 mod memory;
 mod metrics;
 mod outgoing;
+mod receiving;
 mod server;
 mod turns;
 
-pub use client::{DialConfig, Remote};
+pub use client::{DialConfig, Remote, check_address};
 pub use key::ClusterKey;
 pub use metrics::LinkMetrics;
 pub use server::{Server, ServerError};

@@ -15,9 +15,13 @@ use berth_proto::{
     link::{Link, LogicService, Refused, RefusedReason, SchedulerService},
     wire::AttachGateway,
 };
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, stream};
 use thiserror::Error;
-use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
+use tokio::{
+    net::TcpListener,
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     Request, Response, Status, Streaming, metadata::MetadataMap, service::Routes,
@@ -29,18 +33,20 @@ use crate::{
     client::{CONNECT_TIMEOUT, KEEPALIVE, KEEPALIVE_TIMEOUT, MESSAGE, WINDOW},
     dialect::{Dialect, LogicDialect, SchedulerDialect},
     outgoing::{self, Outgoing},
+    receiving::{RETRY, Receiving},
     rpc::{
         FromSchedulerBatch, ToGatewayBatch, ToLogicBatch, ToSchedulerBatch, logic_server, scheduler_server,
     },
-    turns::{Complaints, Turns},
+    turns::{Complaints, End, Turns},
 };
-
-/// A message that must not be lost and found no room is tried again after this.
-const RETRY: Duration = Duration::from_millis(5);
 
 /// An attempt to attach counts only once the gateway says something after it heard our answer. A process that was frozen
 /// finds attempts in its backlog that were given up long ago; taken for gateways, they would stand in for the real one.
 pub(crate) const FIRST_WORD: Duration = CONNECT_TIMEOUT;
+
+/// What a link left behind that must not be lost is offered to the role for so long. A role that takes nothing meanwhile is
+/// ill, and its readyz says so.
+const LEFT_BEHIND: Duration = Duration::from_secs(60);
 
 /// At a stop, connections that do not end by themselves get this long.
 const STOP: Duration = Duration::from_secs(2);
@@ -206,24 +212,28 @@ impl<D: Dialect> Attach<D> {
         })?;
         let (batches, waiting) = outgoing::queue(outgoing::BATCHES, self.metrics.clone());
         // Ends with the receiving task, however that ends: nobody must talk into a link that nobody listens to.
-        let ended = self.stop.child_token();
-        let alive = ended.clone().drop_guard();
+        let end = End::under(&self.stop);
+        let alive = end.asked().clone().drop_guard();
         let attached = Attached::<D> {
             service: Arc::clone(&self.service),
             gateway,
             down: Arc::new(DownLink { batches, open: AtomicBool::new(true) }),
             metrics: self.metrics.clone(),
             turns: Arc::clone(&self.turns),
-            stop: ended.clone(),
+            end: end.clone(),
+            stop: self.stop.clone(),
         };
         self.tasks.spawn(async move {
             let _alive = alive;
             attached.serve(request.into_inner()).await;
         });
-        let stream = futures_util::stream::unfold(waiting, |mut waiting| async move {
+        let stream = stream::unfold(waiting, |mut waiting| async move {
             waiting.next().await.map(|batch| (Ok(batch), waiting))
         });
-        Ok(Response::new(Box::pin(stream.take_until(ended.cancelled_owned()))))
+        let batches = stream.take_until(end.asked().clone().cancelled_owned());
+        let verdict =
+            stream::once(async move { end.verdict() }).filter_map(|verdict| async { verdict.map(Err) });
+        Ok(Response::new(Box::pin(batches.chain(verdict))))
     }
 }
 
@@ -234,13 +244,17 @@ struct Attached<D: Dialect> {
     down: Arc<DownLink<D>>,
     metrics: LinkMetrics,
     turns: Arc<Turns>,
+    /// The link's.
+    end: End,
+    /// The server's.
     stop: CancellationToken,
 }
 
 impl<D: Dialect> Attached<D> {
     async fn serve(self, mut stream: Streaming<D::UpBatch>) {
-        let stop = self.stop.clone();
-        let Some(Ok(Ok(Some(first)))) = stop.run_until_cancelled(timeout(FIRST_WORD, stream.message())).await
+        let asked = self.end.asked().clone();
+        let Some(Ok(Ok(Some(first)))) =
+            asked.run_until_cancelled(timeout(FIRST_WORD, stream.message())).await
         else {
             tracing::debug!(
                 role = D::ROLE,
@@ -250,22 +264,36 @@ impl<D: Dialect> Attached<D> {
             return;
         };
         let AttachGateway { gateway_id, boot } = self.gateway.clone();
-        let _turn = self.turns.take((gateway_id.clone(), boot), stop.clone()).await;
+        let turn = self.turns.take((gateway_id.clone(), boot), self.end.clone()).await;
         let service: &D::Service = &self.service;
-        let up = D::attach(service, self.gateway.clone(), Arc::clone(&self.down) as Arc<dyn Link<D::Down>>);
+        let down = Arc::clone(&self.down) as Arc<dyn Link<D::Down>>;
+        let up = D::attach(service, self.gateway.clone(), Arc::clone(&down));
+        let mut receiving = Receiving::<D>::new(up, down);
         tracing::info!(role = D::ROLE, gateway = gateway_id, boot, "link up");
         self.metrics.attaches.increment(1);
         self.metrics.attached.increment(1.0);
-        let reason = stop.run_until_cancelled(self.receive(first, stream, &*up)).await;
+        let reason = asked.run_until_cancelled(self.receive(first, stream, &mut receiving)).await;
         self.down.open.store(false, Ordering::Release);
         self.metrics.attached.decrement(1.0);
         match reason {
             Some(Err(status)) => {
                 self.metrics.breaks.increment(1);
                 let reason = status.message();
-                tracing::warn!(role = D::ROLE, gateway = gateway_id, boot, reason, "link down");
+                // A gateway that dies is no news for anybody here: its routes end, its clients go elsewhere.
+                tracing::info!(role = D::ROLE, gateway = gateway_id, boot, reason, "link down");
             }
             Some(Ok(())) | None => tracing::info!(role = D::ROLE, gateway = gateway_id, boot, "link ended"),
+        }
+        // The gateway's next link need not wait for that.
+        drop(turn);
+        let finished = self.stop.run_until_cancelled(timeout(LEFT_BEHIND, receiving.finish())).await;
+        if matches!(finished, Some(Err(_))) {
+            tracing::warn!(
+                role = D::ROLE,
+                gateway = gateway_id,
+                boot,
+                "what a link left behind was not taken"
+            );
         }
     }
 
@@ -274,42 +302,25 @@ impl<D: Dialect> Attached<D> {
         &self,
         first: D::UpBatch,
         mut stream: Streaming<D::UpBatch>,
-        up: &dyn Link<D::Up>,
+        receiving: &mut Receiving<D>,
     ) -> Result<(), Status> {
-        let mut batch = first;
-        loop {
+        let mut retries = interval(RETRY);
+        retries.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut next = Some(first);
+        while let Some(batch) = next {
             self.metrics.batches_in.increment(1);
-            self.pass(D::up_messages(batch), up).await;
-            batch = match stream.message().await? {
-                Some(batch) => batch,
-                None => return Ok(()),
+            receiving.take(D::up_messages(batch));
+            next = loop {
+                tokio::select! {
+                    biased;
+                    _ = retries.tick(), if receiving.keeps() => receiving.retry(),
+                    batch = stream.message(), if !receiving.is_full() => break batch?,
+                    // Seen by whoever reads nothing, too.
+                    () = self.down.batches.closed() => return Err(Status::unavailable("the gateway has gone")),
+                }
             };
         }
-    }
-
-    /// What the role has no room for is answered, or offered again where it must not be lost.
-    async fn pass(&self, mut batch: Vec<D::Up>, up: &dyn Link<D::Up>) {
-        if batch.is_empty() {
-            return;
-        }
-        while let Err(Refused { rest, reason }) = up.send(batch) {
-            let (mut answers, mut kept) = (Vec::new(), Vec::new());
-            for message in rest {
-                match D::refused(message, reason) {
-                    Ok(answer) => answers.extend(answer),
-                    Err(message) => kept.push(message),
-                }
-            }
-            if !answers.is_empty() {
-                // No room to say so either: the senders' own deadlines tell them.
-                drop(self.down.send(answers));
-            }
-            if kept.is_empty() {
-                return;
-            }
-            batch = kept;
-            tokio::time::sleep(RETRY).await;
-        }
+        Ok(())
     }
 }
 

@@ -3,11 +3,48 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+
+/// What a link is ended with when its gateway attached again; nothing else is.
+pub(crate) const OVERTAKEN_CODE: Code = Code::Aborted;
+
+/// The end of one link, as asked for by this side.
+#[derive(Clone)]
+pub(crate) struct End {
+    asked: CancellationToken,
+    overtaken: Arc<AtomicBool>,
+}
+
+impl End {
+    /// Asked for with `parent` at the latest.
+    pub(crate) fn under(parent: &CancellationToken) -> Self {
+        Self { asked: parent.child_token(), overtaken: Arc::default() }
+    }
+
+    /// Cancelled when it is asked for.
+    pub(crate) fn asked(&self) -> &CancellationToken {
+        &self.asked
+    }
+
+    /// What the gateway is told, unless the link ends in good order.
+    pub(crate) fn verdict(&self) -> Option<Status> {
+        let why = "this gateway attached again over another link; is one process listed under two addresses?";
+        self.overtaken.load(Ordering::Acquire).then(|| Status::new(OVERTAKEN_CODE, why))
+    }
+
+    fn overtake(&self) {
+        self.overtaken.store(true, Ordering::Release);
+        self.asked.cancel();
+    }
+}
 
 /// A gateway's process: its id and its boot.
 type Who = (String, u64);
@@ -21,8 +58,7 @@ pub(crate) struct Turns {
 
 struct Current {
     number: u64,
-    /// Ends the link.
-    stop: CancellationToken,
+    end: End,
     /// It has ended.
     done: CancellationToken,
 }
@@ -36,19 +72,19 @@ pub(crate) struct Turn {
 }
 
 impl Turns {
-    /// Ends the gateway's earlier link, if there is one, and waits until that is over. `stop` ends this one.
-    pub(crate) async fn take(self: &Arc<Self>, who: Who, stop: CancellationToken) -> Turn {
+    /// Ends the gateway's earlier link, if there is one, and waits until that is over. `end` is this one's.
+    pub(crate) async fn take(self: &Arc<Self>, who: Who, end: End) -> Turn {
         let done = CancellationToken::new();
         let (turn, earlier) = {
             let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
             links.0 += 1;
             let number = links.0;
-            let current = Current { number, stop, done: done.clone() };
+            let current = Current { number, end, done: done.clone() };
             let earlier = links.1.insert(who.clone(), current);
             (Turn { turns: Arc::clone(self), who, number, done }, earlier)
         };
         if let Some(earlier) = earlier {
-            earlier.stop.cancel();
+            earlier.end.overtake();
             earlier.done.cancelled().await;
         }
         turn
@@ -102,15 +138,17 @@ mod tests {
     async fn a_second_link_waits_for_the_end_of_the_first() {
         let turns = Arc::new(Turns::default());
         let stop = CancellationToken::new();
-        let first = turns.take(who(1), stop.clone()).await;
-        let other = turns.take(who(2), CancellationToken::new()).await;
-        assert!(!stop.is_cancelled(), "another boot is another gateway");
+        let end = End::under(&stop);
+        let first = turns.take(who(1), end.clone()).await;
+        let other = turns.take(who(2), End::under(&stop)).await;
+        assert!(!end.asked().is_cancelled(), "another boot is another gateway");
 
         let second = tokio::spawn({
             let turns = Arc::clone(&turns);
-            async move { turns.take(who(1), CancellationToken::new()).await }
+            async move { turns.take(who(1), End::under(&CancellationToken::new())).await }
         });
-        stop.cancelled().await;
+        end.asked().cancelled().await;
+        assert_eq!(end.verdict().map(|status| status.code()), Some(OVERTAKEN_CODE));
         assert!(!second.is_finished());
         drop(first);
         let second = second.await.expect("no panic");

@@ -160,7 +160,10 @@ impl Link<wire::ToLogic> for UpLink {
                 if let Some(lane) = lane {
                     full[lane] = true;
                 }
-                reason.get_or_insert(why);
+                // With one of the lanes gone the others may still have room later.
+                if reason != Some(RefusedReason::Full) {
+                    reason = Some(why);
+                }
                 rest.push(wire::ToLogic { message: Some(message) });
             }
         }
@@ -238,6 +241,9 @@ mod tests {
             [close("alice", 4), close("alice", 5)],
             "and the other lane took its message"
         );
+        receivers.lock().expect("not poisoned").remove(lane_of(&other));
+        let refused = link.send(vec![close(&other, 10), close("alice", 6)]).expect_err("one gone, one full");
+        assert_eq!(refused.reason, RefusedReason::Full, "one of them may be taken later");
         receivers.lock().expect("not poisoned").clear();
         let refused = link.send(vec![close("alice", 6)]).expect_err("nobody is there");
         assert_eq!(refused.reason, RefusedReason::Closed);

@@ -165,7 +165,8 @@ async fn take_up(context: &Context, control: Control, downs: &mut Downs) -> Resu
     match control {
         Control::Attached(gateway) => context.routes.attach(&gateway, context.steady_now()).await,
         Control::Renew(gateway, renew) => {
-            let forgotten = context.routes.renew(&gateway, renew.sessions, context.steady_now()).await?;
+            let wire::RenewLease { sessions, now_ms: said_ms } = renew;
+            let forgotten = context.routes.renew(&gateway, sessions, context.steady_now()).await?;
             if forgotten {
                 tracing::warn!(
                     gateway = gateway.id,
@@ -173,8 +174,9 @@ async fn take_up(context: &Context, control: Control, downs: &mut Downs) -> Resu
                     "its lease had ended: it announces its sessions again"
                 );
             }
-            context.gateways.holds(&gateway, renew.sessions);
-            downs.push(&gateway, Down::Lease(wire::LeaseRenewed { lease_ms: context.lease_ms, forgotten }));
+            context.gateways.holds(&gateway, sessions);
+            let renewed = wire::LeaseRenewed { lease_ms: context.lease_ms, forgotten, said_ms };
+            downs.push(&gateway, Down::Lease(renewed));
             Ok(())
         }
     }

@@ -32,7 +32,7 @@ pub trait Link<M>: Send + Sync {
 pub struct Refused<M> {
     /// Not taken, in the order given.
     pub rest: Vec<M>,
-    /// Why: of the first of them.
+    /// Why: [`RefusedReason::Full`] if that is so of any of them.
     pub reason: RefusedReason,
 }
 

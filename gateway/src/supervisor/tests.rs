@@ -38,15 +38,15 @@ fn a_stuck_worker_is_counted_once_and_an_ended_one_never() {
 #[test]
 fn a_renewal_does_not_hide_that_an_earlier_one_had_run_out() {
     let mailbox = Mailbox::default();
-    mailbox.lease(0, &LeaseRenewed { lease_ms: 9_000, forgotten: true });
-    mailbox.lease(0, &LeaseRenewed { lease_ms: 6_000, forgotten: false });
-    mailbox.lease(1, &LeaseRenewed { lease_ms: 6_000, forgotten: false });
+    mailbox.lease(0, &LeaseRenewed { lease_ms: 9_000, forgotten: true, said_ms: 0 });
+    mailbox.lease(0, &LeaseRenewed { lease_ms: 6_000, forgotten: false, said_ms: 0 });
+    mailbox.lease(1, &LeaseRenewed { lease_ms: 6_000, forgotten: false, said_ms: 0 });
     let mail = mailbox.take(0);
     assert_eq!(
         mail.leases,
         [
-            (0, LeaseRenewed { lease_ms: 6_000, forgotten: true }),
-            (1, LeaseRenewed { lease_ms: 6_000, forgotten: false })
+            (0, LeaseRenewed { lease_ms: 6_000, forgotten: true, said_ms: 0 }),
+            (1, LeaseRenewed { lease_ms: 6_000, forgotten: false, said_ms: 0 })
         ]
     );
 }

@@ -11,7 +11,7 @@ use berth_proto::{
     link::{Link, LogicService, Refused, RefusedReason},
     wire::{
         AttachGateway, ClientRequest, ClientResponse, CloseConnection, CloseSession, LeaseRenewed,
-        NotifyConnection, OpenSession, SessionOpened, ToGateway, ToLogic, to_gateway, to_logic,
+        NotifyConnection, OpenSession, RenewLease, SessionOpened, ToGateway, ToLogic, to_gateway, to_logic,
     },
 };
 
@@ -159,10 +159,11 @@ impl State {
                 });
                 answers.push(to_gateway::Message::Refreshed(inboxes.collect()));
             }
-            to_logic::Message::Renew(_) => {
+            &to_logic::Message::Renew(RenewLease { now_ms: said_ms, .. }) => {
                 self.renewals += 1;
                 let forgotten = std::mem::take(&mut self.forgotten);
-                answers.push(to_gateway::Message::Lease(LeaseRenewed { lease_ms: self.lease_ms, forgotten }));
+                let renewed = LeaseRenewed { lease_ms: self.lease_ms, forgotten, said_ms };
+                answers.push(to_gateway::Message::Lease(renewed));
             }
         }
         true

@@ -1,14 +1,12 @@
 //! The links over a real network: what one side says arrives at the other, and what breaks is mended.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+mod full;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use berth_link::{ClusterKey, DialConfig, LinkMetrics, Remote, Server};
 use berth_proto::{
-    client::{self, request::Method, response},
+    client::{self, request::Method},
     link::{Link, LogicService, Refused, RefusedReason, SchedulerService},
     metric::Registry,
     wire::{self, AttachGateway, ToGateway, ToLogic, to_gateway, to_logic},
@@ -62,29 +60,6 @@ impl SchedulerService for Role<wire::ToScheduler, wire::FromScheduler> {
         let (up, received) = probe();
         self.attached.try_send((gateway, down, received)).expect("the test reads attaches");
         up
-    }
-}
-
-/// Logic that has no room for anything but closes, and for those only at the second try.
-#[derive(Default)]
-struct Full {
-    offered: Arc<Mutex<Vec<ToLogic>>>,
-}
-
-struct FullLink(Arc<Mutex<Vec<ToLogic>>>);
-
-impl LogicService for Full {
-    fn attach(&self, _: AttachGateway, _: Arc<dyn Link<ToGateway>>) -> Arc<dyn Link<ToLogic>> {
-        Arc::new(FullLink(Arc::clone(&self.offered)))
-    }
-}
-
-impl Link<ToLogic> for FullLink {
-    fn send(&self, batch: Vec<ToLogic>) -> Result<(), Refused<ToLogic>> {
-        let mut offered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let again = batch.iter().all(|message| offered.contains(message));
-        offered.extend(batch.iter().cloned());
-        if again { Ok(()) } else { Err(Refused { rest: batch, reason: RefusedReason::Full }) }
     }
 }
 
@@ -379,28 +354,24 @@ async fn a_wrong_cluster_key_attaches_nobody() {
     server.stop().await;
 }
 
+/// One process under two addresses: each link that comes up ends the other.
 #[tokio::test]
-async fn what_the_role_has_no_room_for_is_answered_and_a_close_is_offered_again() {
-    let full = Full::default();
-    let offered = Arc::clone(&full.offered);
-    let server = Server::logic(anywhere(), key(KEY), no_metrics(), Arc::new(full)).await.expect("binds");
-    let remote = Remote::logic(dial(server.local_addr(), KEY), Handle::current());
-    let (down, mut told) = probe();
-    let up = remote.attach(gateway(), down);
+async fn a_link_that_is_overtaken_is_told_so_and_rests() {
+    let (server, mut attaches) = logic(anywhere()).await;
+    let [first, second] = [0, 1].map(|_| Remote::logic(dial(server.local_addr(), KEY), Handle::current()));
+    let up = first.attach(gateway(), probe().0);
     until(|| up.connected()).await;
-    up.send(vec![request(3), close(8)]).expect("room on the way");
-
-    let ToGateway { message: Some(to_gateway::Message::Response(answer)) } = soon(told.recv()).await else {
-        panic!("a response was expected");
-    };
-    let answer = answer.response.expect("there");
-    let Some(response::Result::Error(error)) = answer.result else { panic!("an error was expected") };
-    assert_eq!((answer.id, error.code.as_str(), error.retryable), (3, "UNAVAILABLE", true));
-    let closes = || {
-        let offered = offered.lock().unwrap_or_else(PoisonError::into_inner);
-        offered.iter().filter(|message| **message == close(8)).count()
-    };
-    until(|| closes() == 2).await;
-    remote.stop().await;
+    soon(attaches.recv()).await;
+    let other = second.attach(gateway(), probe().0);
+    until(|| other.connected() && !up.connected()).await;
+    let (_, _, mut heard) = soon(attaches.recv()).await;
+    until(|| first.trouble().is_some_and(|why| why.contains("under two addresses"))).await;
+    // Longer than every wait between two dials: the other link stays.
+    let quiet = tokio::time::timeout(Duration::from_secs(2), attaches.recv()).await;
+    assert!(quiet.is_err() && other.connected());
+    other.send(vec![request(1)]).expect("room");
+    assert_eq!(soon(heard.recv()).await, request(1));
+    first.stop().await;
+    second.stop().await;
     server.stop().await;
 }
