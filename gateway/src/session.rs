@@ -34,11 +34,11 @@ use crate::{
     ws::{self, Event},
 };
 use arriving::Arriving;
-pub(crate) use context::{Cx, Env, Orphan, Ups};
+pub(crate) use context::{Cx, Env, Ups};
 pub(crate) use frames::Frames;
 pub(crate) use goodbye::Goodbye;
 use identified::Identified;
-pub(crate) use identified::Identity;
+use identified::Identity;
 use wire::{Negotiated, Wire};
 
 /// Parsing stops while so much output is unwritten, in bytes: what a batch of small frames may cause stays in proportion

@@ -9,7 +9,6 @@ mod tell;
 
 use std::{
     any::Any,
-    collections::HashMap,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -28,7 +27,7 @@ use crate::{
     connection::{Connection, Readiness, Verdict},
     guard::{Network, Pending},
     inlet::{Inlet, Waiting},
-    session::{Cx, Env, Frames, Orphan, Session, Ups},
+    session::{Cx, Env, Frames, Session, Ups},
     shared::{ENDED, Shared},
     table::{Place, Table},
     wheel::Wheel,
@@ -53,14 +52,6 @@ const OUTPUT_KEPT: usize = 256 * 1024;
 
 /// A worker wakes at least so often, so that the watchdog sees it alive.
 const LONGEST_SLEEP_MS: i64 = 1_000;
-
-/// A session that logic may hold for a dead connection is waited for no longer than this, in milliseconds: logic answers
-/// in milliseconds, or once it is back. What is forgotten here stays a route to nobody until its user connects with that
-/// device again or this start of the gateway ends; the lease goes on.
-const ORPHAN_MS: i64 = 600_000;
-
-/// Such sessions remembered at once, at the most: some 10 MB. Those above are forgotten at once.
-const ORPHANS: usize = 65_536;
 
 /// A worker's whole state. It is built on the starting thread and runs on its own.
 pub(crate) struct Worker {
@@ -89,8 +80,6 @@ pub(crate) struct Worker {
     pending: Pending<Place>,
     /// Connections with a notify to write.
     dirty: Vec<Place>,
-    /// Sessions to close as soon as logic says their epoch, by handle, with the time to give up.
-    orphans: HashMap<u64, (Orphan, i64)>,
     eviction: Option<Eviction>,
     /// Until when everybody must be gone.
     stopping_ms: Option<i64>,
@@ -150,7 +139,6 @@ impl Worker {
             again: Vec::new(),
             pending,
             dirty: Vec::new(),
-            orphans: HashMap::new(),
             eviction: None,
             stopping_ms: None,
             last_call_ms: None,
@@ -287,7 +275,6 @@ impl Worker {
         act(&mut connection, &mut cx);
         let verdict = connection.settle(&mut cx, &mut self.scratch);
         self.out.shrink_to(OUTPUT_KEPT);
-        self.adopt();
         if let Some(before) = connection.pending {
             self.still_pending(&mut connection, before, verdict);
         }
@@ -307,17 +294,6 @@ impl Worker {
         }
         self.table.put_back(place, connection);
         true
-    }
-
-    /// Remembers those who left while logic was opening their session.
-    fn adopt(&mut self) {
-        for orphan in self.ups.orphans.drain(..) {
-            if self.orphans.len() < ORPHANS {
-                self.orphans.insert(orphan.handle, (orphan, self.now.steady_ms + ORPHAN_MS));
-            } else {
-                tracing::debug!(handle = orphan.handle, "a session that logic may open will not be closed");
-            }
-        }
     }
 
     fn forget_socket(&self, network: Option<Network>) {
@@ -351,14 +327,12 @@ impl Worker {
         }
     }
 
-    /// Once a second: what may be forgotten, and what is worth another try.
+    /// Once a second: what is worth another try.
     fn sweep(&mut self) {
         if self.now.steady_ms - self.last_sweep_ms < 1_000 {
             return;
         }
         self.last_sweep_ms = self.now.steady_ms;
-        let now = self.now.steady_ms;
-        self.orphans.retain(|_, (_, until)| *until > now);
         self.outlet.retry_closes();
     }
 

@@ -13,7 +13,7 @@ use berth_proto::{
 
 use rand::Rng;
 
-use super::{Cx, Env, Goodbye, Identified, Identity, Orphan, identified, wire::Wire, write};
+use super::{Cx, Env, Goodbye, Identified, Identity, identified, wire::Wire, write};
 use crate::{clock::Now, config::Timeouts, metrics::Handshake, notify::Outlook, rendezvous};
 
 /// What is known of it; dropped with its welcome.
@@ -218,8 +218,9 @@ impl Arriving {
         let result = if redirected { Handshake::Redirected } else { Handshake::Refused };
         cx.env.metrics.handshakes.one(result);
         if let Step::Opening(opening) = std::mem::replace(&mut self.step, Step::Hello) {
+            // Logic may open it all the same, and nobody else would close it. Said behind the OpenSession, it is done behind it.
             let Opening { identity, logic, .. } = *opening;
-            cx.ups.orphans.push(Orphan { handle: cx.handle, logic, identity });
+            cx.ups.logic.push((logic, to_logic::Message::Close(identity.close_unopened(cx.handle))));
         }
     }
 }

@@ -6,7 +6,6 @@ use berth_proto::{schedule::HeartbeatParameters, ticket::TicketVerifier, wire as
 use link::to_logic;
 use rand::rngs::SmallRng;
 
-use super::Identity;
 use crate::{clock::Now, config::Timeouts, guard::Guard, metrics::Metrics};
 
 /// What every session of a worker sees, as of this wake-up.
@@ -55,15 +54,6 @@ pub(crate) struct Ups {
     pub(crate) redirects: Vec<link::RedirectAsk>,
     /// Schedule ids of tickets that passed.
     pub(crate) used_tickets: Vec<u64>,
-    /// Connections that ended while logic was opening their session: it must be closed once its epoch is known.
-    pub(crate) orphans: Vec<Orphan>,
-}
-
-/// A session that logic may hold though its connection is gone.
-pub(crate) struct Orphan {
-    pub(crate) handle: u64,
-    pub(crate) logic: u8,
-    pub(crate) identity: Identity,
 }
 
 /// What a session is given with each event.

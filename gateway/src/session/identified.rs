@@ -303,8 +303,8 @@ impl Identified {
         Ok(())
     }
 
-    pub(super) fn is_of(&self, logic: u8) -> bool {
-        self.logic == logic
+    pub(super) fn held(&self) -> (u8, i64) {
+        (self.logic, self.last_life_ms)
     }
 
     pub(super) fn reannounce(&self, logic: u8, handle: u64) -> Option<to_logic::Message> {

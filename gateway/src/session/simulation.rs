@@ -91,6 +91,8 @@ struct World {
     /// The socket takes nothing.
     blocked: bool,
     opening: bool,
+    /// Logic was asked to open the session.
+    asked_to_open: bool,
     epoch: u64,
     /// Requests at logic: number on the link.
     at_logic: Vec<u32>,
@@ -100,7 +102,8 @@ struct World {
     told: u64,
     welcomed: bool,
     goodbye: Option<u32>,
-    closes: Vec<u64>,
+    /// Epochs and handles.
+    closes: Vec<(u64, u64)>,
 }
 
 impl World {
@@ -118,6 +121,7 @@ impl World {
             output: Vec::new(),
             blocked: false,
             opening: false,
+            asked_to_open: false,
             epoch: 0,
             at_logic: Vec::new(),
             asked: HashMap::new(),
@@ -285,13 +289,13 @@ impl World {
             match message {
                 to_logic::Message::Open(open) => {
                     assert!(!self.opening && !self.welcomed && open.session_epoch == 0);
-                    self.opening = true;
+                    (self.opening, self.asked_to_open) = (true, true);
                 }
                 to_logic::Message::Request(request) => {
                     assert_eq!(request.session_epoch, self.epoch);
                     self.at_logic.push(request.request.map_or(0, |request| request.id));
                 }
-                to_logic::Message::Close(close) => self.closes.push(close.session_epoch),
+                to_logic::Message::Close(close) => self.closes.push((close.session_epoch, close.handle)),
                 to_logic::Message::Refresh(_) | to_logic::Message::Renew(_) => {
                     panic!("not a session's to say")
                 }
@@ -359,7 +363,9 @@ impl World {
             "who closes says so, to whoever showed what he speaks"
         );
         if closing && self.welcomed {
-            assert_eq!(self.closes, [self.epoch], "a session that ends is closed once, with its epoch");
+            assert_eq!(self.closes, [(self.epoch, 0)], "a session that ends is closed once, with its epoch");
+        } else if closing && self.asked_to_open {
+            assert_eq!(self.closes, [(0, 42)], "and one that logic may still open, by its handle");
         } else {
             assert!(self.closes.is_empty());
         }

@@ -55,9 +55,12 @@ impl Session {
         }
     }
 
-    /// Whether it is a session of the logic with that index.
-    pub(crate) fn is_of(&self, logic: u8) -> bool {
-        matches!(&self.stage, Stage::Identified(session) if session.is_of(logic))
+    /// Of a session: the index of its logic, and when its client last gave a sign of life, on the steady scale.
+    pub(crate) fn held(&self) -> Option<(u8, i64)> {
+        match &self.stage {
+            Stage::Identified(session) => Some(session.held()),
+            _ => None,
+        }
     }
 
     /// The OpenSession that tells a forgetful logic (the one with that index) of this session again.

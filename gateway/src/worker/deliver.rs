@@ -1,12 +1,13 @@
 //! What other threads sent: to the connection it is about, if that is still there.
 
 use berth_proto::{
+    code::CloseCode,
     handle::Handle,
     wire::{SessionOpened, ToLogic, to_gateway, to_logic},
 };
 
 use super::{Worker, pack};
-use crate::{inlet::Delivery, session::Orphan, table::Place};
+use crate::{inlet::Delivery, table::Place};
 
 /// Messages of a batch whose memory is used again for the next one. That of a larger one is not kept: it would count for
 /// every connection for ever.
@@ -39,22 +40,22 @@ impl Worker {
     }
 
     fn deliver_logic(&mut self, handle: u64, message: to_gateway::Message) {
-        if let to_gateway::Message::Opened(opened) = &message
-            && let Some((orphan, _)) = self.orphans.remove(&handle)
-        {
-            return self.close_orphan(&orphan, opened);
-        }
         let late = matches!(message, to_gateway::Message::Response(_));
-        let found = self
-            .place(handle)
-            .is_some_and(|place| self.with(place, |session, cx| session.deliver(cx, message)));
+        let place = self.place(handle);
+        if let to_gateway::Message::Opened(opened) = &message
+            && let Some(place) = place.filter(|_| will_pass(opened))
+            && let Some((logic, _)) = self.table.get(place).and_then(|connection| connection.session.held())
+        {
+            // Nothing is wrong with the session: only logic could not take it up again yet.
+            return self.outlet.announce_after_a_rest(logic, place, self.now.steady_ms);
+        }
+        let found = place.is_some_and(|place| self.with(place, |session, cx| session.deliver(cx, message)));
         if !found && late {
             self.shared.metrics.requests.late_responses.increment(1);
         }
     }
 
-    /// The link to that logic broke: whoever waits for its answer is told at once. A session that it may have opened is to
-    /// be closed when it is back, whatever its epoch.
+    /// The link to that logic broke: whoever waits for its answer is told at once.
     fn give_up_on(&mut self, logic: u8) {
         let waiting: Vec<Place> = self
             .table
@@ -64,21 +65,6 @@ impl Worker {
             .collect();
         for place in waiting {
             self.with(place, |session, cx| session.unanswered(cx));
-        }
-        let outlet = &mut self.outlet;
-        self.orphans.retain(|handle, (orphan, _)| {
-            if orphan.logic == logic {
-                outlet.close_later(logic, orphan.identity.close_unopened(*handle));
-            }
-            orphan.logic != logic
-        });
-    }
-
-    /// Logic opened a session whose connection has gone: nobody else will close it.
-    fn close_orphan(&mut self, orphan: &Orphan, opened: &SessionOpened) {
-        if opened.error.is_none() {
-            let close = orphan.identity.close(opened.session_epoch);
-            self.ups.logic.push((orphan.logic, to_logic::Message::Close(close)));
         }
     }
 
@@ -113,4 +99,10 @@ impl Worker {
         let place = Place { slot: handle.slot, generation: handle.generation };
         (pack(self.index, place) == packed).then_some(place)
     }
+}
+
+/// Whether logic could not open a session for a reason that has nothing to do with it.
+fn will_pass(opened: &SessionOpened) -> bool {
+    let code = CloseCode::from_number(opened.close_code);
+    opened.error.is_some() && matches!(code, None | Some(CloseCode::Internal | CloseCode::Overloaded))
 }

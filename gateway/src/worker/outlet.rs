@@ -1,6 +1,9 @@
 //! What the sessions of one wake-up want sent: one batch for each link, and what became of what was not taken.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    cmp::Reverse,
+    collections::{HashMap, VecDeque},
+};
 
 use berth_proto::{
     client,
@@ -20,6 +23,9 @@ use crate::{
 /// logic which just came back is not buried.
 const REANNOUNCE_BATCH: usize = 100;
 const REANNOUNCE_PAUSE_MS: i64 = 50;
+
+/// The pause, in milliseconds, after a logic could not take up what it was told: its store fails, say.
+const REANNOUNCE_REST_MS: i64 = 1_000;
 
 /// A worker's side of its links.
 #[derive(Default)]
@@ -76,6 +82,12 @@ impl Outlet {
 
     pub(super) fn reannounce_later(&mut self, logic: u8, place: Place) {
         self.forgotten.push_back((logic, place));
+    }
+
+    /// Logic is in trouble: everybody who waits is announced when it has had a rest.
+    pub(super) fn announce_after_a_rest(&mut self, logic: u8, place: Place, now_ms: i64) {
+        self.reannounce_later(logic, place);
+        self.reannounce_ms = self.reannounce_ms.max(now_ms + REANNOUNCE_REST_MS);
     }
 
     pub(super) fn retry_closes(&mut self) {
@@ -135,12 +147,18 @@ impl Worker {
         }
     }
 
-    /// A logic forgot this gateway: lists its sessions to be announced again.
+    /// A logic forgot this gateway: lists its sessions to be announced again, those first who gave a sign of life last. They
+    /// are the likeliest to be written to. Sorting costs less than the walk over the table.
     pub(super) fn begin_reannouncing(&mut self, logic: u8) {
         // It may have forgotten again what it was told since: everybody is listed anew, nobody twice.
         self.outlet.forgotten.retain(|(listed, _)| *listed != logic);
-        let theirs = self.table.iter().filter(|(_, connection)| connection.session.is_of(logic));
-        self.outlet.forgotten.extend(theirs.map(|(place, _)| (logic, place)));
+        let theirs = self.table.iter().filter_map(|(place, connection)| {
+            let (of, life_ms) = connection.session.held()?;
+            (of == logic).then_some((life_ms, place))
+        });
+        let mut theirs: Vec<_> = theirs.collect();
+        theirs.sort_unstable_by_key(|(life_ms, _)| Reverse(*life_ms));
+        self.outlet.forgotten.extend(theirs.into_iter().map(|(_, place)| (logic, place)));
         self.outlet.reannounce_ms = self.now.steady_ms;
     }
 

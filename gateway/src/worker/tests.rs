@@ -135,24 +135,6 @@ fn of_what_was_read_only_the_incomplete_frame_is_kept() {
 }
 
 #[test]
-fn who_left_while_logic_opened_the_session_is_remembered_up_to_a_number_and_for_minutes() {
-    let mut bench = Bench::new();
-    let orphan = |handle| {
-        let hello = berth_proto::client::Hello::default();
-        Orphan { handle, logic: 0, identity: crate::session::Identity::new("alice", &hello) }
-    };
-    bench.worker.ups.orphans.extend((0..ORPHANS as u64 + 10).map(orphan));
-    bench.worker.adopt();
-    assert_eq!(bench.worker.orphans.len(), ORPHANS);
-    bench.worker.now.steady_ms += 9 * 60_000;
-    bench.worker.sweep();
-    assert_eq!(bench.worker.orphans.len(), ORPHANS);
-    bench.worker.now.steady_ms += 2 * 60_000;
-    bench.worker.sweep();
-    assert_eq!(bench.worker.orphans.len(), 0);
-}
-
-#[test]
 fn a_large_batch_takes_several_wake_ups_with_everybody_elses_turn_between() {
     let mut bench = Bench::new();
     let down = crate::inlet::LogicDown { shared: Arc::downgrade(&bench.site.shared), index: 0 };

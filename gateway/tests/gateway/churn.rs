@@ -11,7 +11,7 @@ use std::{
 use berth_proto::{
     client::server_frame::Frame,
     link::{Link, LogicService, Refused},
-    wire::{AttachGateway, ToGateway, ToLogic},
+    wire::{AttachGateway, CloseSession, ToGateway, ToLogic},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use socket2::SockRef;
@@ -71,10 +71,15 @@ fn after_a_thousand_lives_nothing_is_left() {
         let name = format!("berth_gateway_{gauge}");
         eventually(&name, || site.metrics.gauge(&name).abs() < f64::EPSILON);
     }
-    // Logic numbers its sessions from 1 on: every one that it opened was closed, by its number.
+    // Logic numbers its sessions from 1 on: every one that it opened was closed, by its number or, where the client did not
+    // wait for that, by the handle of its connection.
     let all = |site: &Site| {
         let state = site.logic.state();
-        let mut closed: Vec<u64> = state.closed.iter().map(|close| close.session_epoch).collect();
+        let number = |close: &CloseSession| match close.session_epoch {
+            0 => (1..).zip(&state.opened).find(|(_, open)| open.handle == close.handle).map_or(0, |(n, _)| n),
+            epoch => epoch,
+        };
+        let mut closed: Vec<u64> = state.closed.iter().map(number).collect();
         closed.sort_unstable();
         closed == (1..=state.opened.len() as u64).collect::<Vec<_>>()
     };

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use berth_gateway::Gateway;
 use berth_proto::{
     client::{response, server_frame::Frame},
-    code::CloseCode,
+    code::{CloseCode, ErrorCode},
     wire::{CloseConnection, LeaseRenewed, SessionOpened, to_gateway},
 };
 
@@ -89,7 +89,7 @@ fn requests_that_a_leaving_client_sent_last_still_reach_logic() {
 }
 
 #[test]
-fn a_session_whose_client_left_while_it_was_opened_is_closed_with_its_epoch() {
+fn a_session_whose_client_left_while_it_was_opened_is_closed_behind_the_opening() {
     let site = Site::start();
     site.logic.state().opens = Manner::Silent;
     let mut client = site.connect(Transport::Tcp);
@@ -100,15 +100,20 @@ fn a_session_whose_client_left_while_it_was_opened_is_closed_with_its_epoch() {
     socket2::SockRef::from(&*client.stream()).set_linger(Some(Duration::ZERO)).expect("settable");
     drop(client);
     eventually("it is gone", || site.metrics.gauge("berth_gateway_connections").abs() < f64::EPSILON);
-    assert!(site.logic.state().closed.is_empty());
+    // However late logic comes to it: it has both, in that order, and no answer is waited for.
+    eventually("the close", || site.logic.state().closed.len() == 1);
+    let close = site.logic.state().closed[0].clone();
+    assert_eq!((close.user_id.as_str(), close.device_id.as_str()), ("alice", "d"));
+    assert_eq!((close.session_epoch, close.handle), (0, handle));
     site.logic.send(vec![to_gateway::Message::Opened(SessionOpened {
         handle,
         session_epoch: 12,
         ..SessionOpened::default()
     })]);
-    eventually("the close", || site.logic.state().closed.len() == 1);
-    let close = site.logic.state().closed[0].clone();
-    assert_eq!((close.user_id.as_str(), close.device_id.as_str(), close.session_epoch), ("alice", "d", 12));
+    site.logic.state().opens = Manner::Answers;
+    drop(site.login(Transport::Tcp, "bob", "d"));
+    eventually("the next close", || site.logic.state().closed.len() == 2);
+    assert_eq!(site.logic.state().closed[1].user_id, "bob", "once is enough");
 }
 
 #[test]
@@ -134,11 +139,49 @@ fn leases_are_renewed_and_a_forgetful_logic_is_told_again() {
 }
 
 #[test]
+fn a_session_that_logic_cannot_take_up_again_yet_is_kept_and_announced_later() {
+    let site = Site::start();
+    let mut client = site.login(Transport::Json, "alice", "d");
+    site.logic.state().lease_ms = 150;
+    for (code, close) in
+        [(ErrorCode::Internal, CloseCode::Internal), (ErrorCode::Unavailable, CloseCode::Overloaded)]
+    {
+        site.logic.state().refuse_opens = Some((code, close));
+        site.logic.state().opened.clear();
+        site.logic.state().forgotten = true;
+        eventually("it is announced, and again", || site.logic.state().opened.len() == 2);
+        client.pull(1);
+        assert_eq!(client.response().0, 1, "the client noticed nothing");
+    }
+    // What is wrong with the session itself ends it.
+    site.logic.state().refuse_opens = Some((ErrorCode::FailedPrecondition, CloseCode::SessionReplaced));
+    assert_eq!(client.disconnected().code, 4504);
+}
+
+#[test]
+fn those_who_gave_a_sign_of_life_last_are_announced_first() {
+    let site = Site::with(|config| config.workers = 1);
+    let mut clients = ["one", "two"].map(|user| site.login(Transport::Tcp, user, "d"));
+    for active in [1, 0] {
+        // By the clock's milliseconds.
+        std::thread::sleep(Duration::from_millis(10));
+        clients[active].heartbeat();
+        assert!(matches!(clients[active].frame(), Frame::HeartbeatAck(_)));
+        site.logic.state().opened.clear();
+        let forgotten = LeaseRenewed { lease_ms: 60_000, forgotten: true, said_ms: 0 };
+        site.logic.send(vec![to_gateway::Message::Lease(forgotten)]);
+        eventually("both are announced", || site.logic.state().opened.len() == 2);
+        assert_eq!(site.logic.state().opened[0].user_id, ["one", "two"][active]);
+    }
+}
+
+#[test]
 fn a_logic_that_forgets_again_while_it_is_told_is_told_everything_again() {
     let site = Site::with(|config| config.workers = 1);
     // Several batches of announcements, so that the list is not empty after the first.
     let clients: Vec<_> = (0..450).map(|i| site.login(Transport::Tcp, "alice", &format!("d-{i}"))).collect();
-    let forgotten = || to_gateway::Message::Lease(LeaseRenewed { lease_ms: 60_000, forgotten: true });
+    let forgotten =
+        || to_gateway::Message::Lease(LeaseRenewed { lease_ms: 60_000, forgotten: true, said_ms: 0 });
     site.logic.state().opened.clear();
     // Until we come between two batches.
     eventually("a part is announced", || {
