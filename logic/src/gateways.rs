@@ -2,13 +2,13 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use berth_proto::{
     client,
     code::CloseCode,
-    link::Link,
+    link::{Link, RefusedReason},
     wire::{self, NotifyConnections, to_gateway::Message},
 };
 
@@ -23,8 +23,16 @@ use crate::{
 /// How logic reaches a gateway.
 pub(crate) type Down = Arc<dyn Link<wire::ToGateway>>;
 
+/// Closes kept for a gateway whose link is full. Above it they are lost, until the link breaks.
+const UNSAID: usize = 4_096;
+
+/// What a full link did not take and nothing else repairs: nobody would close a session that was replaced, and two clients
+/// would have one device. It is said before anything else, at the latest with the answer to the next renewal.
+type Unsaid = Arc<Mutex<Vec<wire::ToGateway>>>;
+
 struct Attached {
     down: Down,
+    unsaid: Unsaid,
     /// Tells one attachment of a boot from the next: a late detach must not end the newer one.
     number: u64,
     sessions: u64,
@@ -41,12 +49,13 @@ impl Gateways {
         Self { attached: RwLock::default(), metrics }
     }
 
-    /// Attaches a boot, in place of an earlier attachment of it; gives the number to detach by.
+    /// Attaches a boot, in place of an earlier attachment of it, whose closes it inherits; gives the number to detach by.
     pub(crate) fn attach(&self, key: GatewayKey, down: Down) -> u64 {
         let mut attached = self.attached.write().unwrap_or_else(PoisonError::into_inner);
         attached.0 += 1;
         let number = attached.0;
-        attached.1.insert(key, Attached { down, number, sessions: 0 });
+        let unsaid = attached.1.get(&key).map(|earlier| Arc::clone(&earlier.unsaid)).unwrap_or_default();
+        attached.1.insert(key, Attached { down, unsaid, number, sessions: 0 });
         self.show(&attached.1);
         number
     }
@@ -82,9 +91,23 @@ impl Gateways {
         self.metrics.gateway_sessions.set(sessions as f64);
     }
 
-    fn down(&self, key: &GatewayKey) -> Option<Down> {
-        let attached = self.attached.read().unwrap_or_else(PoisonError::into_inner);
-        attached.1.get(key).map(|gateway| gateway.down.clone())
+    /// Says what is still unsaid, then these; what was not taken.
+    fn send(&self, key: &GatewayKey, mut batch: Vec<wire::ToGateway>) -> Vec<wire::ToGateway> {
+        let (down, unsaid) = {
+            let attached = self.attached.read().unwrap_or_else(PoisonError::into_inner);
+            let Some(gateway) = attached.1.get(key) else { return batch };
+            (gateway.down.clone(), Arc::clone(&gateway.unsaid))
+        };
+        let earlier = std::mem::take(&mut *unsaid.lock().unwrap_or_else(PoisonError::into_inner));
+        batch.splice(0..0, earlier);
+        let Err(mut refused) = down.send(batch) else { return Vec::new() };
+        if refused.reason == RefusedReason::Full {
+            let mut unsaid = unsaid.lock().unwrap_or_else(PoisonError::into_inner);
+            let room = UNSAID.saturating_sub(unsaid.len());
+            let closes = refused.rest.extract_if(.., |one| matches!(one.message, Some(Message::Close(_))));
+            unsaid.extend(closes.take(room));
+        }
+        refused.rest
     }
 }
 
@@ -132,16 +155,13 @@ impl Downs {
         self.push(&route.gateway, Message::Close(close));
     }
 
-    /// Hands everything over. What a link does not take is lost and counted: a notify is repaired by the next
-    /// heartbeat, whoever waits for an answer runs into his deadline and asks again. How many were lost.
+    /// Hands everything over. What a link does not take is lost and counted, but for closes: a notify is repaired by the
+    /// next heartbeat, whoever waits for an answer runs into his deadline and asks again. How many were lost.
     pub(crate) fn flush(&mut self, gateways: &Gateways) -> usize {
         let mut count = 0;
         self.bytes = 0;
         for (key, batch) in self.batches.drain() {
-            let rest = match gateways.down(&key) {
-                Some(down) => down.send(batch).err().map(|refused| refused.rest).unwrap_or_default(),
-                None => batch,
-            };
+            let rest = gateways.send(&key, batch);
             count += rest.len();
             for message in rest {
                 match message.message {
@@ -195,7 +215,65 @@ fn newest(moved: &mut Vec<Moved>) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use berth_proto::link::Refused;
+
     use super::*;
+    use crate::conformance::no_metrics;
+
+    /// A link that may be full.
+    #[derive(Default)]
+    struct Narrow {
+        full: AtomicBool,
+        heard: Mutex<Vec<Message>>,
+    }
+
+    impl Link<wire::ToGateway> for Narrow {
+        fn send(&self, batch: Vec<wire::ToGateway>) -> Result<(), Refused<wire::ToGateway>> {
+            if self.full.load(Ordering::Relaxed) {
+                return Err(Refused { rest: batch, reason: RefusedReason::Full });
+            }
+            self.heard.lock().expect("not poisoned").extend(batch.into_iter().filter_map(|one| one.message));
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_close_that_met_a_full_link_is_said_before_what_comes_next() {
+        let gateways = Gateways::new(no_metrics());
+        let key = GatewayKey { id: "g".to_owned(), boot: 1 };
+        let close = |handle| {
+            let (gateway, handle) = (key.clone(), handle);
+            Route { device: "d".to_owned(), platform: String::new(), gateway, handle, epoch: 7 }
+        };
+        let lease = || Message::Lease(wire::LeaseRenewed::default());
+        let full = Arc::new(Narrow { full: AtomicBool::new(true), ..Narrow::default() });
+        gateways.attach(key.clone(), full);
+        let mut downs = Downs::default();
+        for handle in 0..UNSAID as u64 {
+            downs.close(&close(handle), CloseCode::SessionReplaced, "replaced");
+        }
+        downs.push(&key, lease());
+        assert_eq!(downs.flush(&gateways), 1, "an answer is lost: it is asked for again");
+        downs.close(&close(u64::MAX), CloseCode::SessionReplaced, "one too many");
+        assert_eq!(downs.flush(&gateways), 1);
+
+        // The next link of the same boot: its connections are the same.
+        let next = Arc::new(Narrow::default());
+        gateways.attach(key.clone(), next.clone());
+        downs.push(&key, lease());
+        assert_eq!(downs.flush(&gateways), 0);
+        let heard = std::mem::take(&mut *next.heard.lock().expect("not poisoned"));
+        assert_eq!(heard.len(), UNSAID + 1);
+        assert!(heard.iter().zip(0..).all(|(said, handle)| match said {
+            Message::Close(close) => close.handle == handle && handle < UNSAID as u64,
+            other => *other == lease() && handle == UNSAID as u64,
+        }));
+        downs.push(&key, lease());
+        downs.flush(&gateways);
+        assert_eq!(*next.heard.lock().expect("not poisoned"), [lease()], "once");
+    }
 
     #[test]
     fn of_a_user_who_moved_often_the_furthest_is_told() {

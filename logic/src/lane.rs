@@ -233,6 +233,11 @@ fn answer_open(
             let error = ErrorCode::FailedPrecondition.error("a newer session of this device is connected");
             not_opened(open.handle, error, CloseCode::SessionReplaced)
         }
+        Opened::Superseded => {
+            let error =
+                ErrorCode::Unavailable.error("another process has this gateway's id; try another one");
+            not_opened(open.handle, error, CloseCode::Overloaded)
+        }
         Opened::TooManyDevices(limit) => {
             context.metrics.sessions_refused.increment(1);
             let error =

@@ -187,6 +187,7 @@ macro_rules! every_check {
                 check_a_lease_that_ends,
                 check_reopening_gives_a_lease_of_grace,
                 check_a_new_boot_ends_the_old_one,
+                check_late_words_of_a_dead_boot,
                 check_too_many_devices,
             ],
             routes_model: [check_against_a_model],

@@ -233,6 +233,35 @@ pub(super) async fn check_a_new_boot_ends_the_old_one(place: &dyn Place) {
     assert_eq!(live(&routes, "alice").await[0].gateway, new);
 }
 
+pub(super) async fn check_late_words_of_a_dead_boot(place: &dyn Place) {
+    let (old, older, new) = (gateway("g1", 2), gateway("g1", 1), gateway("g1", 3));
+    let routes = place.routes(NOW);
+    for boot in [&older, &old] {
+        routes.attach(boot, NOW).await.expect("attaches");
+    }
+    let known = epoch(&routes, opening("alice", "d", &old, 1), NOW).await;
+    // The lease of one ended before, the other's lives.
+    routes.attach(&new, NOW).await.expect("attaches");
+    let there = epoch(&routes, opening("alice", "d", &new, 2), NOW).await;
+    drop(routes);
+    let routes = place.routes(NOW);
+    for boot in [&older, &old] {
+        assert_eq!(open(&routes, opening("alice", "d", boot, 3), NOW).await, Opened::Superseded);
+        let again = Opening { announced: known, ..opening("bob", "d", boot, 4) };
+        assert_eq!(open(&routes, again, NOW).await, Opened::Superseded);
+        assert!(!routes.renew(boot, 1, NOW).await.expect("renews"), "nobody is there to announce anything");
+    }
+    assert!(live(&routes, "bob").await.is_empty(), "no ghost");
+    let found = live(&routes, "alice").await;
+    assert_eq!((found.len(), found[0].epoch), (1, there), "nobody's place is taken");
+    // Two processes with one id: whichever attached last.
+    routes.attach(&old, NOW).await.expect("attaches");
+    assert!(live(&routes, "alice").await.is_empty());
+    epoch(&routes, opening("alice", "d", &old, 5), NOW).await;
+    assert_eq!(open(&routes, opening("alice", "d", &new, 6), NOW).await, Opened::Superseded);
+    assert_eq!(live(&routes, "alice").await[0].gateway, old);
+}
+
 pub(super) async fn check_too_many_devices(place: &dyn Place) {
     let routes = place.routes(NOW);
     let one = gateway("g1", 1);

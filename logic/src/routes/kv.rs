@@ -48,6 +48,8 @@ struct Lease {
     ended: bool,
     /// It ended before; the boot has yet to announce its sessions again.
     forgotten: bool,
+    /// Another boot of the gateway attached since: what of this one still comes is late.
+    superseded: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -63,6 +65,8 @@ struct LeaseRow {
     ended_at_ms: i64,
     #[prost(bool, tag = "5")]
     forgotten: bool,
+    #[prost(bool, tag = "6")]
+    superseded: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -134,10 +138,9 @@ impl KvRoutes {
             if !ended {
                 table.alive.insert(row.number, key.clone());
             }
-            let expires_at_ms = now_ms + lease_ms;
-            table
-                .leases
-                .insert(key, Lease { number: row.number, expires_at_ms, ended, forgotten: row.forgotten });
+            let LeaseRow { number, forgotten, superseded, .. } = row;
+            let lease = Lease { number, expires_at_ms: now_ms + lease_ms, ended, forgotten, superseded };
+            table.leases.insert(key, lease);
         }
         if !batch.is_empty() {
             kv.write(batch, Durability::Buffered)?;
@@ -170,21 +173,22 @@ impl KvRoutes {
         Ok(number)
     }
 
-    /// The number of a boot's lease, begun if it has none, or none any more.
-    fn lease(&self, table: &mut Table, gateway: &GatewayKey, now_ms: i64) -> Result<u64, KvError> {
+    /// The number of a boot's lease, begun if it has none, or none any more. Nothing: it is over for good.
+    fn lease(&self, table: &mut Table, gateway: &GatewayKey, now_ms: i64) -> Result<Option<u64>, KvError> {
         let known = table.leases.get(gateway);
-        if let Some(lease) = known.filter(|lease| !lease.ended) {
-            return Ok(lease.number);
+        if let Some(lease) = known.filter(|lease| lease.superseded || !lease.ended) {
+            return Ok((!lease.superseded).then_some(lease.number));
         }
         let forgotten = known.is_some();
         let number = self.number(table, 0)?;
-        let lease = Lease { number, expires_at_ms: now_ms + self.lease_ms, ended: false, forgotten };
+        let expires_at_ms = now_ms + self.lease_ms;
+        let lease = Lease { number, expires_at_ms, ended: false, forgotten, superseded: false };
         let mut batch = Batch::default();
         self.put_lease(&mut batch, gateway, &lease, 0);
         self.kv.write(batch, Durability::Buffered)?;
         table.alive.insert(number, gateway.clone());
         table.leases.insert(gateway.clone(), lease);
-        Ok(number)
+        Ok(Some(number))
     }
 
     fn put_lease(&self, batch: &mut Batch, gateway: &GatewayKey, lease: &Lease, ended_at_ms: i64) {
@@ -194,22 +198,26 @@ impl KvRoutes {
             number: lease.number,
             ended_at_ms,
             forgotten: lease.forgotten,
+            superseded: lease.superseded,
         };
         batch.put(self.space, lease_key(gateway), prost::Message::encode_to_vec(&row));
     }
 
-    /// Ends the leases that `over` picks: one step for all their routes.
+    /// Ends the leases that `over` picks, `superseded` or until their boots are heard of again: one step for all their routes.
     fn end(
         &self,
         table: &mut Table,
         now_ms: i64,
+        superseded: bool,
         over: impl Fn(&GatewayKey, &Lease) -> bool,
     ) -> Result<Vec<GatewayKey>, KvError> {
         let mut ended = Vec::new();
         let mut batch = Batch::default();
         for (key, lease) in &mut table.leases {
-            if !lease.ended && over(key, lease) {
+            let changes = !lease.ended || (superseded && !lease.superseded);
+            if changes && over(key, lease) {
                 lease.ended = true;
+                lease.superseded |= superseded;
                 table.alive.remove(&lease.number);
                 self.put_lease(&mut batch, key, lease, now_ms.max(1));
                 ended.push(key.clone());
@@ -278,7 +286,11 @@ impl KvRoutes {
 impl Routes for KvRoutes {
     async fn attach(&self, gateway: &GatewayKey, now_ms: i64) -> Result<(), RoutesError> {
         let mut table = self.table();
-        self.end(&mut table, now_ms, |key, _| key.id == gateway.id && key.boot != gateway.boot)?;
+        self.end(&mut table, now_ms, true, |key, _| key.id == gateway.id && key.boot != gateway.boot)?;
+        // Whoever attaches is alive, though a later boot may have been there.
+        if let Some(lease) = table.leases.get_mut(gateway) {
+            lease.superseded = false;
+        }
         self.lease(&mut table, gateway, now_ms)?;
         Ok(())
     }
@@ -286,7 +298,7 @@ impl Routes for KvRoutes {
     async fn register(&self, openings: Vec<Opening>, now_ms: i64) -> Result<Vec<Opened>, RoutesError> {
         let mut table = self.table();
         // Before the transaction: a thread does not write while it holds a view.
-        let leases: Vec<u64> = openings
+        let leases: Vec<Option<u64>> = openings
             .iter()
             .map(|opening| self.lease(&mut table, &opening.gateway, now_ms))
             .collect::<Result<_, _>>()?;
@@ -297,14 +309,19 @@ impl Routes for KvRoutes {
             self.number(&mut table, needed)?;
             table.next = next;
         }
-        for announced in openings.iter().filter(|opening| opening.announced != 0) {
-            self.set_forgotten(&mut table, &announced.gateway, false)?;
+        for (announced, lease) in openings.iter().zip(&leases) {
+            if announced.announced != 0 && lease.is_some() {
+                self.set_forgotten(&mut table, &announced.gateway, false)?;
+            }
         }
         let mut txn = Txn::begin(&*self.kv);
         let opened = openings
             .into_iter()
             .zip(leases)
-            .map(|(opening, lease)| self.open_one(&mut txn, &mut table, opening, lease, now_ms))
+            .map(|(opening, lease)| match lease {
+                Some(lease) => self.open_one(&mut txn, &mut table, opening, lease, now_ms),
+                None => Ok(Opened::Superseded),
+            })
             .collect::<Result<_, _>>()?;
         txn.commit(Durability::Buffered)?;
         Ok(opened)
@@ -383,7 +400,9 @@ impl Routes for KvRoutes {
     async fn renew(&self, gateway: &GatewayKey, sessions: u64, now_ms: i64) -> Result<bool, RoutesError> {
         let mut table = self.table();
         let unknown = !table.leases.contains_key(gateway);
-        self.lease(&mut table, gateway, now_ms)?;
+        if self.lease(&mut table, gateway, now_ms)?.is_none() {
+            return Ok(false);
+        }
         let Some(lease) = table.leases.get_mut(gateway) else { return Ok(unknown) };
         lease.expires_at_ms = now_ms + self.lease_ms;
         let forgotten = sessions > 0 && (lease.forgotten || unknown);
@@ -393,7 +412,8 @@ impl Routes for KvRoutes {
 
     async fn expire(&self, now_ms: i64) -> Result<Vec<GatewayKey>, RoutesError> {
         let mut table = self.table();
-        self.end(&mut table, now_ms, |_, lease| lease.expires_at_ms <= now_ms).map_err(RoutesError::from)
+        self.end(&mut table, now_ms, false, |_, lease| lease.expires_at_ms <= now_ms)
+            .map_err(RoutesError::from)
     }
 }
 

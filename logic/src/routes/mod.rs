@@ -96,6 +96,8 @@ pub enum Opened {
     },
     /// A newer session of the device is there.
     Stale,
+    /// Another boot of the gateway attached since.
+    Superseded,
     /// The user has as many others as he may, which is so many.
     TooManyDevices(usize),
 }
@@ -113,7 +115,7 @@ pub enum RoutesError {
 #[async_trait]
 pub trait Routes: Send + Sync {
     /// A gateway attached: its lease begins or goes on; leases of other boots of the same gateway id end, since an id
-    /// has one process.
+    /// has one process. What such a boot said before and comes later begins no lease and takes nobody's place.
     async fn attach(&self, gateway: &GatewayKey, now_ms: i64) -> Result<(), RoutesError>;
 
     /// Registers sessions, in order, in one atomic step. A new one takes the place of the device's earlier one, unless it was
