@@ -17,6 +17,7 @@ use crate::{
     cursor::CursorStore,
     endpoints::{Attempt, Endpoints},
     event::{Connected, Disconnected, Event, State, StopReason},
+    http,
     live::{Core, Live},
     mailbox::{Mailbox, Save},
     reconnect::{Next, Reconnect, after_close},
@@ -309,8 +310,10 @@ impl Driver {
                 return Err(refusal(problem));
             }
             let options = &self.core.options;
-            let scheduler = &options.schedulers[self.scheduler % options.schedulers.len()];
-            match schedule::fetch(scheduler, &token, &self.request()).await {
+            let schedulers = &options.schedulers;
+            let scheduler = &schedulers[self.scheduler % schedulers.len()];
+            let within = if schedulers.len() > 1 { http::DEADLINE_OF_SEVERAL } else { http::DEADLINE };
+            match schedule::fetch_within(within, scheduler, &token, &self.request()).await {
                 Ok(answer) => return Ok(self.scheduled(&answer)),
                 Err(ScheduleError::Refused(problem)) if matches!(problem.status, 401 | 403) => {
                     if refused.is_some() {

@@ -9,8 +9,11 @@ use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::{net::TcpStream, time::timeout};
 
-/// A scheduler answers in milliseconds; past this it is as good as down, and another may be asked.
+/// A scheduler answers in milliseconds; past this it is as good as down.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
+
+/// The same where another one can be asked.
+pub(crate) const DEADLINE_OF_SEVERAL: Duration = Duration::from_secs(3);
 
 /// Largest answer read, in bytes: five endpoints and a ticket are below 8 KiB.
 const ANSWER: usize = 64 * 1024;
@@ -22,8 +25,8 @@ pub(crate) enum HttpError {
     Url { url: String, problem: String },
     #[error("cannot reach {url}: {problem}")]
     Unreachable { url: String, problem: String },
-    #[error("{url} did not answer within {DEADLINE:?}")]
-    Deadline { url: String },
+    #[error("{url} did not answer within {within:?}")]
+    Deadline { url: String, within: Duration },
 }
 
 /// An HTTP answer.
@@ -35,16 +38,17 @@ pub(crate) struct Answer {
     pub body: Bytes,
 }
 
-/// Posts `body` to `base` + `path`.
+/// Posts `body` to `base` + `path`, and awaits the answer for so long.
 pub(crate) async fn post_json(
     base: &str,
     path: &str,
     bearer: Option<&str>,
     body: Vec<u8>,
+    within: Duration,
 ) -> Result<Answer, HttpError> {
     let url = format!("{}{path}", base.trim_end_matches('/'));
     let exchange = exchange(&url, bearer, body);
-    timeout(DEADLINE, exchange).await.unwrap_or_else(|_| Err(HttpError::Deadline { url: url.clone() }))
+    timeout(within, exchange).await.unwrap_or_else(|_| Err(HttpError::Deadline { url: url.clone(), within }))
 }
 
 /// Checks that a scheduler's address can be used.

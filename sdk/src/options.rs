@@ -16,7 +16,8 @@ use crate::{
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Options {
-    /// Schedulers, `http://host:port` (TLS is not supported yet), asked in turn: the next one when one fails.
+    /// Schedulers, `http://host:port` (TLS is not supported yet), asked in turn: the next one when one fails, or does not
+    /// answer within 3 s (10 s where there is only one).
     pub schedulers: Vec<String>,
     /// Where user tokens come from.
     pub token: Arc<dyn TokenProvider>,

@@ -1,5 +1,7 @@
 //! One `POST /v1/schedule`, without anything automatic.
 
+use std::time::Duration;
+
 use berth_proto::schedule::Problem;
 pub use berth_proto::schedule::{ScheduleAnswer, ScheduleEndpoint, ScheduleRequest};
 use thiserror::Error;
@@ -12,7 +14,7 @@ pub enum ScheduleError {
     /// The address is none, or the token is not a line of text.
     #[error("{0}")]
     Invalid(String),
-    /// No answer within 10 s.
+    /// No answer in time: 10 s, or 3 s for a client that has another scheduler to ask.
     #[error("{0}")]
     Unreachable(String),
     /// The scheduler answered with a problem.
@@ -44,8 +46,17 @@ pub async fn fetch(
     token: &str,
     request: &ScheduleRequest,
 ) -> Result<ScheduleAnswer, ScheduleError> {
+    fetch_within(http::DEADLINE, base_url, token, request).await
+}
+
+pub(crate) async fn fetch_within(
+    within: Duration,
+    base_url: &str,
+    token: &str,
+    request: &ScheduleRequest,
+) -> Result<ScheduleAnswer, ScheduleError> {
     let body = serde_json::to_vec(request).expect("every field has a JSON form");
-    read(&http::post_json(base_url, "/v1/schedule", Some(token), body).await?)
+    read(&http::post_json(base_url, "/v1/schedule", Some(token), body, within).await?)
 }
 
 fn read(answer: &Answer) -> Result<ScheduleAnswer, ScheduleError> {

@@ -74,7 +74,7 @@ impl DevToken {
     pub async fn fetch(&self) -> Result<String, TokenError> {
         id::check(&self.user_id).map_err(|e| TokenError::Permanent(format!("the user id {e}")))?;
         let body = serde_json::json!({ "userId": self.user_id }).to_string().into_bytes();
-        let answer = http::post_json(&self.scheduler, "/v1/dev/token", None, body)
+        let answer = http::post_json(&self.scheduler, "/v1/dev/token", None, body, http::DEADLINE)
             .await
             .map_err(|e| TokenError::Temporary(e.to_string()))?;
         self.read(&answer)

@@ -123,6 +123,23 @@ async fn the_deadline_says_what_the_last_attempt_failed_on() {
 }
 
 #[tokio::test]
+async fn a_scheduler_that_stands_still_is_not_waited_for_when_there_is_another() {
+    let fake = Fake::start().await;
+    // The kernel takes the connection, and nobody answers.
+    let still = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let still = format!("http://{}", still.local_addr().expect("is bound"));
+    let mut options = fake.options(Kind::Tcp);
+    options.schedulers.insert(0, still.clone());
+    let since = std::time::Instant::now();
+    let (_client, mut events) = Client::start(options).await.expect("starts");
+    fake.accept().await.hello().await;
+    // 3 s, and the rest for a busy machine: less than the 10 s that a single scheduler has.
+    assert!(since.elapsed() < Duration::from_secs(9), "{:?}", since.elapsed());
+    let Event::Disconnected(first) = next(&mut events).await else { panic!("the first one did not answer") };
+    assert!(first.reason.contains(&still) && first.reason.contains("within 3s"), "{first:?}");
+}
+
+#[tokio::test]
 async fn options_that_cannot_be_are_named() {
     let fake = Fake::start().await;
     type Spoil = fn(&mut berth_client::Options);
