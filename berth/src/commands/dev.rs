@@ -86,7 +86,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
             "berth dev gives anybody who reaches this address a token for any user, and the back end's key"
         );
     }
-    let dev = Dev::start(&config, &args.data_dir, runtime).map_err(super::started)?;
+    let handle = runtime.handle().clone();
+    let start = || Dev::start(&config, &args.data_dir, runtime).map_err(super::started);
+    let (dev, signals) = signals.during(&handle, start)?;
     let served = serve(&dev, signals, args.json);
     dev.stop();
     served.map_err(Failure::Start)

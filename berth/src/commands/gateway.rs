@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::role;
 use crate::{
-    compose::gateway::{Addresses, GatewayRole, Peers},
+    compose::gateway::{self, Addresses, GatewayRole, Peers},
     exit::Failure,
 };
 
@@ -71,10 +71,13 @@ pub fn run(args: Args) -> Result<(), Failure> {
             .flag("--workers", "gateway.workers", args.workers),
     )?;
     let key = role::keys(&config, "gateway", &[])?;
+    gateway::check_reachable(&config.gateway).map_err(Failure::Configuration)?;
     let peers = Peers::new(&config, &key).map_err(Failure::Configuration)?;
     // One thread: it decodes what comes for the workers, and answers the pings by which the others know it is there.
     let (runtime, signals) = role::runtime("berth-links", 1)?;
-    let gateway = GatewayRole::start(&config, peers, runtime).map_err(Failure::Start)?;
+    let handle = runtime.handle().clone();
+    let start = || GatewayRole::start(&config, peers, runtime).map_err(Failure::Start);
+    let (gateway, signals) = signals.during(&handle, start)?;
     let Addresses { client, admin } = gateway.addresses();
     let addresses = json!({ "gateway": client.to_string(), "admin": format!("http://{admin}") });
     let announced = role::announce("gateway", &addresses, args.json);

@@ -50,7 +50,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let store = logic::store(&config.store.backend).map_err(Failure::Configuration)?;
     // The links' own threads: they encode every notify, and answer pings while the store is busy.
     let (runtime, signals) = role::runtime("berth-links", 2)?;
-    let logic = LogicRole::start(&config, store, key, runtime).map_err(Failure::Start)?;
+    let handle = runtime.handle().clone();
+    let start = || LogicRole::start(&config, store, key, runtime).map_err(Failure::Start);
+    let (logic, signals) = signals.during(&handle, start)?;
     let Addresses { backend, rpc, admin } = logic.addresses();
     let addresses = json!({
         "logic": format!("http://{backend}"),

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::role;
 use crate::{
-    compose::scheduler::{Addresses, SchedulerRole},
+    compose::scheduler::{self, Addresses, SchedulerRole},
     exit::Failure,
 };
 
@@ -47,8 +47,11 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let users = if auth.jwks_file.is_empty() { &auth.jwt_secret } else { &auth.jwks_file };
     let needed = [("auth.jwt_secret", users.as_str()), ("auth.ticket_key", auth.ticket_key.as_str())];
     let key = role::keys(&config, "scheduler", &needed)?;
+    let settings = scheduler::settings(&config).map_err(Failure::Configuration)?;
     let (runtime, signals) = role::runtime("berth-scheduler", 2)?;
-    let scheduler = SchedulerRole::start(&config, key, runtime).map_err(super::started)?;
+    let handle = runtime.handle().clone();
+    let start = || SchedulerRole::start(&config, settings, key, runtime).map_err(super::started);
+    let (scheduler, signals) = signals.during(&handle, start)?;
     let Addresses { client, rpc, admin } = scheduler.addresses();
     let addresses = json!({
         "scheduler": format!("http://{client}"),

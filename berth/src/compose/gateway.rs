@@ -11,7 +11,7 @@ use tokio::{net::TcpListener, runtime::Runtime};
 use super::{owned, parts};
 use crate::{
     admin::{Admin, Readiness},
-    config::Config,
+    config::{self, Config},
     telemetry,
 };
 
@@ -26,7 +26,7 @@ impl Peers {
     /// Of the configuration.
     ///
     /// # Errors
-    /// An address that is none, no address at all, or more than one logic.
+    /// An address that is none, no address at all, one address twice, or more than one logic.
     pub fn new(config: &Config, key: &ClusterKey) -> anyhow::Result<Self> {
         let recorder = telemetry::recorder();
         let registry = Registry::new(recorder);
@@ -34,6 +34,11 @@ impl Peers {
         let dial = |name: &'static str, addresses: &[String], metrics: &LinkMetrics| {
             if addresses.is_empty() {
                 return Err(anyhow!("{name} is empty: give at least one HOST:PORT"));
+            }
+            let twice = addresses.iter().enumerate().find(|(n, address)| addresses[..*n].contains(address));
+            if let Some((_, address)) = twice {
+                // Each of the two links would end the other, without an end.
+                return Err(anyhow!("{name} has {address:?} twice"));
             }
             let one = |address: &String| {
                 DialConfig::new(address, key.clone(), metrics.clone())
@@ -58,6 +63,20 @@ impl Peers {
             metrics: recorder,
         })
     }
+}
+
+/// Whether clients can be told how to reach it.
+///
+/// # Errors
+/// When it listens on every address of the machine and nothing says by which it is reached.
+pub fn check_reachable(gateway: &config::Gateway) -> anyhow::Result<()> {
+    if gateway.listen.ip().is_unspecified() && gateway.advertise.is_empty() {
+        return Err(anyhow!(
+            "gateway.listen = {}: no client can be sent there; set gateway.advertise to the HOST:PORT by which clients reach it",
+            gateway.listen
+        ));
+    }
+    Ok(())
 }
 
 /// A gateway while it runs.

@@ -30,15 +30,27 @@ pub struct Addresses {
     pub admin: SocketAddr,
 }
 
+/// The role's own settings, known to be good before anything starts.
+///
+/// # Errors
+/// A key, or a file of keys, that cannot be.
+pub fn settings(config: &Config) -> anyhow::Result<berth_scheduler::Config> {
+    parts::scheduler(config, &config.auth)
+}
+
 impl SchedulerRole {
     /// Binds and serves.
     ///
     /// # Errors
     /// What could not be read or bound, and where.
-    pub fn start(config: &Config, key: ClusterKey, runtime: Runtime) -> anyhow::Result<Self> {
+    pub fn start(
+        config: &Config,
+        settings: berth_scheduler::Config,
+        key: ClusterKey,
+        runtime: Runtime,
+    ) -> anyhow::Result<Self> {
         let recorder = telemetry::recorder();
         let metrics = Registry::new(recorder);
-        let settings = parts::scheduler(config, &config.auth)?;
         let started = runtime.block_on(async {
             let wanted = &config.scheduler;
             let admin = TcpListener::bind(wanted.admin_listen)

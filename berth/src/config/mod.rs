@@ -94,7 +94,7 @@ pub struct Gateway {
     pub schedulers: Vec<String>,
     /// HOST:PORT of logic's rpc_listen. Not used by `berth dev`.
     pub logics: Vec<String>,
-    /// HOST:PORT by which clients reach it. Empty: the listen address.
+    /// HOST:PORT by which clients reach it. Empty: the listen address, if that is one of the machine's and not all of them.
     pub advertise: String,
     /// Where it stands.
     pub region: String,
@@ -304,11 +304,17 @@ impl Config {
         range("logic.node", self.logic.node.into(), 0, 1_023);
         range("logic.partitions", self.logic.partitions.into(), 1, 1_024);
         range("gateway.pending_handshakes", self.gateway.pending_handshakes.into(), 1, 10_000_000);
-        // A gateway whose link breaks without a word notices after 4 s and dials again within 1 s: nobody is to go offline for that.
-        range("logic.lease_seconds", self.logic.lease_seconds.into(), 6, 3_600);
+        // A gateway whose link breaks without a word notices after 4 s and dials again within 1 s: nobody is to go offline for
+        // that. It renews at a third of the lease, so what is left of it then may be two thirds.
+        range("logic.lease_seconds", self.logic.lease_seconds.into(), 8, 3_600);
         range("logic.sessions_per_user", self.logic.sessions_per_user.into(), 1, 10_000);
         range("logic.inbox_lifetime_hours", self.logic.inbox_lifetime_hours.into(), 1, 24 * 3_650);
         problems.extend(self.gateway.limit_problems());
+        if !self.gateway.advertise.is_empty()
+            && let Err(problem) = berth_link::check_address(&self.gateway.advertise)
+        {
+            problems.push(format!("gateway.advertise: {problem}"));
+        }
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
             problems.push(format!("log.filter = {:?} is no filter: {error}", self.log.filter));
         }
