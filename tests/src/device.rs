@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::Context;
 use berth_proto::{
     client::{
         Conversation, ConversationsRequest, Disconnect, Error, Event, Heartbeat, Hello, HistoryRequest,
@@ -15,7 +15,7 @@ use berth_proto::{
 use thiserror::Error as ThisError;
 
 use crate::{
-    http,
+    bail, ensure, http,
     raw::{Ending, Raw, Seen, Transport},
     server::Addresses,
     tokens, wait,

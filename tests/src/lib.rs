@@ -31,6 +31,38 @@ use std::{
 /// What every test returns: an error fails it.
 pub type TestResult = anyhow::Result<()>;
 
+/// `anyhow::bail!` that says at once what failed, and where. A test's error is told when its servers are gone, and then not at
+/// all if their logs fail the test as well.
+#[macro_export]
+macro_rules! bail {
+    ($($why:tt)*) => {
+        return Err($crate::told(anyhow::anyhow!($($why)*), file!(), line!()))
+    };
+}
+
+/// `anyhow::ensure!` that says at once what failed, and where: see [`bail!`].
+#[macro_export]
+macro_rules! ensure {
+    ($condition:expr $(,)?) => {
+        if !$condition {
+            $crate::bail!("not so: {}", stringify!($condition));
+        }
+    };
+    ($condition:expr, $($why:tt)*) => {
+        if !$condition {
+            $crate::bail!($($why)*);
+        }
+    };
+}
+
+/// For the macros: tells an error that a test is about to return.
+#[doc(hidden)]
+#[must_use]
+pub fn told(error: anyhow::Error, file: &str, line: u32) -> anyhow::Error {
+    eprintln!("{file}:{line}: {error:#}");
+    error
+}
+
 /// A name nobody used before in this process, so that tests can share a server.
 #[must_use]
 pub fn fresh(prefix: &str) -> String {

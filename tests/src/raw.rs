@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use berth_proto::{
     client::{Disconnect, client_frame, server_frame::Frame},
     frame::{self, Encoding, FrameError},
@@ -18,7 +18,7 @@ use tokio_tungstenite::{
     tungstenite::{self, Message, client::IntoClientRequest, http::HeaderValue},
 };
 
-use crate::wait;
+use crate::{bail, wait};
 
 /// The three ways to speak to a gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

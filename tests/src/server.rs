@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::Context;
 use serde::Deserialize;
 use tempfile::TempDir;
 use tokio::sync::{Mutex, oneshot};
@@ -26,7 +26,7 @@ pub use self::{
     process::{Process, Processes, berth, binary},
 };
 use crate::{
-    http,
+    bail, ensure, http,
     metrics::{Admin, Scrape},
     powercut::Disk,
     wait,

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use crate::bail;
 
 /// Long enough for the slowest honest step on a busy two-core machine; a test that needs it has failed.
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -18,7 +18,10 @@ const POLL: Duration = Duration::from_millis(20);
 /// # Errors
 /// When the deadline passes, naming `what`.
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> anyhow::Result<T> {
-    tokio::time::timeout(DEADLINE, future).await.with_context(|| format!("{what}: not within {DEADLINE:?}"))
+    match tokio::time::timeout(DEADLINE, future).await {
+        Ok(done) => Ok(done),
+        Err(_) => bail!("{what}: not within {DEADLINE:?}"),
+    }
 }
 
 /// Asks `look` until it answers `Some`, for at most [`DEADLINE`].

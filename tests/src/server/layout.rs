@@ -8,14 +8,13 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use anyhow::bail;
 use rand::Rng;
 
 use super::{
     Addresses, Options,
     process::{berth, berth_with_descriptors},
 };
-use crate::{metrics::Admin, proxy::Proxy, tokens};
+use crate::{bail, metrics::Admin, proxy::Proxy, tokens};
 
 /// How the roles are put into processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

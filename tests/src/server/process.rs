@@ -8,10 +8,10 @@ use std::{
     thread::JoinHandle,
 };
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use tokio::sync::oneshot;
 
-use crate::{log::Log, root, wait};
+use crate::{ensure, log::Log, root, wait};
 
 /// The child itself. Never left behind: `Process::end` kills and reaps it, and should this process be killed before, a
 /// watchdog does, whose stdin then closes.

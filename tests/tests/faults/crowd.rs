@@ -8,9 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::ensure;
 use berth_client::{Client, Event, Options, token::StaticToken};
-use berth_tests::{server::Addresses, tokens, wait};
+use berth_tests::{ensure, server::Addresses, tokens, wait};
 use tokio::task::JoinHandle;
 
 /// Some users, one device each.

@@ -2,11 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
 use berth_tests::{
     TestResult,
     device::Device,
-    figure, fresh,
+    ensure, figure, fresh,
     raw::Transport,
     server::{Role, Server},
     wait,

@@ -2,12 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
 use berth_proto::schedule::ScheduleRequest;
 use berth_tests::{
     TestResult,
     device::{Device, schedule},
-    figure, fresh,
+    ensure, figure, fresh,
     history::{Report, check},
     load::{Load, Shape},
     server::{Addresses, Role, Server},

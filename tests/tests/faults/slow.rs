@@ -3,12 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
 use berth_proto::limits;
 use berth_tests::{
     TestResult,
     device::{Device, send_to},
-    figure, fresh,
+    ensure, figure, fresh,
     history::check,
     load::{Load, Shape},
     server::{Role, Server},

@@ -3,11 +3,10 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
 use berth_tests::{
     TestResult,
     device::{Device, hello},
-    fresh,
+    ensure, fresh,
     raw::{Raw, Transport},
     server::{Role, Server},
     tokens, wait,

@@ -5,12 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use berth_proto::schedule::ScheduleRequest;
 use berth_tests::{
     TestResult,
     device::{Device, Refused, gateway_of, schedule},
-    figure, fresh,
+    ensure, figure, fresh,
     raw::Transport,
     server::{Options, Role, Server, berth},
     tokens, wait,
@@ -53,11 +53,21 @@ async fn a_role_without_a_key_it_needs_refuses_to_start_and_names_it() -> TestRe
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_role_cannot_be_told_is_exit_code_1_and_says_why() -> TestResult {
-    let cases: [(&[&str], &str); 8] = [
+    let keys = tempfile::NamedTempFile::new()?;
+    std::fs::write(&keys, "[auth]\njwks_file = \"/nonexistent/jwks.json\"\n")?;
+    let keys = keys.path().to_str().context("a path of ASCII")?;
+    let cases: [(&[&str], &str); 12] = [
+        (&["scheduler", "--config", keys], "auth.jwks_file = \"/nonexistent/jwks.json\""),
         (&["logic", "--store", "redis://127.0.0.1:6379"], "not built yet"),
         (&["logic", "--store", "disk"], "store.backend = \"disk\""),
         (&["gateway", "--logic", "a:1", "--logic", "b:1"], "gateway.logics has 2 addresses"),
         (&["gateway", "--scheduler", "nowhere"], "\"nowhere\" is no host:port"),
+        (
+            &["gateway", "--scheduler", "a:1", "--scheduler", "b:1,a:1"],
+            "gateway.schedulers has \"a:1\" twice",
+        ),
+        (&["gateway", "--advertise", "here"], "gateway.advertise: \"here\" is no host:port"),
+        (&["gateway", "--listen", "0.0.0.0:0"], "set gateway.advertise"),
         (&["gateway", "--id", "a b"], "gateway.id"),
         (&["scheduler", "--listen", "here"], "--listen"),
         (&["scheduler", "--policy", "/nonexistent/policy.toml"], "policy"),
@@ -135,7 +145,7 @@ const KNOWS_THE_FLEET: Duration = Duration::from_secs(5);
 
 #[tokio::test]
 async fn a_scheduler_that_comes_back_knows_the_fleet_at_once() -> TestResult {
-    let mut server = Server::start(Options::default().apart().expect_warning("link down")).await?;
+    let mut server = Server::start(Options::default().apart()).await?;
     let mut alices = Device::connect(&server.at, Transport::WsJson, &fresh("alice"), "d").await?;
     server.kill9_role(Role::Scheduler(0));
     let mut at = server.at.clone();
@@ -158,7 +168,7 @@ async fn a_scheduler_that_comes_back_knows_the_fleet_at_once() -> TestResult {
 
 #[tokio::test]
 async fn a_gateway_with_another_cluster_key_is_turned_away_and_everybody_is_told_once() -> TestResult {
-    let options = Options::default().apart().expect_warning("turned away").expect_warning("link down");
+    let options = Options::default().apart().expect_warning("turned away");
     let mut server = Server::start(options).await?;
     server.kill9_role(Role::Gateway(1));
     server.env("BERTH_AUTH__CLUSTER_KEY", "another-cluster-key-0123456789abcdefgh");
@@ -198,7 +208,7 @@ async fn at_gateway(server: &Server, index: usize, user: &str) -> anyhow::Result
 
 #[tokio::test]
 async fn a_notify_that_a_cut_link_swallowed_comes_when_it_is_healed() -> TestResult {
-    let options = Options::default().links_that_can_be_cut().expect_warning("link down");
+    let options = Options::default().links_that_can_be_cut();
     let server = Server::start(options).await?;
     let (alice, bob) = (fresh("alice"), fresh("bob"));
     let mut bobs = at_gateway(&server, 0, &bob).await?;
@@ -245,7 +255,7 @@ async fn a_notify_that_a_cut_link_swallowed_comes_when_it_is_healed() -> TestRes
 
 #[tokio::test]
 async fn who_waits_for_a_logic_that_froze_is_told_before_the_deadline() -> TestResult {
-    let server = Server::start(Options::default().apart().expect_warning("link down")).await?;
+    let server = Server::start(Options::default().apart()).await?;
     let (alice, bob) = (fresh("alice"), fresh("bob"));
     let mut alices = at_gateway(&server, 0, &alice).await?;
     let mut bobs = at_gateway(&server, 1, &bob).await?;

@@ -1,14 +1,19 @@
-//! A graceful stop: everybody is told when to come back, what was acknowledged is there after it.
+//! A graceful stop: everybody is told when to come back, what was acknowledged is there after it. And one before anything
+//! serves.
 
-use anyhow::ensure;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::Context;
 use berth_proto::client::client_frame::Frame;
 use berth_tests::{
     TestResult,
     device::{Device, send_to},
-    fresh,
+    ensure, fresh,
     raw::Transport,
-    server::{Options, Server},
+    server::{Options, Server, berth},
+    tokens, wait,
 };
+use tokio::net::unix::pipe;
 
 const SPREAD_MS: u32 = 1_000;
 
@@ -69,5 +74,70 @@ async fn sends_in_flight_at_the_stop_are_answered_or_absent_never_lied_about() -
     let got = bobs.receive(acked.len()).await?;
     let there: Vec<_> = got.into_iter().map(|message| message.client_msg_id).collect();
     ensure!(acked.iter().all(|id| there.contains(id)), "acked {acked:?}, there {there:?}");
+    Ok(())
+}
+
+/// A process that does not outlive the test.
+struct Owned(Child);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // Errors mean that it is gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The mark of an unclean end is a pipe here, and reading it takes for ever: a start that takes long, at a known place.
+#[tokio::test]
+async fn the_first_signal_ends_a_start_that_takes_long() -> TestResult {
+    let any = "127.0.0.1:0";
+    let starts: [&[&str]; 2] = [
+        &[
+            "dev",
+            "--scheduler-listen",
+            any,
+            "--gateway-listen",
+            any,
+            "--logic-listen",
+            any,
+            "--admin-listen",
+            any,
+        ],
+        &["logic", "--listen", any, "--rpc", any, "--admin", any],
+    ];
+    for arguments in starts {
+        let folder = tempfile::tempdir()?;
+        let mark = folder.path().join("open");
+        ensure!(Command::new("mkfifo").arg(&mark).status()?.success());
+        let mut command = berth()?;
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let data = folder.path().to_str().context("a path of ASCII")?;
+        match arguments[0] {
+            "dev" => command.args(["--data-dir", data]),
+            _ => command.args(["--store", &format!("embedded:{data}")]),
+        };
+        command.env("BERTH_AUTH__CLUSTER_KEY", tokens::CLUSTER_KEY);
+        command.env("BERTH_AUTH__SERVICE_KEY", tokens::SERVICE_KEY);
+        let mut process = Owned(command.spawn()?);
+        // Opens only while somebody reads; nothing is ever written.
+        let _writer = wait::until("it reads the mark", || {
+            let opened = pipe::OpenOptions::new().open_sender(&mark);
+            let over = process.0.try_wait();
+            async move {
+                ensure!(over?.is_none(), "it ended before");
+                Ok(opened.ok())
+            }
+        })
+        .await?;
+        let id = process.0.id().to_string();
+        ensure!(Command::new("kill").args(["-TERM", &id]).status()?.success());
+        let status = wait::until("the process ends", || {
+            let ended = process.0.try_wait();
+            async move { Ok(ended?) }
+        })
+        .await?;
+        ensure!(status.code() == Some(143), "{arguments:?}: {status}");
+    }
     Ok(())
 }
