@@ -35,20 +35,21 @@ pub struct Config {
     pub limits: Limits,
 }
 
-/// What one peer may cost. A rate allows one second's worth at once; 0 is no limit.
+/// What one peer may cost. A rate allows one second's worth at once; 0 is no limit, but for `pending_handshakes`, which
+/// must have one.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Connections at a time from one IPv4 address or one IPv6 /64; those above are dropped as they come.
     pub connections_per_address: u32,
     /// New connections a second from one IPv4 address or one IPv6 /64; those above are dropped as they come.
     pub handshakes_per_second_per_address: u32,
-    /// Whose addresses have no limit: load balancers that hide the clients' addresses, and this machine.
+    /// Whose addresses have no limit: load balancers that hide the clients' addresses. Loopback by default.
     pub exempt_addresses: Networks,
-    /// Connections that have not said hello; above it the oldest is told 4009 and dropped.
+    /// Connections without a hello that was accepted; above it the oldest is told 4009 and dropped.
     pub pending_handshakes: u32,
-    /// Frames a second of one connection, of any kind and size; then 4007.
+    /// Frames a second of one connection, of any kind, then 4007. A frame counts once more for each 4 KiB it has.
     pub frames_per_second: u32,
-    /// Requests a second of one user over all his connections here; those above are answered RESOURCE_EXHAUSTED.
+    /// Requests a second of one user over all his connections here, malformed ones too; those above are answered RESOURCE_EXHAUSTED.
     pub requests_per_second_per_user: u32,
     /// Which web pages may open a WebSocket; others get 403.
     pub origins: Origins,

@@ -8,7 +8,7 @@ use std::{
 use mio::net::TcpStream;
 
 use crate::{
-    guard::Network,
+    guard::{Kept, Network},
     session::{Cx, Frames, Session, Stop},
 };
 
@@ -37,8 +37,8 @@ pub(crate) struct Connection {
     pub(crate) dirty: bool,
     /// Listed to be settled because it has more to read.
     pub(crate) again: bool,
-    /// Counted among those who still have to say hello, with so many bytes kept.
-    pub(crate) pending: Option<u32>,
+    /// Counted among those without a hello that was accepted, with so much kept.
+    pub(crate) pending: Option<Kept>,
     /// Counted among the connections of this network.
     pub(crate) network: Option<Network>,
 }
@@ -254,12 +254,15 @@ impl Connection {
         match write(&mut self.stream, cx.out) {
             Ok(count) => {
                 cx.env.metrics.traffic.bytes_out.increment(count as u64);
-                if count < cx.out.len() {
+                let all = count == cx.out.len();
+                if !all {
                     cx.env.metrics.traffic.writes_blocked.increment(1);
                     self.output = Some(Box::new(Held { bytes: cx.out[count..].to_vec(), done: 0 }));
+                }
+                if self.session.is_blocked() && count > 0 {
+                    self.session.unblocked(cx, count, all && !self.full);
+                } else if !all {
                     self.session.blocked(cx);
-                } else if self.session.is_blocked() && !self.full {
-                    self.session.unblocked(cx, true);
                 }
                 cx.out.clear();
             }
@@ -286,7 +289,7 @@ impl Connection {
                     self.output = None;
                 }
                 if count > 0 {
-                    self.session.unblocked(cx, all);
+                    self.session.unblocked(cx, count, all);
                 }
             }
             Err(_) => {
@@ -333,3 +336,6 @@ fn write(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<usize> {
     }
     Ok(done)
 }
+
+#[cfg(test)]
+mod tests;

@@ -87,7 +87,7 @@ fn read(bytes: &[u8], cut: usize) -> Vec<Seen> {
                 Event::Close(code) => Seen::Close(code),
             });
             buffer.drain(..taken);
-            assert!(assembly.as_ref().is_none_or(|assembly| assembly.memory() <= 2 * LIMIT));
+            assert!(assembly.as_ref().is_none_or(|assembly| assembly.memory() <= LIMIT));
         }
         assert!(buffer.len() < LIMIT + ws::MAX_HEADER || cut > LIMIT, "less than a frame is kept");
     }

@@ -23,10 +23,10 @@ use thiserror::Error;
 use crate::{
     clock::Clock,
     config::Config,
-    descriptor,
     inlet::{Delivery, Inlet, LogicDown, SchedulerDown},
     listener,
     metrics::Metrics,
+    process,
     shared::{Parts, SURPLUS, Shared, lock},
     supervisor::{self, Supervisor},
     worker::{WAKER, Worker},
@@ -70,15 +70,18 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Raises the process's soft limit of descriptors to the hard one, listens and starts the threads. Clients are let in
-    /// once a scheduler told its keys and a logic is attached.
+    /// Raises the process's soft limit of descriptors to the hard one, turns huge pages off for it, listens and starts the
+    /// threads. Clients are let in once a scheduler told its keys and a logic is attached.
     ///
     /// # Errors
     /// A setting that cannot work, an address that cannot be listened on, or a kernel without room for the threads.
     pub fn start(config: Config, metrics: Registry<'_>) -> Result<Self, StartError> {
         let config = config.validated()?;
         let (listeners, local_addr) = listen(&config)?;
-        let capacity = capacity(&config, descriptor::raise_limit()?);
+        let capacity = capacity(&config, process::raise_limit()?);
+        if let Err(error) = process::small_pages() {
+            tracing::info!(%error, "huge pages stay on: a connection takes more memory");
+        }
         let mut polls = Vec::new();
         let mut inlets = Vec::new();
         for _ in &listeners {

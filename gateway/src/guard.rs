@@ -9,13 +9,15 @@ mod networks;
 mod origins;
 mod pending;
 mod rate;
+mod spell;
 
 pub(crate) use addresses::{Addresses, Crowded, Network};
 pub(crate) use cells::Cells;
 pub use networks::Networks;
 pub use origins::Origins;
-pub(crate) use pending::Pending;
+pub(crate) use pending::{Kept, Pending};
 pub(crate) use rate::Rate;
+pub(crate) use spell::Spell;
 
 use crate::config::Limits;
 
@@ -23,6 +25,8 @@ use crate::config::Limits;
 #[derive(Debug, Default)]
 pub(crate) struct Guard {
     pub(crate) addresses: Addresses,
+    /// Connections that [`Addresses`] did not let in, for the log.
+    pub(crate) drops: Spell,
     /// Requests of each user on this gateway.
     pub(crate) users: Cells,
     /// Frames of each connection.
@@ -38,6 +42,7 @@ impl Guard {
                 limits.connections_per_address,
                 limits.handshakes_per_second_per_address,
             ),
+            drops: Spell::default(),
             users: Cells::new(Rate::new(limits.requests_per_second_per_user)),
             frames: Rate::new(limits.frames_per_second),
             origins: limits.origins.clone(),

@@ -11,16 +11,17 @@ mod budget;
 mod clock;
 mod config;
 mod connection;
-mod descriptor;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 mod gateway;
 mod guard;
 mod inlet;
 mod keyring;
+mod level;
 mod listener;
 mod metrics;
 mod notify;
+mod process;
 mod rendezvous;
 mod session;
 mod shared;

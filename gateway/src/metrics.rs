@@ -255,7 +255,7 @@ impl Metrics {
             limited: Family::new(r, "berth_gateway_limited_total", limited, "limit"),
             pending: r.gauge(
                 "berth_gateway_pending_handshakes",
-                "Connections that have not said hello.",
+                "Connections without a hello that was accepted.",
                 &[],
             ),
             worker_stalls: r.counter("berth_gateway_worker_stalls_total", stalls, &[]),

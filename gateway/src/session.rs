@@ -13,7 +13,7 @@ mod unanswered;
 mod wire;
 
 #[cfg(test)]
-mod simulation;
+pub(crate) mod simulation;
 #[cfg(test)]
 mod tests;
 
@@ -45,6 +45,14 @@ use wire::{Negotiated, Wire};
 /// to what the peer takes.
 const OUTPUT_PAUSE: usize = 64 * 1024;
 
+/// A frame counts once, and once more for each of so many bytes it has: what decoding costs is limited, not only how often
+/// it is done. At the default of 2,000 a second that is 8 MB a second.
+const BYTES_OF_A_FRAME: usize = 4_096;
+
+/// What a peer must take of what is unsent, in bytes a second, measured over the heartbeat's timeout; below that it is
+/// closed as slow. The worst of mobile links carry several times as much.
+const SLOWEST: i64 = 1_024;
+
 /// A peer that takes its last bytes slowly has so many lingers for all of them: half a minute at the default, in which
 /// even a bad mobile link takes the few frames that were unsent.
 const LINGERS: i64 = 6;
@@ -66,7 +74,7 @@ pub(crate) struct Session {
     wire: Wire,
     /// The fragments of an unfinished WebSocket message.
     assembly: Option<Box<ws::Assembly>>,
-    /// Since when the peer takes nothing of what is unsent; 0: nothing is unsent.
+    /// Since when the peer takes nothing of what is unsent, had it taken what it took at [`SLOWEST`]; 0: nothing is unsent.
     blocked_ms: i64,
     /// Of the limit on frames: see [`crate::guard::Rate::take`].
     frames_due_us: i64,
@@ -137,7 +145,8 @@ impl Session {
         match self.wire.next(&mut self.assembly, input, limits::CLIENT_FRAME) {
             Ok(None) => None,
             Ok(Some((event, taken))) => {
-                match cx.env.guard.frames.take(self.frames_due_us, cx.now.steady_ms) {
+                let units = 1 + taken / BYTES_OF_A_FRAME;
+                match cx.env.guard.frames.take_units(units, self.frames_due_us, cx.now.steady_ms) {
                     Ok(due_us) => {
                         self.frames_due_us = due_us;
                         self.on_event(cx, event);
@@ -326,9 +335,11 @@ impl Session {
         self.blocked_ms > 0
     }
 
-    /// The peer took some of what was unsent; `all`: nothing is unsent any more.
-    pub(crate) fn unblocked(&mut self, cx: &Cx<'_>, all: bool) {
-        self.blocked_ms = if all { 0 } else { cx.now.steady_ms };
+    /// The peer took so many bytes of what was unsent; `all`: nothing is unsent any more. A byte now and then buys no time.
+    pub(crate) fn unblocked(&mut self, cx: &Cx<'_>, taken: usize, all: bool) {
+        let bought_ms = i64::try_from(taken).unwrap_or(i64::MAX).saturating_mul(1_000) / SLOWEST;
+        self.blocked_ms =
+            if all { 0 } else { self.blocked_ms.saturating_add(bought_ms).min(cx.now.steady_ms) };
         self.linger(cx);
         // We did not read meanwhile: the silence was ours, and taking bytes is a sign of life.
         self.lives(cx.now);

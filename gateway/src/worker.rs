@@ -27,6 +27,7 @@ use crate::{
     connection::{Connection, Readiness, Verdict},
     guard::{Network, Pending},
     inlet::{Inlet, Waiting},
+    level::Levels,
     session::{Cx, Env, Frames, Session, Ups},
     shared::{ENDED, Shared},
     table::{Place, Table},
@@ -76,7 +77,7 @@ pub(crate) struct Worker {
     frames: Frames,
     /// Connections with more to read than their turn allowed.
     again: Vec<Place>,
-    /// Connections that have not said hello.
+    /// Connections without a hello that was accepted.
     pending: Pending<Place>,
     /// Connections with a notify to write.
     dirty: Vec<Place>,
@@ -114,6 +115,7 @@ impl Worker {
             spread_ms: shared.spread_ms.load(Relaxed),
             logics: Vec::new(),
             guard: Arc::clone(&shared.guard),
+            levels: Levels::new(&shared.metrics),
             metrics: Arc::clone(&shared.metrics),
         };
         let pending = pending::share(&shared);
@@ -275,8 +277,8 @@ impl Worker {
         act(&mut connection, &mut cx);
         let verdict = connection.settle(&mut cx, &mut self.scratch);
         self.out.shrink_to(OUTPUT_KEPT);
-        if let Some(before) = connection.pending {
-            self.still_pending(&mut connection, before, verdict);
+        if let Some(kept) = connection.pending {
+            self.still_pending(place, &mut connection, kept, verdict);
         }
         if verdict == Verdict::Gone {
             self.table.remove(place);
@@ -301,7 +303,7 @@ impl Worker {
             self.shared.guard.addresses.leave(network);
         }
         self.shared.connections.fetch_sub(1, Relaxed);
-        self.shared.metrics.connections.decrement(1.0);
+        self.env.levels.connections.down(1);
     }
 
     fn advance_wheel(&mut self) {
@@ -334,6 +336,9 @@ impl Worker {
         }
         self.last_sweep_ms = self.now.steady_ms;
         self.outlet.retry_closes();
+        if let Some(dropped) = self.shared.guard.drops.ends(self.now.steady_ms) {
+            tracing::info!(dropped, "no connection was dropped for its address for a minute");
+        }
     }
 
     /// The end: whoever is still here did not take the goodbye in time.
@@ -342,6 +347,16 @@ impl Worker {
         for place in places {
             self.with_connection(place, |connection, cx| connection.session.peer_gone(cx, true));
         }
+    }
+}
+
+/// After a panic the sockets are closed with the worker, and what is counted for them goes as well. (Who was at work in
+/// that moment stays counted for his network, which is worth no more: the gateway is to be restarted.)
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.shared.connections.fetch_sub(self.table.len() as u64, Relaxed);
+        let networks = self.table.iter().filter_map(|(_, connection)| connection.network);
+        networks.for_each(|network| self.shared.guard.addresses.leave(network));
     }
 }
 

@@ -94,6 +94,16 @@ impl Assembly {
     pub fn memory(&self) -> usize {
         self.bytes.capacity()
     }
+
+    /// Grows by doubling, but not beyond the largest message.
+    fn append(&mut self, payload: &[u8], limit: usize) {
+        let needed = self.bytes.len() + payload.len();
+        if needed > self.bytes.capacity() {
+            let goal = (2 * self.bytes.capacity()).min(limit).max(needed);
+            self.bytes.reserve_exact(goal - self.bytes.len());
+        }
+        self.bytes.extend_from_slice(payload);
+    }
 }
 
 struct Header {
@@ -115,7 +125,7 @@ pub fn next<'a>(
     input: &'a mut [u8],
     limit: usize,
 ) -> Result<Option<(Event<'a>, usize)>, WsError> {
-    let so_far = assembly.as_ref().map_or(0, |assembly| assembly.bytes.len());
+    let so_far = assembly.as_ref().map(|assembly| assembly.bytes.len());
     let Some(header) = parse_header(input, so_far, limit)? else { return Ok(None) };
     let end = header.size + header.payload;
     let Some(payload) = input.get_mut(header.size..end) else { return Ok(None) };
@@ -124,8 +134,7 @@ pub fn next<'a>(
         Opcode::Ping => Event::Ping(payload),
         Opcode::Pong => Event::Pong,
         Opcode::Close => Event::Close(close_code(payload)?),
-        Opcode::Continuation => continued(assembly, payload, header.last)?,
-        Opcode::Text | Opcode::Binary if assembly.is_some() => return Err(WsError::Interleaved),
+        Opcode::Continuation => continued(assembly, payload, header.last, limit)?,
         opcode => {
             let text = opcode == Opcode::Text;
             if header.last {
@@ -172,8 +181,9 @@ pub fn write_close(code: u16, reason: &str, out: &mut Vec<u8>) {
     frame_in_place(Opcode::Close, start, out);
 }
 
-/// Refuses what can be refused as soon as the header is there, before any payload.
-fn parse_header(bytes: &[u8], so_far: usize, limit: usize) -> Result<Option<Header>, WsError> {
+/// Refuses what can be refused as soon as the header is there, before any payload. `so_far`: bytes of the message that is
+/// being assembled, if one is.
+fn parse_header(bytes: &[u8], so_far: Option<usize>, limit: usize) -> Result<Option<Header>, WsError> {
     let Some(([first, second], rest)) = bytes.split_first_chunk::<2>() else { return Ok(None) };
     if first & 0x70 != 0 {
         return Err(WsError::ReservedBit);
@@ -186,6 +196,11 @@ fn parse_header(bytes: &[u8], so_far: usize, limit: usize) -> Result<Option<Head
     let control = opcode as u8 >= Opcode::Close as u8;
     if control && !last {
         return Err(WsError::FragmentedControl);
+    }
+    match (opcode, so_far) {
+        (Opcode::Text | Opcode::Binary, Some(_)) => return Err(WsError::Interleaved),
+        (Opcode::Continuation, None) => return Err(WsError::NothingToContinue),
+        _ => {}
     }
     let (length, rest) = match second & 0x7f {
         126 => match rest.split_first_chunk::<2>() {
@@ -202,7 +217,7 @@ fn parse_header(bytes: &[u8], so_far: usize, limit: usize) -> Result<Option<Head
         return Err(WsError::LongControl);
     }
     if !control {
-        let whole = length.saturating_add(if opcode == Opcode::Continuation { so_far as u64 } else { 0 });
+        let whole = length.saturating_add(so_far.unwrap_or(0) as u64);
         if whole > limit as u64 {
             return Err(WsError::TooLarge { length: whole, limit });
         }
@@ -241,9 +256,10 @@ fn continued<'a>(
     assembly: &mut Option<Box<Assembly>>,
     payload: &[u8],
     last: bool,
+    limit: usize,
 ) -> Result<Event<'a>, WsError> {
     let Some(open) = assembly else { return Err(WsError::NothingToContinue) };
-    open.bytes.extend_from_slice(payload);
+    open.append(payload, limit);
     if !last {
         return Ok(Event::Fragment);
     }

@@ -9,6 +9,7 @@ use berth_proto::{
     limits, tcp,
 };
 use futures_util::{SinkExt, StreamExt};
+use socket2::{SockFilter, SockRef};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -169,6 +170,21 @@ impl Raw {
                 Ok(wait::within("write", stream.write_all(&whole)).await??)
             }
         }
+    }
+
+    /// From now on nothing the gateway sends arrives, not even in the kernel: nothing is acknowledged any more, as when the
+    /// network of a phone is gone.
+    ///
+    /// # Errors
+    /// When the kernel does not allow it.
+    pub fn deafen(&self) -> anyhow::Result<()> {
+        let stream = match &self.io {
+            Io::WebSocket(socket) => socket.get_ref(),
+            Io::Tcp { stream, .. } => stream,
+        };
+        // A packet filter on the socket itself (socket(7)): "return 0", keep nothing of any packet.
+        let nothing = SockFilter::new(0x06, 0, 0, 0);
+        Ok(SockRef::from(stream).attach_filter(&[nothing])?)
     }
 
     /// Sends bytes that are no frame at all: past the framing on TCP.

@@ -118,13 +118,13 @@ pub struct Gateway {
     pub connections_per_address: u32,
     /// New connections a second from one IPv4 address or IPv6 /64. 0: no limit.
     pub handshakes_per_second_per_address: u32,
-    /// CIDRs, separated by commas, to which the two do not apply: this machine, load balancers that hide addresses.
+    /// CIDRs, separated by commas, to which the two do not apply: loopback, load balancers that hide addresses.
     pub exempt_addresses: String,
-    /// Connections that have not said hello; above it the oldest gives way.
+    /// Connections without a hello that was accepted; above it the oldest gives way.
     pub pending_handshakes: u32,
-    /// Frames a second of one connection, then 4007. 0: no limit.
+    /// Frames a second of one connection, each counted once more for every 4 KiB it has; then 4007. 0: no limit.
     pub frames_per_second: u32,
-    /// Requests a second of one user at this gateway, then RESOURCE_EXHAUSTED. 0: no limit.
+    /// Requests a second of one user at this gateway, malformed ones too; then RESOURCE_EXHAUSTED. 0: no limit.
     pub requests_per_second_per_user: u32,
     /// Web pages that may open a WebSocket: `https://app.example.com`, `https://*.example.com`, separated by commas. Empty:
     /// any.

@@ -1,13 +1,16 @@
 //! Connections of each client network: how many at a time, how many new ones a second.
 //!
-//! An IPv4 address is a network of its own; of IPv6 it is the /64, which is what one subscriber is given.
+//! An IPv4 address is a network of its own, also where a translator wrote it into an IPv6 address (RFC 6052); of IPv6 it is
+//! the /64, which is what one subscriber is given.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     num::NonZeroU64,
     sync::Mutex,
 };
+
+use thiserror::Error;
 
 use super::{Cells, Networks, Rate};
 use crate::shared::lock;
@@ -21,18 +24,27 @@ impl Network {
     pub(crate) fn of(address: IpAddr) -> Self {
         let number = match address.to_canonical() {
             IpAddr::V4(address) => 1 << 32 | u64::from(address.to_bits()),
-            IpAddr::V6(address) => u64::try_from(address.to_bits() >> 64).unwrap_or(u64::MAX),
+            IpAddr::V6(address) => match translated(address) {
+                Some(address) => 1 << 32 | u64::from(address),
+                None => u64::try_from(address.to_bits() >> 64).unwrap_or(u64::MAX),
+            },
         };
         Self(NonZeroU64::new(number).unwrap_or(NonZeroU64::MIN))
     }
 }
 
+/// The IPv4 address in one of 64:ff9b::/96 (RFC 6052, 2.1): all of IPv4 lies in that one /64.
+fn translated(address: Ipv6Addr) -> Option<u32> {
+    let (prefix, last) = (address.to_bits() >> 32, address.to_bits() as u32);
+    (prefix == 0x0064_ff9b << 64).then_some(last)
+}
+
 /// Why a connection of an address is not let in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub(crate) enum Crowded {
-    /// The network holds as many as it may.
+    #[error("its network holds as many as it may")]
     Connections,
-    /// It opened as many in the last second as it may.
+    #[error("its network opened as many in the last second as it may")]
     Rate,
 }
 
@@ -122,6 +134,10 @@ mod tests {
         assert_ne!(network("2001:db8:1:2::3"), network("2001:db8:1:3::3"));
         assert_ne!(network("10.0.0.1"), network("10.0.0.2"));
         assert_eq!(network("10.0.0.1"), network("::ffff:10.0.0.1"));
+        assert_eq!(network("192.0.2.33"), network("64:ff9b::192.0.2.33"));
+        assert_ne!(network("64:ff9b::192.0.2.33"), network("64:ff9b::192.0.2.34"));
+        // A prefix for translation of somebody's own is a subscriber like any other.
+        assert_eq!(network("64:ff9b:1::1"), network("64:ff9b:1::2"));
         assert_eq!(size_of::<Option<Network>>(), 8);
     }
 

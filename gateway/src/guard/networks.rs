@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, str::FromStr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 /// A list of networks. From text: CIDRs or addresses, separated by commas.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +44,19 @@ fn network(text: &str) -> Result<IpNet, String> {
     text.parse()
         .ok()
         .or_else(address)
+        .and_then(canonical)
         .ok_or_else(|| format!("{text:?} is no network; write 10.0.0.0/8 or 2001:db8::/32"))
+}
+
+/// Addresses are compared in their canonical form, so a network of IPv4 addresses mapped into IPv6 is the IPv4 network. None:
+/// it begins with a mapped address and is larger than all of them.
+fn canonical(network: IpNet) -> Option<IpNet> {
+    match (network, network.addr().to_canonical()) {
+        (IpNet::V6(mapped), IpAddr::V4(address)) => {
+            Ipv4Net::new(address, mapped.prefix_len().checked_sub(96)?).map(IpNet::from).ok()
+        }
+        _ => Some(network),
+    }
 }
 
 #[cfg(test)]
@@ -66,6 +78,17 @@ mod tests {
         }
         assert!("10.0.0.0/33".parse::<Networks>().expect_err("no network").contains("10.0.0.0/33"));
         assert_eq!("".parse::<Networks>(), Ok(Networks::none()));
+    }
+
+    #[test]
+    fn a_network_of_mapped_addresses_is_the_ipv4_network() {
+        let list: Networks = "::ffff:10.0.0.0/104, ::ffff:192.168.1.7".parse().expect("networks");
+        assert_eq!(Ok(list), "10.0.0.0/8, 192.168.1.7/32".parse());
+        for larger in ["::ffff:0:0/90", "::ffff:10.0.0.0/95"] {
+            assert!(larger.parse::<Networks>().expect_err("no network").contains(larger));
+        }
+        let all: Networks = "::/0".parse().expect("a network");
+        assert!(!all.contains("10.0.0.1".parse().expect("an address")), "IPv4 is 0.0.0.0/0");
     }
 
     #[test]

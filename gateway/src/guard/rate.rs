@@ -30,14 +30,23 @@ impl Rate {
     /// # Errors
     /// When the share is spent: after how many milliseconds there is one again.
     pub fn take(self, due_us: i64, now_ms: i64) -> Result<i64, u32> {
+        self.take_units(1, due_us, now_ms)
+    }
+
+    /// The same of something that counts so many times; at most a second's worth, so that nothing is refused for ever.
+    ///
+    /// # Errors
+    /// As [`Rate::take`].
+    pub fn take_units(self, units: usize, due_us: i64, now_ms: i64) -> Result<i64, u32> {
         if !self.limits() {
             return Ok(due_us);
         }
         let now_us = now_ms.saturating_mul(1_000);
         let due_us = due_us.max(now_us);
-        let wait_us = due_us - now_us + self.interval_us - BURST_US;
+        let cost_us = i64::try_from(units).unwrap_or(i64::MAX).saturating_mul(self.interval_us).min(BURST_US);
+        let wait_us = due_us - now_us + cost_us - BURST_US;
         if wait_us <= 0 {
-            Ok(due_us + self.interval_us)
+            Ok(due_us + cost_us)
         } else {
             Err(u32::try_from((wait_us + 999) / 1_000).unwrap_or(u32::MAX))
         }
@@ -84,6 +93,16 @@ mod tests {
                 now += i64::from(1_000u32.div_ceil(per_second));
             }
         }
+    }
+
+    #[test]
+    fn what_counts_several_times_takes_as_much_as_several_and_at_most_a_second() {
+        let rate = Rate::new(100);
+        let due = rate.take_units(90, 0, 5_000).expect("a second's worth at once");
+        assert_eq!(rate.take_units(11, due, 5_000), Err(10));
+        let due = rate.take_units(10, due, 5_000).expect("that is left");
+        assert_eq!(rate.take_units(1_000_000, due, 5_999), Err(1));
+        assert!(rate.take_units(1_000_000, due, 6_000).is_ok());
     }
 
     #[test]

@@ -169,7 +169,7 @@ impl Arriving {
         let metrics = &cx.env.metrics;
         metrics.handshakes.one(Handshake::Welcomed);
         metrics.handshake_seconds.record(seconds(cx.now.steady_ms - self.accepted_ms));
-        metrics.sessions.increment(1.0);
+        cx.env.levels.sessions.up();
         Ok(Some(Identified::new(identified::Opened {
             identity,
             logic,

@@ -6,7 +6,7 @@ use berth_proto::{schedule::HeartbeatParameters, ticket::TicketVerifier, wire as
 use link::to_logic;
 use rand::rngs::SmallRng;
 
-use crate::{clock::Now, config::Timeouts, guard::Guard, metrics::Metrics};
+use crate::{clock::Now, config::Timeouts, guard::Guard, level::Levels, metrics::Metrics};
 
 /// What every session of a worker sees, as of this wake-up.
 pub(crate) struct Env {
@@ -26,6 +26,8 @@ pub(crate) struct Env {
     /// What one peer may cost.
     pub(crate) guard: Arc<Guard>,
     pub(crate) metrics: Arc<Metrics>,
+    /// What this worker adds to the gauges.
+    pub(crate) levels: Levels,
 }
 
 /// What a peer is given to close its half once the goodbye is written, while the gateway stops, in milliseconds: a round

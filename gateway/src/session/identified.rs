@@ -153,18 +153,25 @@ impl Identified {
         match frame {
             Ok(client_frame::Frame::Heartbeat(_)) => self.on_heartbeat(cx, wire),
             Ok(client_frame::Frame::Request(request)) => {
-                match cx.env.guard.users.take(self.identity.user(), cx.now.steady_ms) {
-                    Ok(()) => self.on_request(cx, wire, request),
-                    Err(wait_ms) => refuse_for_now(cx, wire, request.id, wait_ms),
+                if self.has_share(cx, wire, request.id) {
+                    self.on_request(cx, wire, request);
                 }
             }
             Ok(client_frame::Frame::Hello(_)) => return bad("a second hello".to_owned()),
             Err(FrameError::BadRequest { id, message }) => {
-                refuse(cx, wire, id, RequestRefused::Invalid, ErrorCode::InvalidArgument, message);
+                if self.has_share(cx, wire, id) {
+                    refuse(cx, wire, id, RequestRefused::Invalid, ErrorCode::InvalidArgument, message);
+                }
             }
             Err(problem) => return bad(problem.to_string()),
         }
         Ok(())
+    }
+
+    /// Whether the user may ask once more now. If not the request is answered with the wait after which he may.
+    fn has_share(&self, cx: &mut Cx<'_>, wire: Wire, id: u32) -> bool {
+        let taken = cx.env.guard.users.take(self.identity.user(), cx.now.steady_ms);
+        taken.map_err(|wait_ms| refuse_for_now(cx, wire, id, wait_ms)).is_ok()
     }
 
     /// The ack carries what is known here; logic is asked for the newest, so that a lost notify is made up for.
@@ -224,7 +231,7 @@ impl Identified {
                     );
                 }
                 request.id = number;
-                cx.env.metrics.requests.in_flight.increment(1.0);
+                cx.env.levels.requests_in_flight.up();
                 if let Some(request) = self.in_flight.admit(request) {
                     self.forward(cx, request);
                 }
@@ -261,7 +268,7 @@ impl Identified {
             return;
         };
         let metrics = &cx.env.metrics;
-        metrics.requests.in_flight.decrement(1.0);
+        cx.env.levels.requests_in_flight.down(1);
         metrics.requests.seconds.record(waiting.asked, seconds(cx.now.steady_ms - waiting.since_ms));
         response.id = waiting.id;
         if !write(cx, wire, Frame::Response(response)) {
@@ -273,7 +280,7 @@ impl Identified {
     /// The link to logic did not take the request of that number.
     pub(super) fn on_refused(&mut self, cx: &mut Cx<'_>, wire: Wire, number: u32) {
         if let Some(waiting) = self.in_flight.remove(number) {
-            cx.env.metrics.requests.in_flight.decrement(1.0);
+            cx.env.levels.requests_in_flight.down(1);
             let message = "logic is not reachable or behind; try again";
             refuse(
                 cx,
@@ -349,7 +356,7 @@ impl Identified {
     /// Answers what is in flight without logic's answer; `why` nobody waits for that.
     pub(super) fn give_up(&mut self, cx: &mut Cx<'_>, wire: Wire, why: &str) {
         while let Some(waiting) = self.in_flight.remove_older(i64::MAX, false) {
-            cx.env.metrics.requests.in_flight.decrement(1.0);
+            cx.env.levels.requests_in_flight.down(1);
             let message = format!("{why}; the outcome is unknown");
             refuse(cx, wire, waiting.id, RequestRefused::Unavailable, ErrorCode::Unavailable, message);
         }
@@ -396,7 +403,7 @@ impl Identified {
         }
         let timeout = cx.env.request_timeout_ms();
         while let Some(waiting) = self.in_flight.remove_older(now - timeout, blocked_ms > 0) {
-            cx.env.metrics.requests.in_flight.decrement(1.0);
+            cx.env.levels.requests_in_flight.down(1);
             let message = "logic did not answer in time; the outcome is unknown".to_owned();
             refuse(cx, wire, waiting.id, RequestRefused::Deadline, ErrorCode::DeadlineExceeded, message);
         }
@@ -405,10 +412,8 @@ impl Identified {
 
     /// The connection ends: logic is to forget the session, unless a newer one took its place.
     pub(super) fn end(&mut self, cx: &mut Cx<'_>) {
-        let metrics = &cx.env.metrics;
-        metrics.sessions.decrement(1.0);
-        #[expect(clippy::cast_precision_loss, reason = "at most 16")]
-        metrics.requests.in_flight.decrement(self.in_flight.len() as f64);
+        cx.env.levels.sessions.down(1);
+        cx.env.levels.requests_in_flight.down(self.in_flight.len());
         cx.ups.logic.push((self.logic, to_logic::Message::Close(self.identity.close(self.epoch))));
     }
 }

@@ -18,9 +18,13 @@ impl Session {
         self.close(cx, goodbye.retry_after(retry_after_ms));
     }
 
-    /// Whether its hello is still to come.
+    /// Of a connection whose hello was not accepted so far: whether that is still so. One that is refused stays pending.
     pub(crate) fn pending(&self) -> bool {
-        matches!(&self.stage, Stage::Arriving(arriving) if !arriving.waits())
+        match &self.stage {
+            Stage::Arriving(arriving) => !arriving.waits(),
+            Stage::Closing { .. } => true,
+            Stage::Identified(_) | Stage::Gone => false,
+        }
     }
 
     /// Bytes of memory held for the fragments of a message.
@@ -28,7 +32,7 @@ impl Session {
         self.assembly.as_ref().map_or(0, |assembly| assembly.memory())
     }
 
-    /// Too many have not said hello: unless this one has, it is dropped with a word.
+    /// Too many have not said hello: this one is dropped with a word, unless it was refused with another.
     pub(crate) fn crowd_out(&mut self, cx: &mut Cx<'_>) {
         if self.pending() {
             cx.env.metrics.limited.one(Limited::PendingHandshakes);

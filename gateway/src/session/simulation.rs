@@ -23,20 +23,21 @@ use tungstenite::protocol::frame::FrameHeader;
 use link::to_logic;
 
 use super::*;
-use crate::metrics::Metrics;
+use crate::{level::Levels, metrics::Metrics};
 
 /// A worker's surroundings for one session.
-pub(super) struct Harness {
-    pub(super) now: Now,
-    pub(super) env: Env,
+pub(crate) struct Harness {
+    pub(crate) now: Now,
+    pub(crate) env: Env,
     pub(super) ups: Ups,
     rng: SmallRng,
     signer: TicketSigner,
 }
 
 impl Harness {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let signer = TicketSigner::from_secret(b"a simulation's secret");
+        let metrics = Arc::new(Metrics::new(Registry::new(&NoopRecorder)));
         let env = Env {
             gateway_id: "gw-1".into(),
             boot: 1,
@@ -48,7 +49,8 @@ impl Harness {
             spread_ms: 2_000,
             logics: vec![true],
             guard: Arc::default(),
-            metrics: Arc::new(Metrics::new(Registry::new(&NoopRecorder))),
+            levels: Levels::new(&metrics),
+            metrics,
         };
         let now = Now { steady_ms: 1_000_000, wall_ms: 2_000_000 };
         Self { now, env, ups: Ups::default(), rng: SmallRng::seed_from_u64(seed), signer }
@@ -61,9 +63,28 @@ impl Harness {
         act: impl FnOnce(&mut Session, &mut Cx<'_>) -> R,
     ) -> Vec<u8> {
         let mut out = Vec::new();
-        let Self { now, env, ups, rng, .. } = self;
-        act(session, &mut Cx { now: *now, handle: 42, env, rng, out: &mut out, ups });
+        act(session, &mut self.cx(&mut out));
         out
+    }
+
+    /// What the session is given with an event.
+    pub(crate) fn cx<'a>(&'a mut self, out: &'a mut Vec<u8>) -> Cx<'a> {
+        let Self { now, env, ups, rng, .. } = self;
+        Cx { now: *now, handle: 42, env, rng, out, ups }
+    }
+
+    /// A session of a client that speaks TCP, welcomed.
+    pub(crate) fn welcomed(&mut self) -> Session {
+        let mut session = Session::new(self.now, &self.env.timeouts, (Ipv4Addr::LOCALHOST, 1).into(), false);
+        let hello = Hello { ticket: self.ticket(), device_id: "d".into(), ..Hello::default() };
+        let mut payload = Vec::new();
+        encode_client(Encoding::Proto, client_frame::Frame::Hello(hello), &mut payload);
+        let mut bytes = [&tcp::prefix(payload.len())[..], &payload].concat();
+        self.with(&mut session, |session, cx| session.receive(cx, &mut bytes));
+        let opened = link::SessionOpened { handle: 42, session_epoch: 1, ..link::SessionOpened::default() };
+        self.with(&mut session, |session, cx| session.deliver(cx, to_gateway::Message::Opened(opened)));
+        assert!(matches!(session.stage, Stage::Identified(_)));
+        session
     }
 
     fn ticket(&self) -> String {
@@ -259,7 +280,7 @@ impl World {
         if self.blocked {
             self.harness.with(&mut self.session, |session, cx| session.blocked(cx));
         } else {
-            self.harness.with(&mut self.session, |session, cx| session.unblocked(cx, true));
+            self.harness.with(&mut self.session, |session, cx| session.unblocked(cx, 1, true));
         }
     }
 

@@ -31,13 +31,13 @@ fn the_linger_counts_from_the_last_byte_taken_up_to_a_cap() {
     let decided = harness.now.steady_ms;
     let linger = harness.env.linger_ms(false);
     harness.now.steady_ms += linger - 1;
-    harness.with(&mut session, |session, cx| session.unblocked(cx, false));
+    harness.with(&mut session, |session, cx| session.unblocked(cx, 1, false));
     assert_eq!(session.deadline_ms(&harness.env), decided + linger - 1 + linger);
     harness.now.steady_ms += linger - 1;
-    harness.with(&mut session, |session, cx| session.unblocked(cx, true));
+    harness.with(&mut session, |session, cx| session.unblocked(cx, 1, true));
     assert_eq!(session.deadline_ms(&harness.env), decided + 3 * linger - 2);
     harness.now.steady_ms = decided + LINGERS * linger - 1;
-    harness.with(&mut session, |session, cx| session.unblocked(cx, true));
+    harness.with(&mut session, |session, cx| session.unblocked(cx, 1, true));
     assert_eq!(session.deadline_ms(&harness.env), decided + LINGERS * linger);
     harness.now.steady_ms += 1;
     harness.with(&mut session, |session, cx| session.expire(cx));
@@ -62,6 +62,25 @@ fn at_a_stop_only_who_has_the_whole_goodbye_is_waited_for_less() {
     assert_eq!(left(&session, &harness), linger, "its goodbye is not written yet");
     harness.with(&mut session, |session, cx| session.evict(cx, 0));
     assert_eq!(left(&session, &harness), linger);
-    harness.with(&mut session, |session, cx| session.unblocked(cx, true));
+    harness.with(&mut session, |session, cx| session.unblocked(cx, 1, true));
     assert!(left(&session, &harness) <= 1_000);
+}
+
+#[test]
+fn who_takes_a_byte_now_and_then_is_closed_as_slow_and_who_takes_a_kilobyte_a_second_is_not() {
+    for (bytes, every_ms, stays) in [(1, 1_000, false), (1_024, 1_000, true), (64 * 1_024, 30_000, true)] {
+        let mut harness = simulation::Harness::new(1);
+        let timeout = i64::from(harness.env.heartbeat.timeout_ms);
+        let mut session = harness.welcomed();
+        let begun = harness.now.steady_ms;
+        harness.with(&mut session, |session, cx| session.blocked(cx));
+        while harness.now.steady_ms < begun + 10 * timeout && !session.closing() {
+            harness.now.steady_ms += every_ms;
+            harness.with(&mut session, |session, cx| session.unblocked(cx, bytes, false));
+            harness.with(&mut session, |session, cx| session.expire(cx));
+        }
+        let waited = harness.now.steady_ms - begun;
+        assert_eq!(!session.closing(), stays, "{bytes} bytes each {every_ms} ms: {waited} ms");
+        assert!(stays || (timeout..timeout + 2_000).contains(&waited), "{waited} ms");
+    }
 }

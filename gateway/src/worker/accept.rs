@@ -134,6 +134,13 @@ impl Worker {
             // What is dropped at once costs little: it does not use up the others' handshakes.
             self.acceptor.budget.give_back();
             self.shared.metrics.handshakes.one(Handshake::Refused);
+            if self.shared.guard.drops.happens(self.now.steady_ms) {
+                tracing::info!(
+                    reason = %crowded,
+                    "connections are dropped for their address; if that is a load balancer which hides its clients, put it \
+                     into gateway.exempt_addresses"
+                );
+            }
             let (limit, code) = match crowded {
                 Crowded::Connections => (Limited::AddressConnections, Closed::ConnectionLimit),
                 Crowded::Rate => (Limited::AddressRate, Closed::RateLimited),
@@ -168,14 +175,13 @@ impl Worker {
         }
         self.shared.connections.fetch_add(1, Relaxed);
         self.shared.handshakes.fetch_add(1, Relaxed);
-        metrics.connections.increment(1.0);
+        self.env.levels.connections.up();
         metrics.handshakes.one(Handshake::Accepted);
         let surplus = held >= self.shared.capacity;
         let session = Session::new(self.now, &self.env.timeouts, peer, surplus);
         let mut connection = Connection::new(stream, session);
-        (connection.network, connection.pending) = (network, Some(0));
+        (connection.network, connection.pending) = (network, Some(self.enter_pending(place)));
         self.table.insert(place, Box::new(connection));
-        self.enter_pending(place);
         // Arms the hello deadline.
         self.with(place, |_, _| {});
     }

@@ -35,19 +35,19 @@ impl Worker {
     /// Merges a turn's worth of notifies. The answer to a heartbeat batch says the same thing as a notify.
     pub(super) fn merge_some(&mut self) {
         let mut waiting = std::mem::take(&mut self.waiting);
-        let mut left = NOTIFIES_PER_TURN;
-        for list in [&mut waiting.notifies, &mut waiting.refreshed] {
-            for Reached { handle, inbox_seq } in drain_tail(list, &mut left) {
+        let Waiting { notifies, refreshed, others, .. } = &mut waiting;
+        let [ours, repairs, rest] =
+            shares([notifies.len(), refreshed.len(), others.len()], NOTIFIES_PER_TURN);
+        for (list, share) in [(notifies, ours), (refreshed, repairs)] {
+            for Reached { handle, inbox_seq } in drain_tail(list, share) {
                 self.merge(handle, inbox_seq, &[]);
             }
             release(list);
         }
-        for NotifyConnection { handle, inbox_seq, conversations } in
-            drain_tail(&mut waiting.others, &mut left)
-        {
+        for NotifyConnection { handle, inbox_seq, conversations } in drain_tail(others, rest) {
             self.merge(handle, inbox_seq, &conversations);
         }
-        release(&mut waiting.others);
+        release(others);
         self.waiting = waiting;
     }
 
@@ -107,10 +107,21 @@ impl Tally {
     }
 }
 
-/// Takes at most `left` from the end of a list: in which order notifies are merged does not matter.
-fn drain_tail<'a, T>(list: &'a mut Vec<T>, left: &mut usize) -> std::vec::Drain<'a, T> {
-    let count = list.len().min(*left);
-    *left -= count;
+/// What each of three lists has of a turn: an equal share, and what the others leave. However long one is, always, the
+/// others go on: what repairs a lost notify is needed most when notifies come faster than they are written.
+fn shares(lengths: [usize; 3], turn: usize) -> [usize; 3] {
+    let mut shares = lengths.map(|length| length.min(turn / 3));
+    let mut left = turn - shares.iter().sum::<usize>();
+    for (share, length) in shares.iter_mut().zip(lengths) {
+        let more = (length - *share).min(left);
+        *share += more;
+        left -= more;
+    }
+    shares
+}
+
+/// Takes so many from the end of a list: in which order notifies are merged does not matter.
+fn drain_tail<T>(list: &mut Vec<T>, count: usize) -> std::vec::Drain<'_, T> {
     list.drain(list.len() - count..)
 }
 
@@ -118,5 +129,23 @@ fn drain_tail<'a, T>(list: &'a mut Vec<T>, left: &mut usize) -> std::vec::Drain<
 fn release<T>(list: &mut Vec<T>) {
     if list.is_empty() {
         list.shrink_to(BATCH_KEPT);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_turn_is_used_and_nobody_is_left_out(lengths in prop::array::uniform3(0usize..700), turn in 3usize..600) {
+            let shares = shares(lengths, turn);
+            prop_assert_eq!(shares.iter().sum::<usize>(), turn.min(lengths.iter().sum()));
+            for (share, length) in shares.into_iter().zip(lengths) {
+                prop_assert!(share <= length && share >= length.min(turn / 3));
+            }
+        }
     }
 }

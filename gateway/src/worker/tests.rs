@@ -5,8 +5,14 @@ use std::{
     net::{SocketAddr, TcpStream},
 };
 
+use berth_proto::{
+    client::ConversationSeq,
+    link::Link,
+    wire::{NotifyConnections, ToGateway, to_gateway::Message},
+};
+
 use super::*;
-use crate::{listener, testing::Site};
+use crate::{inlet::LogicDown, listener, testing::Site};
 
 /// A worker and where it listens.
 struct Bench {
@@ -45,6 +51,12 @@ impl Bench {
 
     fn connection(&self, place: Place) -> &Connection {
         self.worker.table.iter().find(|(at, _)| *at == place).expect("there").1
+    }
+
+    /// Hands over what logic says.
+    fn logic_says(&self, message: Message) {
+        let down = LogicDown { shared: Arc::downgrade(&self.site.shared), index: 0 };
+        down.send(vec![ToGateway { message: Some(message) }]).expect("taken");
     }
 
     fn packed(place: Place) -> usize {
@@ -137,18 +149,41 @@ fn of_what_was_read_only_the_incomplete_frame_is_kept() {
 #[test]
 fn a_large_batch_takes_several_wake_ups_with_everybody_elses_turn_between() {
     let mut bench = Bench::new();
-    let down = crate::inlet::LogicDown { shared: Arc::downgrade(&bench.site.shared), index: 0 };
-    let mut batch = berth_proto::wire::NotifyConnections::default();
+    let mut batch = NotifyConnections::default();
     // Nobody has these handles: each is looked for and counted.
     (0..1_200).for_each(|slot| batch.push(slot << 32, 1));
-    let message = berth_proto::wire::to_gateway::Message::Notify(batch);
-    let batch = vec![berth_proto::wire::ToGateway { message: Some(message) }];
-    berth_proto::link::Link::send(&down, batch).expect("taken");
+    bench.logic_says(Message::Notify(batch));
     let events = Events::with_capacity(1);
     for done in [512, 1_024, 1_200] {
         bench.worker.turn(&events);
         assert_eq!(bench.site.recorder.value("berth_gateway_notifies_total absent"), done);
         assert_eq!(bench.worker.has_notifies(), done < 1_200);
         assert_eq!(bench.worker.sleep().is_zero(), done < 1_200, "the next turn follows at once");
+    }
+}
+
+#[test]
+fn however_many_notifies_come_what_repairs_a_lost_one_and_what_is_about_conversations_has_its_turn() {
+    let mut bench = Bench::new();
+    // Nobody has these handles either.
+    let flood = || NotifyConnections {
+        handles: vec![1 << 32; 1_000],
+        inbox_seqs: vec![1; 1_000],
+        ..Default::default()
+    };
+    let events = Events::with_capacity(1);
+    bench.logic_says(Message::Notify(flood()));
+    bench.worker.turn(&events);
+    for _ in 0..100 {
+        let mut repairs = NotifyConnections::default();
+        repairs.push(2 << 32, 1);
+        bench.logic_says(Message::Refreshed(repairs));
+        let mut others = flood();
+        let conversations = vec![ConversationSeq { conversation_id: 1, seq: 1 }];
+        others.add(berth_proto::wire::NotifyConnection { handle: 3 << 32, inbox_seq: 1, conversations });
+        bench.logic_says(Message::Notify(others));
+        bench.worker.turn(&events);
+        assert!(bench.worker.has_notifies(), "there is always more");
+        assert!(bench.worker.waiting.refreshed.is_empty() && bench.worker.waiting.others.is_empty());
     }
 }

@@ -260,3 +260,33 @@ fn a_close_frame_may_carry_only_what_may_stand_in_one() {
         assert_eq!(got, expected);
     }
 }
+
+#[test]
+fn a_frame_that_does_not_belong_there_is_refused_by_its_first_byte_and_length() {
+    let begun = || {
+        let mut out = Vec::new();
+        Piece { opcode: 1, last: false, mask: Some([0; 4]), payload: vec![b'a'; 10] }.write(&mut out);
+        let mut assembly = None;
+        assert!(matches!(next(&mut assembly, &mut out, LIMIT), Ok(Some((Event::Fragment, _)))));
+        assembly
+    };
+    // Of none of these the payload is there: nothing of it is ever kept.
+    assert_eq!(next(&mut begun(), &mut [0x82, 0xff], LIMIT), Err(WsError::Interleaved));
+    assert_eq!(next(&mut begun(), &mut [0x01, 0xff], LIMIT), Err(WsError::Interleaved));
+    assert_eq!(next(&mut begun(), &mut [0x80, 0xfe], LIMIT), Ok(None));
+    assert_eq!(next(&mut begun(), &mut [0x89, 0x84], LIMIT), Ok(None));
+    assert_eq!(next(&mut None, &mut [0x80, 0xff], LIMIT), Err(WsError::NothingToContinue));
+}
+
+#[test]
+fn what_is_assembled_takes_no_more_memory_than_the_largest_message() {
+    let mut assembly = None;
+    let mut piece = |opcode, length| {
+        let mut out = Vec::new();
+        Piece { opcode, last: false, mask: Some([0; 4]), payload: vec![b'a'; length] }.write(&mut out);
+        assert!(matches!(next(&mut assembly, &mut out, LIMIT), Ok(Some((Event::Fragment, _)))));
+        assembly.as_ref().map_or(0, |assembly| assembly.memory())
+    };
+    piece(1, 600);
+    assert!((1..400).all(|_| piece(0, 1) <= LIMIT));
+}

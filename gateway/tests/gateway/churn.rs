@@ -155,6 +155,15 @@ fn a_worker_that_panics_makes_the_gateway_unready_and_sends_the_others_clients_a
         }
     }
     assert!(evicted > 0);
+    // What the dead worker held is counted no more, here and by schedulers.
+    drop(clients);
+    for gauge in ["connections", "sessions", "requests_in_flight", "pending_handshakes"] {
+        let name = format!("berth_gateway_{gauge}");
+        eventually(&name, || site.metrics.gauge(&name).abs() < f64::EPSILON);
+    }
+    eventually("schedulers hear of it", || {
+        site.scheduler.last_report().is_some_and(|report| report.connections == 0)
+    });
 }
 
 #[test]

@@ -165,6 +165,8 @@ fn of_too_many_that_say_no_hello_the_oldest_gives_way() {
 #[test]
 fn what_is_kept_of_those_without_hello_is_bounded_too() {
     let site = Site::with(|config| config.workers = 1);
+    // Those who keep little are the oldest of all.
+    let mut quiet: Vec<_> = ALL.into_iter().map(|transport| site.connect(transport)).collect();
     // Each sends nearly the largest hello: 400 of them are 24 MiB, of which 16 MiB are kept.
     let part = [&[0, 1, 0, 0][..], &[0; 61_000]].concat();
     let stuck: Vec<_> = (0..400)
@@ -180,8 +182,79 @@ fn what_is_kept_of_those_without_hello_is_bounded_too() {
     });
     let pending = site.metrics.gauge("berth_gateway_pending_handshakes");
     assert!(pending <= 300.0, "{pending}");
-    site.login(Transport::Json, "alice", "d").heartbeat();
+    for (n, client) in quiet.iter_mut().enumerate() {
+        let (user, device) = (format!("u{n}"), "d");
+        client.hello(&site.scheduler.sign(&Site::ticket(&user, device)), device);
+        assert_eq!(client.welcome().user_id, user);
+    }
     drop(stuck);
+}
+
+#[test]
+fn those_who_are_refused_before_their_hello_have_no_more_slots_than_those_who_dawdle() {
+    let site = Site::with(|config| {
+        config.workers = 1;
+        config.limits.pending_handshakes = 10;
+        // Nobody goes because of that.
+        config.timeouts.linger = std::time::Duration::from_secs(600);
+    });
+    let mut refused: Vec<_> = (0..30)
+        .map(|n| {
+            let mut client = site.connect(ALL[n % 3]);
+            client.hello("rubbish", "d");
+            assert_eq!(client.disconnected().code, 4500);
+            client
+        })
+        .collect();
+    let connections = || site.metrics.gauge("berth_gateway_connections");
+    eventually("the oldest are gone", || limited(&site, "pending_handshakes") == 20);
+    assert!((connections() - 10.0).abs() < f64::EPSILON, "{}", connections());
+    // Who is welcomed and goes later is none of them.
+    let mut alice = site.login(Transport::Json, "alice", "d");
+    assert_eq!(limited(&site, "pending_handshakes"), 21);
+    alice.heartbeat();
+    refused.clear();
+    eventually("those who went are not counted", || (connections() - 1.0).abs() < f64::EPSILON);
+}
+
+#[test]
+fn a_large_frame_counts_for_its_bytes() {
+    let site = Site::with(|config| config.limits.frames_per_second = 50);
+    for transport in ALL {
+        let mut client = site.login(transport, "alice", "d");
+        // 60 KiB count 16 times: three are within the second's worth, and ten of any are not.
+        let large = vec![b' '; 60 * 1024];
+        let beat = client.encode(berth_proto::client::client_frame::Frame::Heartbeat(Default::default()));
+        let padded = match transport {
+            Transport::Json => [&beat[..], &large].concat(),
+            // Behind its tag and length, a field 100 of a later version.
+            Transport::Proto | Transport::Tcp => {
+                [&[0xa2, 0x06, 0x80, 0xe0, 0x03], &large[..], &beat].concat()
+            }
+        };
+        for _ in 0..10 {
+            client.send_payload(&padded, transport == Transport::Json);
+        }
+        assert_eq!(client.disconnected().code, 4007, "{transport:?}");
+    }
+}
+
+#[test]
+fn a_malformed_request_is_taken_from_the_user_s_share_too() {
+    let site = Site::with(|config| config.limits.requests_per_second_per_user = 4);
+    let mut client = site.login(Transport::Json, "alice", "d");
+    let mut codes = Vec::new();
+    for _ in 0..12 {
+        client.send_payload(br#"{"request":{"id":1,"pull":{"limit":"many"}}}"#, true);
+        let Frame::Response(Response { result: Some(response::Result::Error(error)), .. }) = client.frame()
+        else {
+            panic!("an error")
+        };
+        codes.push(error.code);
+    }
+    let limited = codes.iter().filter(|code| *code == ErrorCode::ResourceExhausted.as_str()).count();
+    // Unless this machine stood still for a second.
+    assert!(limited >= 4 && codes[0] == ErrorCode::InvalidArgument.as_str(), "{codes:?}");
 }
 
 #[test]

@@ -180,6 +180,10 @@ async fn a_noisy_address_uses_up_nobody_else_s_handshakes() -> TestResult {
         &format!("{tried} connects tried, {rate} dropped for their rate, {held} for their number"),
     )?;
     ensure!(rate > 0.0, "the limit was met");
+    let log = server.process().log();
+    let said =
+        log.lines().iter().filter(|line| line.contains("connections are dropped for their address")).count();
+    ensure!(said == 1, "the log says {said} times that it began");
     Ok(())
 }
 

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use berth_proto::client::{HistoryRequest, PullRequest, Request, client_frame::Frame, request::Method};
+use berth_proto::{
+    client::{HistoryRequest, PullRequest, Request, client_frame::Frame, request::Method},
+    limits,
+};
 use berth_tests::{
     TestResult,
     device::Device,
@@ -14,13 +17,16 @@ use berth_tests::{
 
 /// Pushed at peers that never read.
 const MESSAGES: usize = 3_000;
-/// Each of the six peers may leave 16 answers of at most 1 MiB unread, which exist as rows and as bytes: 192 MiB;
-/// and the store keeps what it wrote last, and its cache: 64 MiB. Without a bound it would be gigabytes: each asks
-/// 4,000 times for 600 KiB.
-const GROWTH: u64 = 256 * 1024 * 1024;
-/// With roles apart the answers pass two links on their way, each with a queue of 32 MiB at most, windows of 4 MiB, and a batch
-/// that is being written and one that is being read; and each process keeps some of what it freed.
-const ON_LINKS: u64 = 128 * 1024 * 1024;
+/// Who do not read.
+const PEERS: usize = 6;
+/// Of each three answers exist: two that are fetched and one that is unsent, as rows and as bytes.
+const ANSWERS: u64 = PEERS as u64 * 3 * (limits::RESPONSE_ROWS + limits::SERVER_FRAME) as u64;
+/// What the store gathers before it writes a table, twice: one is being written.
+const STORE: u64 = 2 * 16 * 1024 * 1024;
+/// 61 MiB. Without a bound it would be gigabytes: each asks 4,000 times for 600 KiB.
+const GROWTH: u64 = ANSWERS + STORE;
+/// With roles apart the answers pass a link on their way: as bytes of a batch that is written and of one that is read.
+const ON_LINKS: u64 = 2 * ANSWERS;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_never_reads_is_bounded_and_others_do_not_notice() -> TestResult {
@@ -35,7 +41,7 @@ async fn a_peer_that_never_reads_is_bounded_and_others_do_not_notice() -> TestRe
             authors.send(&victim, &format!("fill-{n}"), &"z".repeat(3 * 1024)).await?.conversation_id;
     }
     let mut deaf = Vec::new();
-    for n in 0..6 {
+    for n in 0..PEERS {
         deaf.push(Device::connect(&server.at, Transport::ALL[n % 3], &victim, &format!("d-{n}")).await?);
     }
     let before = server.process().resident()?;

@@ -21,7 +21,7 @@ const STUCK: usize = 5_000;
 /// And what an honest client may take beside them.
 const HONEST: Duration = Duration::from_secs(1);
 /// A stuck connection may make the server's memory grow by this, all told: its state, and what is kept of its bytes.
-const EACH: u64 = 4 * 1024;
+const EACH: u64 = 2 * 1024;
 /// The hello deadline of 10 s, a second of the timer wheel, 5 s for a peer that does not take the goodbye, and some for a
 /// busy machine.
 const GONE: Duration = Duration::from_secs(40);
