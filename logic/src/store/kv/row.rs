@@ -259,6 +259,11 @@ pub(super) fn poison_unspread(conversation_id: u64, seq: u64) -> Key {
     Key::new(b'y').number(conversation_id).number(seq)
 }
 
+/// A member who could not be given a batch of a group: several of one batch are told apart.
+pub(super) fn poison_member(conversation_id: u64, seq: u64, user: &str) -> Key {
+    poison_unspread(conversation_id, seq).text(user)
+}
+
 pub(super) fn acked(user: &str, device: &str) -> Key {
     Key::new(b'u').text(user).text(device)
 }
