@@ -12,7 +12,7 @@ mod stays;
 mod write;
 mod writer;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use berth_proto::client;
@@ -26,7 +26,7 @@ use super::{
     StoreError, Swept, Unspread,
 };
 use crate::{
-    kv::{Batch, Durability, Kv, KvError, Txn, decode, last_number},
+    kv::{Batch, Durability, Kv, KvError, Recent, Txn, decode, last_number},
     queue::Stored,
     snowflake::Snowflake,
 };
@@ -35,6 +35,8 @@ use crate::{
 pub struct KvStore {
     kv: Arc<dyn Kv>,
     writer: Writer,
+    /// Rows that nearly each message needs.
+    recent: Mutex<Recent>,
     inbox_epoch: u64,
 }
 
@@ -73,11 +75,17 @@ impl KvStore {
             batch.put(STATE, EPOCH, inbox_epoch.to_be_bytes().to_vec());
             kv.write(batch, Durability::Synced)?;
         }
-        Ok(Self { kv, writer: Writer::new(Snowflake::above(node, highest)), inbox_epoch })
+        Ok(Self {
+            kv,
+            writer: Writer::new(Snowflake::above(node, highest)),
+            recent: Mutex::new(Recent::new(STATE, row::HOT)),
+            inbox_epoch,
+        })
     }
 
+    /// For whoever has the writer's turn.
     fn begin(&self) -> Txn<'_> {
-        Txn::begin(&*self.kv)
+        Txn::knowing(&*self.kv, &self.recent)
     }
 
     /// Removes at most `most` of a user's rows from before; others write between two such steps.

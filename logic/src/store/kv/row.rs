@@ -160,6 +160,9 @@ pub(super) struct PoisonRow {
     pub at_ms: i64,
 }
 
+/// Kinds of rows that are read for each message: conversations, heads, members of direct conversations.
+pub(super) const HOT: &[u8] = b"chm";
+
 /// Key of the inbox epoch.
 pub(super) const EPOCH: &[u8] = b"e";
 /// Key of the highest conversation id given.
