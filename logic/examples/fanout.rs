@@ -12,7 +12,7 @@ use std::{
 use berth_logic::{
     kv::Embedded,
     queue::{Record, Stored},
-    store::{Cut, Epoch, KvStore, Limits, Store},
+    store::{Cut, Due, Epoch, KvStore, Limits, Store},
 };
 
 /// 2026-01-01T00:00:00Z, in milliseconds.
@@ -46,7 +46,7 @@ async fn measure(members: usize, messages: u64) {
     let mut offset = 0;
     let mut next = 1;
     for cut in [(1, 256), (1, 64), (2, 256), (8, 64), (32, 16), (32, 64)] {
-        let cut = Cut { messages: cut.0, members: cut.1 };
+        let cut = Cut { messages: cut.0, members: cut.1, rows: cut.0 * cut.1 };
         for _ in 0..messages {
             offset += 1;
             let record = Record {
@@ -65,20 +65,21 @@ async fn measure(members: usize, messages: u64) {
     }
 }
 
-async fn report(store: &KvStore, id: u64, (mut first, last): (u64, u64), cut: Cut) {
+async fn report(store: &KvStore, conversation_id: u64, (mut first, last): (u64, u64), cut: Cut) {
     let (begun, spent, mut rows, mut slices) = (Instant::now(), processor_seconds(), 0, Vec::new());
     while first <= last {
         let slice = Instant::now();
-        let sliced = store.spread_group(id, first, last, cut, NOW).await.expect("spreads");
+        let due = Due { conversation_id, first, last };
+        let sliced = store.spread_groups(&[due], cut, NOW).await.expect("spreads");
         slices.push(slice.elapsed());
-        rows += sliced.delivered;
-        first = sliced.through.map_or(first, |through| through + 1);
+        rows += sliced[0].delivered;
+        first = sliced[0].through.map_or(first, |through| through + 1);
     }
     slices.sort_unstable();
     let (clock, spent) = (begun.elapsed().as_secs_f64(), processor_seconds() - spent);
     let (rate, per_processor) = (rows as f64 / clock, rows as f64 / spent.max(0.01));
     let at = |percent: usize| slices[(slices.len() - 1) * percent / 100];
-    let Cut { messages, members } = cut;
+    let Cut { messages, members, .. } = cut;
     println!(
         "{messages:>3} messages x {members:>3} members a slice: {rate:>9.0} rows/s, {per_processor:>9.0} rows per processor second; a slice p50 {:?} p99 {:?}",
         at(50),

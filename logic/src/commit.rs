@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     context::{Context, Part},
     gateways,
-    queue::QueueError,
+    queue::{QueueError, Stored},
     spread::Spreads,
     store::StoreError,
 };
@@ -111,6 +111,7 @@ impl Commit {
             return Err(QueueError::Failed(error).into());
         };
         let (before, expected) = (*mark, last.offset - *mark);
+        let to_groups = to_groups(&records);
         let committed = context.store.commit(partition, records, context.now()).await?;
         *mark = committed.mark;
         // The outbox first: what moves from the one to the other must not look gone in between.
@@ -119,6 +120,7 @@ impl Commit {
         context.metrics.committed.increment(expected - committed.poisoned - committed.failed);
         context.metrics.failed.increment(committed.failed);
         context.metrics.poisoned.increment(committed.poisoned);
+        to_groups.into_iter().for_each(|id| self.spreads.left_the_queue(id));
         self.spreads.offer(committed.unspread, &self.stop).await;
         gateways::notify(&*context.routes, &context.gateways, committed.moved).await;
         Ok(())
@@ -133,4 +135,10 @@ impl Commit {
             .map(|(head, mark)| head.saturating_sub(*mark))
             .sum()
     }
+}
+
+/// The groups that records are for: each as often as it has one.
+fn to_groups(records: &[Stored]) -> Vec<u64> {
+    let records = records.iter().filter_map(|stored| stored.record.as_ref().ok());
+    records.filter(|record| record.peer.is_empty()).map(|record| record.conversation_id).collect()
 }

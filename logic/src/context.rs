@@ -13,12 +13,13 @@ use berth_proto::{client, code::ErrorCode};
 use crate::{
     backend::Marker,
     gateways::Gateways,
-    group::Turnstiles,
     metrics::Metrics,
     queue::{Queue, QueueError},
     routes::{Routes, RoutesError},
     spread::Spreads,
     store::{Store, StoreError},
+    synced::Syncs,
+    turnstile::Turnstiles,
 };
 
 /// The time, in milliseconds since the Unix epoch: read here at the edge, an argument everywhere below.
@@ -71,6 +72,8 @@ pub(crate) struct Context {
     pub(crate) spreads: Arc<Spreads>,
     /// One change of members of a group at a time.
     pub(crate) memberships: Turnstiles,
+    /// The store's syncs.
+    pub(crate) syncs: Syncs,
     /// Queue records committed: the sum of the store's marks.
     pub(crate) committed: AtomicU64,
     /// Messages in the outbox.
@@ -105,6 +108,31 @@ impl Context {
                 }
                 troubles.insert(part, reason);
             }
+        }
+    }
+
+    /// Makes everything applied so far survive the end of the operating system: by a sync that begins after this call,
+    /// shared with whoever else waits for one.
+    pub(crate) async fn sync_store(&self) -> Result<(), StoreError> {
+        let sync = async {
+            let begun = std::time::Instant::now();
+            let synced = self.store.sync().await;
+            match &synced {
+                Ok(()) => self.metrics.store_sync.record(begun.elapsed().as_secs_f64()),
+                Err(_) => self.doubt_the_store(),
+            }
+            synced
+        };
+        self.syncs.sync(sync).await
+    }
+
+    /// What a failed sync leaves on the disk is unknown: see [`Marker`].
+    fn doubt_the_store(&self) {
+        if let Some(Err(error)) = self.marker.as_ref().map(|marker| marker.doubt()) {
+            tracing::error!(
+                %error,
+                "the store could not be synced, and that could not be marked either: if this process ends now, clients may keep cursors of rows that are gone; restart the machine before the next start"
+            );
         }
     }
 

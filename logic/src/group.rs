@@ -2,10 +2,9 @@
 //!
 //! A change of many members is made in steps of [`STEP`] users, each atomic and decided at its moment, so that it never
 //! holds the store for longer than a spread slice does. A change that was cut off (a crash, a deadline) leaves the steps
-//! it had made; its caller repeats it and it goes on from there, since what is so already is passed over. When a change
-//! is answered it is synced: messages that were accepted because of it are never replayed without it.
-
-use std::hash::{DefaultHasher, Hash, Hasher};
+//! it had made; its caller repeats it and it goes on from there, since what is so already is passed over. A change is
+//! synced before it is answered, and before who joined by it is told of it or may speak: messages that were accepted
+//! because of it are never replayed without it (see [`crate::synced`]).
 
 use berth_proto::{
     client,
@@ -16,7 +15,7 @@ use berth_proto::{
 use crate::{
     context::Context,
     gateways,
-    store::{self, Changed, Limits, Refusal},
+    store::{self, Changed, Limits, Moved, Refusal},
 };
 
 /// Members of one page of [`get`], at most.
@@ -24,6 +23,9 @@ pub(crate) const PAGE: usize = 1000;
 
 /// Users of one step of a change: a few milliseconds of the store's writer.
 const STEP: usize = 128;
+
+/// Inboxes that one sync of a change is for: so many are told of it together.
+const TOLD: usize = 1024;
 
 /// What may be. Members: write fan-out writes a row for each, at some 100,000 rows a second; larger groups want a watermark
 /// instead. Groups of one user: as many as he could ever page through.
@@ -38,24 +40,6 @@ pub(crate) struct Group {
     /// In order of their ids, from [`get`] only: those after the one asked for. As many as asked for: there may be more,
     /// after the last of these.
     pub(crate) members: Vec<String>,
-}
-
-/// Lets one change of a group's members through at a time: groups share a few locks by hash.
-pub(crate) struct Turnstiles([tokio::sync::Mutex<()>; 64]);
-
-impl Default for Turnstiles {
-    fn default() -> Self {
-        Self(std::array::from_fn(|_| tokio::sync::Mutex::new(())))
-    }
-}
-
-impl Turnstiles {
-    async fn enter(&self, group_id: &str) -> tokio::sync::MutexGuard<'_, ()> {
-        let mut hasher = DefaultHasher::new();
-        group_id.hash(&mut hasher);
-        let Self(locks) = self;
-        locks[(hasher.finish() % locks.len() as u64) as usize].lock().await
-    }
 }
 
 /// Creates a group, or makes these its members. The same again changes nothing; a call that was cut off is repeated by
@@ -77,16 +61,11 @@ pub(crate) async fn put(
     let _turn = context.memberships.enter(group_id).await;
     let group = match find(context, group_id).await? {
         Some(group) => group,
-        None => {
-            let created = context.store.create_group(group_id, context.now()).await;
-            let created = created.map_err(|error| context.store_error(&error))?;
-            context.metrics.groups_created.increment(1);
-            created
-        }
+        None => create(context, group_id).await?,
     };
     // Who goes first may be many more than stay: only the end must be within the limit.
     let limits = Limits { members: u64::MAX, ..LIMITS };
-    let mut change = Change { context, group, limits };
+    let mut change = Change { context, group, limits, moved: Vec::new() };
     let mut after: Option<String> = None;
     loop {
         let id = change.group.conversation_id;
@@ -113,7 +92,7 @@ pub(crate) async fn add(
     check_id(group_id)?;
     let members = in_order(members)?;
     let _turn = context.memberships.enter(group_id).await;
-    let mut change = Change { context, group: existing(context, group_id).await?, limits: LIMITS };
+    let mut change = Change::of(context, existing(context, group_id).await?);
     for joins in members.chunks(STEP) {
         change.step(joins, &[]).await?;
     }
@@ -132,7 +111,7 @@ pub(crate) async fn remove(
     check_id(group_id)?;
     let members = in_order(members)?;
     let _turn = context.memberships.enter(group_id).await;
-    let mut change = Change { context, group: existing(context, group_id).await?, limits: LIMITS };
+    let mut change = Change::of(context, existing(context, group_id).await?);
     for leaves in members.chunks(STEP) {
         change.step(&[], leaves).await?;
     }
@@ -157,40 +136,76 @@ pub(crate) async fn get(
     Ok(Group { members, ..answer(group) })
 }
 
+async fn create(context: &Context, group_id: &str) -> Result<store::Group, client::Error> {
+    let _writing = context.syncs.write(group_id, 0).ok_or_else(too_many_unsynced)?;
+    let created = context.store.create_group(group_id, context.now()).await;
+    let created = created.map_err(|error| context.store_error(&error))?;
+    context.metrics.groups_created.increment(1);
+    Ok(created)
+}
+
 /// A change that is being made.
 struct Change<'a> {
     context: &'a Context,
     group: store::Group,
     limits: Limits,
+    /// Inboxes to be told of once it is synced.
+    moved: Vec<Moved>,
 }
 
-impl Change<'_> {
-    /// One step; who is moved by it is notified.
+impl<'a> Change<'a> {
+    fn of(context: &'a Context, group: store::Group) -> Self {
+        Self { context, group, limits: LIMITS, moved: Vec::new() }
+    }
+
+    /// One step.
     async fn step(&mut self, joins: &[String], leaves: &[String]) -> Result<(), client::Error> {
-        let Self { context, group, limits } = self;
+        let Self { context, group, limits, .. } = self;
         if joins.is_empty() && leaves.is_empty() {
             return Ok(());
         }
         let id = group.conversation_id;
+        let writing = context.syncs.write(&group.group_id, group.version).ok_or_else(too_many_unsynced)?;
         let changed = context.store.change_members(id, joins, leaves, *limits, context.now()).await;
+        drop(writing);
         let changed = changed.map_err(|error| context.store_error(&error))?;
         let Changed { moved, joined, left, member_count, refused } = changed;
         if let Some(refused) = refused {
-            return Err(refusal(&group.group_id, &refused));
+            let refused = refusal(&group.group_id, &refused);
+            self.tell().await?;
+            return Err(refused);
         }
         context.metrics.members_joined.increment(joined);
         context.metrics.members_left.increment(left);
         group.member_count = member_count;
-        gateways::notify(&*context.routes, &context.gateways, moved).await;
+        group.version += u64::from(joined + left > 0);
+        self.moved.extend(moved);
+        if self.moved.len() >= TOLD {
+            self.tell().await?;
+        }
         tokio::task::yield_now().await;
         Ok(())
     }
 
-    /// Synced even where nothing changed: it may be what an earlier call wrote and did not come to sync.
-    async fn done(self) -> Result<Group, client::Error> {
-        self.context.store.sync().await.map_err(|error| self.context.store_error(&error))?;
+    /// Syncs what is not yet synced of the group, also what an earlier call wrote and did not come to sync; then whoever
+    /// was moved is notified.
+    async fn tell(&mut self) -> Result<(), client::Error> {
+        let Self { context, group, moved, .. } = self;
+        if !context.syncs.has(&group.group_id) {
+            context.sync_store().await.map_err(|error| context.store_error(&error))?;
+        }
+        gateways::notify(&*context.routes, &context.gateways, std::mem::take(moved)).await;
+        Ok(())
+    }
+
+    async fn done(mut self) -> Result<Group, client::Error> {
+        self.tell().await?;
         Ok(answer(self.group))
     }
+}
+
+fn too_many_unsynced() -> client::Error {
+    ErrorCode::Unavailable.error("the message store cannot be synced now; retry")
 }
 
 /// What one step of a replacement does.

@@ -12,15 +12,19 @@ use berth_proto::{
 use crate::{
     context::{Context, queue_error},
     queue::{Pending, Record},
+    spread::Entered,
     store::{Conversation, Group},
 };
 
 /// How long a sender waits for his ack: far above a slow sync, below a client's patience.
 pub(crate) const ACK_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Inbox rows that a group's committed messages may still have to become before sends to it are refused: some ten
-/// seconds of spread on two cores, so that what is accepted arrives in seconds, whatever one group is flooded with.
-const GROUP_BACKLOG: u64 = 1_000_000;
+/// A send that was entered into the queue.
+pub(crate) struct Sending {
+    pending: Pending,
+    /// Of a message to a group.
+    entered: Option<Entered>,
+}
 
 /// Checks a send, finds its conversation and enters it into the queue; sends of one caller are appended in the order
 /// of these calls. The answer comes from [`accepted`].
@@ -28,18 +32,22 @@ pub(crate) async fn enter(
     context: &Context,
     sender: &str,
     request: client::SendRequest,
-) -> Result<Pending, client::Error> {
+) -> Result<Sending, client::Error> {
     validate::send(&request).map_err(|problem| ErrorCode::InvalidArgument.error(problem.to_string()))?;
     if let Some(behind) = context.too_far_behind() {
         let problem = format!("{behind} accepted messages wait to be delivered; retry later");
         return Err(ErrorCode::ResourceExhausted.error(problem));
     }
     let to = request.to.and_then(|target| target.to);
-    let (conversation_id, peer) = match to {
+    let (conversation_id, to) = match to {
         Some(To::UserId(user)) => direct(context, sender, user).await?,
         Some(To::ConversationId(id)) => existing(context, sender, id).await?,
-        Some(To::GroupId(group)) => (named(context, sender, &group).await?, String::new()),
+        Some(To::GroupId(group)) => named(context, sender, &group).await?,
         None => return Err(ErrorCode::InvalidArgument.error("send.to is missing")),
+    };
+    let (peer, entered) = match to {
+        Recipient::Peer(peer) => (peer, None),
+        Recipient::Group(entered) => (String::new(), Some(entered)),
     };
     let kind = if request.r#type.is_empty() { "text".to_owned() } else { request.r#type };
     let record = Record {
@@ -52,24 +60,31 @@ pub(crate) async fn enter(
         body: request.body,
         at_ms: context.now(),
     };
-    context.queue.append(record).map_err(|error| queue_error(&error))
+    let pending = context.queue.append(record).map_err(|error| queue_error(&error))?;
+    Ok(Sending { pending, entered })
 }
 
-async fn direct(context: &Context, sender: &str, user: String) -> Result<(u64, String), client::Error> {
+/// Who gets a message.
+enum Recipient {
+    Peer(String),
+    Group(Entered),
+}
+
+async fn direct(context: &Context, sender: &str, user: String) -> Result<(u64, Recipient), client::Error> {
     if user == SYSTEM_USER {
         return Err(ErrorCode::PermissionDenied.error("send.to.userId system belongs to the server"));
     }
     let id = context.store.direct(sender, &user, context.now()).await;
-    Ok((id.map_err(|error| context.store_error(&error))?, user))
+    Ok((id.map_err(|error| context.store_error(&error))?, Recipient::Peer(user)))
 }
 
 /// A conversation that does not exist and one of other people are answered alike: ids are not to be probed.
-async fn existing(context: &Context, sender: &str, id: u64) -> Result<(u64, String), client::Error> {
+async fn existing(context: &Context, sender: &str, id: u64) -> Result<(u64, Recipient), client::Error> {
     let conversation = context.store.conversation(id).await.map_err(|error| context.store_error(&error))?;
     let peer = match &conversation {
         Some(Conversation::Group(group)) => {
-            may_send(context, sender, group, || format!("conversation {id}")).await?;
-            return Ok((id, String::new()));
+            let entered = may_send(context, sender, group, || format!("conversation {id}")).await?;
+            return Ok((id, Recipient::Group(entered)));
         }
         Some(direct) => direct.peer_of(sender),
         None => None,
@@ -78,45 +93,48 @@ async fn existing(context: &Context, sender: &str, id: u64) -> Result<(u64, Stri
         Some(SYSTEM_USER) if sender != SYSTEM_USER => {
             Err(ErrorCode::PermissionDenied.error("the conversation with system cannot be answered"))
         }
-        Some(peer) => Ok((id, peer.to_owned())),
+        Some(peer) => Ok((id, Recipient::Peer(peer.to_owned()))),
         None => Err(ErrorCode::PermissionDenied.error(format!("you are no member of conversation {id}"))),
     }
 }
 
-async fn named(context: &Context, sender: &str, group_id: &str) -> Result<u64, client::Error> {
+async fn named(context: &Context, sender: &str, group_id: &str) -> Result<(u64, Recipient), client::Error> {
     let group = context.store.group(group_id).await.map_err(|error| context.store_error(&error))?;
     let group = group.ok_or_else(|| ErrorCode::NotFound.error(format!("group {group_id} does not exist")))?;
-    may_send(context, sender, &group, || format!("group {group_id}")).await?;
-    Ok(group.conversation_id)
+    let entered = may_send(context, sender, &group, || format!("group {group_id}")).await?;
+    Ok((group.conversation_id, Recipient::Group(entered)))
 }
 
-/// Members may send, and the server itself; nobody while the group has too much waiting.
+/// Members may send, and the server itself, once it is synced that they may; nobody while too much waits.
 async fn may_send(
     context: &Context,
     sender: &str,
     group: &Group,
     name: impl Fn() -> String,
-) -> Result<(), client::Error> {
+) -> Result<Entered, client::Error> {
     let id = group.conversation_id;
-    if sender != SYSTEM_USER {
-        let member =
-            context.store.is_member(id, sender).await.map_err(|error| context.store_error(&error))?;
-        if !member {
-            return Err(ErrorCode::PermissionDenied.error(format!("you are no member of {}", name())));
-        }
+    let since = if sender == SYSTEM_USER {
+        // Since there is such a group.
+        Some(1)
+    } else {
+        context.store.joined(id, sender).await.map_err(|error| context.store_error(&error))?
+    };
+    let since =
+        since.ok_or_else(|| ErrorCode::PermissionDenied.error(format!("you are no member of {}", name())))?;
+    if !context.syncs.covers(&group.group_id, since) {
+        let problem = format!("a change of {} is not yet on the disk; retry", name());
+        return Err(ErrorCode::Unavailable.error(problem));
     }
-    let rows = context.spreads.backlog(id).saturating_mul(group.member_count);
-    if rows > GROUP_BACKLOG {
+    context.spreads.enter(id, group.member_count).ok_or_else(|| {
         let problem = format!("{} has too many messages waiting to be delivered; retry later", name());
-        return Err(ErrorCode::ResourceExhausted.error(problem));
-    }
-    Ok(())
+        ErrorCode::ResourceExhausted.error(problem)
+    })
 }
 
 /// Waits for the queue's answer to what [`enter`] entered.
 pub(crate) async fn accepted(
     context: &Context,
-    pending: Pending,
+    Sending { pending, entered }: Sending,
 ) -> Result<client::SendResponse, client::Error> {
     let answer = tokio::time::timeout(ACK_DEADLINE, pending).await.map_err(|_| {
         ErrorCode::DeadlineExceeded
@@ -127,6 +145,7 @@ pub(crate) async fn accepted(
         context.metrics.duplicates.increment(1);
     } else {
         context.metrics.accepted.increment(1);
+        entered.into_iter().for_each(Entered::stays);
     }
     Ok(client::SendResponse {
         message_id: appended.message_id,

@@ -35,8 +35,10 @@ mod service;
 pub mod snowflake;
 mod spread;
 pub mod store;
+mod synced;
 #[cfg(test)]
 mod tests;
+mod turnstile;
 mod upkeep;
 
 pub use config::{Config, StartError, StoreChoice};

@@ -20,12 +20,13 @@ use crate::{
     config::{Config, StartError},
     context::{Context, Part, steady_clock},
     gateways::Gateways,
-    group::Turnstiles,
     http, lane,
     metrics::Metrics,
     serve,
     service::{CONTROLS, LANES, Service},
     spread::Spreads,
+    synced::Syncs,
+    turnstile::Turnstiles,
     upkeep,
 };
 
@@ -159,6 +160,7 @@ impl Logic {
             most_behind: config.most_behind,
             spreads: Arc::new(Spreads::new()),
             memberships: Turnstiles::default(),
+            syncs: Syncs::default(),
             committed: AtomicU64::new(0),
             outbox: AtomicU64::new(0),
             troubles: Mutex::default(),
@@ -244,6 +246,8 @@ async fn replay(context: &Arc<Context>, tasks: &mut Tasks) -> Result<(), StartEr
     };
     let mut commit = Commit::new(context.clone(), spreads, stop).await.map_err(failed)?;
     commit.catch_up().await.map_err(failed)?;
+    // What an earlier process wrote and did not sync, a change of a group among it, is relied on from now on.
+    context.sync_store().await?;
     tasks.spawn_thread("logic-commit", commit.run())
 }
 

@@ -1,10 +1,12 @@
 //! Spread: committed messages to the other members, in order per conversation, concurrent across conversations.
 //!
-//! Direct conversations are given many in a step, groups slice by slice, in turns (see [`waiting`]).
+//! Direct conversations are given many in a step, and so are small groups; large ones slice by slice, in turns (see
+//! [`waiting`]).
 //!
 //! A conversation always belongs to the same worker. A worker knows which conversations have something in the outbox
 //! and from which seq, so it never scans for work; what a crash makes it forget is read from the outbox at the start.
 
+mod backlog;
 mod waiting;
 
 use std::{
@@ -15,11 +17,11 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use self::waiting::{Turn, Waiting, cut};
+use self::waiting::{CUT, Waiting};
 use crate::{
     context::{Context, Part},
     gateways,
-    store::{Moved, Sliced, Spread, StoreError, Unspread},
+    store::{Due, Moved, Sliced, Spread, StoreError, Unspread},
 };
 
 /// Workers, each a thread: one writes while the other notifies.
@@ -33,6 +35,28 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Failures one after the other that mean that the store fails, not single rows: the worker pauses as a whole then.
 const DOWN: usize = 16;
+
+/// A message to a group on its way into the queue. Dropped: nothing comes of it.
+pub(crate) struct Entered {
+    spreads: Arc<Spreads>,
+    conversation_id: u64,
+    stays: bool,
+}
+
+impl Entered {
+    /// The queue has it: it counts until it was committed.
+    pub(crate) fn stays(mut self) {
+        self.stays = true;
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        if !self.stays {
+            self.spreads.left_the_queue(self.conversation_id);
+        }
+    }
+}
 
 /// The work that waits, by worker.
 pub(crate) struct Spreads {
@@ -63,9 +87,22 @@ impl Spreads {
         &self.workers[(conversation_id % WORKERS as u64) as usize]
     }
 
+    /// A message to a group of so many members is about to be accepted: it counts until it was committed or dropped.
+    /// `None`: the group has too much waiting.
+    pub(crate) fn enter(self: &Arc<Self>, conversation_id: u64, members: u64) -> Option<Entered> {
+        let entered = self.worker(conversation_id).waiting().backlog.enter(conversation_id, members);
+        entered.then(|| Entered { spreads: self.clone(), conversation_id, stays: false })
+    }
+
+    /// A record of this group was committed, or will never be.
+    pub(crate) fn left_the_queue(&self, conversation_id: u64) {
+        self.worker(conversation_id).waiting().backlog.left_the_queue(conversation_id);
+    }
+
     /// Committed messages of a conversation that wait.
+    #[cfg(test)]
     pub(crate) fn backlog(&self, conversation_id: u64) -> u64 {
-        self.worker(conversation_id).waiting().backlog(conversation_id)
+        self.worker(conversation_id).waiting().count_of(conversation_id)
     }
 
     /// When the oldest message that waits was accepted, in milliseconds since the Unix epoch; exact to a second.
@@ -117,20 +154,18 @@ impl Spreads {
     pub(crate) async fn run(self: Arc<Self>, number: usize, context: Arc<Context>, stop: CancellationToken) {
         let worker = &self.workers[number];
         while !stop.is_cancelled() {
-            let (work, turn, retry) = {
+            let (work, due, retry) = {
                 let mut waiting = worker.waiting();
                 waiting.release(Instant::now());
-                (waiting.take(), waiting.turn(), waiting.retry)
+                (waiting.take(), waiting.turns(), waiting.retry)
             };
             worker.room.notify_waiters();
-            if work.is_empty() && turn.is_none() {
+            if work.is_empty() && due.is_empty() {
                 worker.wait(retry, &stop).await;
                 continue;
             }
             let mut given = worker.give(&context, work, &stop).await;
-            if let Some(turn) = turn {
-                given.and(worker.give_slice(&context, turn).await);
-            }
+            given.and(worker.give_groups(&context, &due).await);
             let held = worker.waiting().holds_any();
             match given.trouble {
                 Some(reason) => context.note(Part::Spread(number), Err(reason)),
@@ -181,38 +216,56 @@ impl Worker {
         given
     }
 
-    /// Gives one slice of a group, and notifies.
-    async fn give_slice(&self, context: &Context, turn: Turn) -> Given {
-        let Turn { conversation_id, first, last } = turn;
-        let cut = cut(last - first + 1);
+    /// Gives what one step may of groups, and notifies.
+    async fn give_groups(&self, context: &Context, due: &[Due]) -> Given {
+        if due.is_empty() {
+            return Given::default();
+        }
         let begun = std::time::Instant::now();
-        let sliced = context.store.spread_group(conversation_id, first, last, cut, context.now()).await;
-        let sliced = match sliced {
+        let sliced = match context.store.spread_groups(due, CUT, context.now()).await {
             Ok(sliced) => sliced,
-            // Nothing of the message can be given: it is set aside, what is behind it goes on.
-            Err(error) if error.is_damage() => {
-                let one = Unspread { conversation_id, seq: first, message_id: 0, group: true };
-                match set_aside(context, one, &error).await {
-                    Ok(()) => Sliced { through: Some(first), finished: 1, ..Sliced::default() },
-                    Err(error) => return self.hold(turn, &error),
+            // One damaged row fails the whole step: the first group by itself, the others the next time.
+            Err(error) if error.is_damage() => match self.give_group(context, due[0]).await {
+                Ok(sliced) => sliced,
+                Err(error) => {
+                    self.waiting().missed(&due[1..]);
+                    return self.hold(&due[..1], &error);
                 }
-            }
-            Err(error) => return self.hold(turn, &error),
+            },
+            Err(error) => return self.hold(due, &error),
         };
         context.metrics.spread_slice.record(begun.elapsed().as_secs_f64());
-        context.metrics.delivered.increment(sliced.delivered);
-        context.metrics.group_delivered.increment(sliced.delivered);
-        context.metrics.set_aside.increment(sliced.damaged);
-        context.outbox_lost(sliced.finished as usize);
-        self.waiting().gave(conversation_id, sliced.through);
-        gateways::notify(&*context.routes, &context.gateways, sliced.moved).await;
+        let mut moved = Vec::new();
+        {
+            let mut waiting = self.waiting();
+            waiting.missed(&due[sliced.len().min(due.len())..]);
+            for (group, sliced) in due.iter().zip(sliced) {
+                context.metrics.delivered.increment(sliced.delivered);
+                context.metrics.group_delivered.increment(sliced.delivered);
+                context.metrics.set_aside.increment(sliced.damaged);
+                context.outbox_lost(sliced.finished as usize);
+                waiting.gave(group.conversation_id, sliced.through);
+                moved.extend(sliced.moved);
+            }
+        }
+        gateways::notify(&*context.routes, &context.gateways, moved).await;
         Given::default()
     }
 
-    fn hold(&self, turn: Turn, error: &StoreError) -> Given {
-        let Turn { conversation_id, first: seq, .. } = turn;
-        let one = Unspread { conversation_id, seq, message_id: 0, group: true };
-        self.waiting().hold(one, Instant::now() + PAUSE);
+    /// One group alone: a message of which nothing can be given is set aside, what is behind it goes on.
+    async fn give_group(&self, context: &Context, due: Due) -> Result<Vec<Sliced>, StoreError> {
+        let error = match context.store.spread_groups(&[due], CUT, context.now()).await {
+            Err(error) if error.is_damage() => error,
+            done => return done,
+        };
+        set_aside(context, first_of(due), &error).await?;
+        Ok(vec![Sliced { through: Some(due.first), finished: 1, ..Sliced::default() }])
+    }
+
+    fn hold(&self, due: &[Due], error: &StoreError) -> Given {
+        let retry = Instant::now() + PAUSE;
+        let mut waiting = self.waiting();
+        due.iter().for_each(|group| waiting.hold(first_of(*group), retry));
         Given { trouble: Some(error.to_string()), ..Given::default() }
     }
 
@@ -258,6 +311,11 @@ impl Worker {
         }
         given
     }
+}
+
+fn first_of(due: Due) -> Unspread {
+    let Due { conversation_id, first: seq, .. } = due;
+    Unspread { conversation_id, seq, message_id: 0, members: Some(0) }
 }
 
 /// Gives one message, or sets it aside if it can never be given.

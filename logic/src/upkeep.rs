@@ -1,9 +1,6 @@
 //! What runs beside the road: store sync and queue trim, expiry of inbox rows and dedup rows, gateway leases.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use berth_proto::wire::{self, to_gateway::Message as Down};
 use tokio::{
@@ -49,26 +46,11 @@ pub(crate) enum UpkeepError {
 pub(crate) async fn sync_and_trim(context: &Context) -> Result<(), UpkeepError> {
     // Marks first: what they cover is written, so the sync that follows makes it durable.
     let marks = context.store.marks(context.queue.partitions()).await?;
-    let begun = Instant::now();
-    if let Err(error) = context.store.sync().await {
-        doubt(context);
-        return Err(error.into());
-    }
-    context.metrics.store_sync.record(begun.elapsed().as_secs_f64());
+    context.sync_store().await?;
     for (partition, mark) in (0..).zip(marks) {
         context.queue.trim(partition, mark).await?;
     }
     Ok(())
-}
-
-/// What a failed sync leaves on the disk is unknown: see [`crate::backend::Marker`].
-fn doubt(context: &Context) {
-    if let Some(Err(error)) = context.marker.as_ref().map(|marker| marker.doubt()) {
-        tracing::error!(
-            %error,
-            "the store could not be synced, and that could not be marked either: if this process ends now, clients may keep cursors of rows that are gone; restart the machine before the next start"
-        );
-    }
 }
 
 /// [`sync_and_trim`] on a timer, until cancelled; and how old what waits is.

@@ -167,6 +167,8 @@ macro_rules! every_check {
                 check_create_join_and_leave,
                 check_a_message_to_a_group,
                 check_slices_and_a_crash_between,
+                check_a_step_of_several_groups,
+                check_a_group_is_never_given_as_one_of_two,
                 check_joining_and_leaving_while_spread_lags,
                 check_history_of_stays,
                 check_a_sender_who_left_is_told,

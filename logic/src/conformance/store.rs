@@ -107,7 +107,7 @@ pub(super) async fn check_the_road_of_a_message(place: &dyn Place) {
     assert_eq!((committed.moved[0].user.as_str(), committed.moved[0].inbox_seq), ("alice", 1));
     assert_eq!(
         committed.unspread,
-        [Unspread { conversation_id: id, seq: 1, message_id: 1003, group: false }]
+        [Unspread { conversation_id: id, seq: 1, message_id: 1003, members: None }]
     );
     assert_eq!(store.outbox(None, 10).await.expect("readable"), committed.unspread);
     assert!(texts(&store, "bob").await.is_empty(), "not yet spread");

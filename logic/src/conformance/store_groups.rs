@@ -8,13 +8,13 @@ use super::{
     NOW, Place,
     store::{ALL, Ingest, inbox, texts},
 };
-use crate::store::{Changed, Conversation, Cut, Limits, Refusal, Sliced, Store};
+use crate::store::{Changed, Conversation, Cut, Due, Limits, Refusal, Sliced, Store};
 
 /// More than most of these tests need.
 const LIMITS: Limits = Limits { members: 1000, groups: 1000 };
 
 /// Everything in one slice.
-const WHOLE: Cut = Cut { messages: 1000, members: 1000 };
+const WHOLE: Cut = Cut { messages: 1000, members: 1000, rows: 1_000_000 };
 
 fn named(users: &[&str]) -> Vec<String> {
     users.iter().map(|user| (*user).to_owned()).collect()
@@ -37,14 +37,26 @@ async fn say(ingest: &mut Ingest, from: &str, id: u64, body: &str) -> Option<u64
     let record = ingest.group_record(from, id, body);
     let committed = ingest.store.commit(ingest.partition, vec![record], NOW).await.expect("commits");
     committed.unspread.first().map(|unspread| {
-        assert!(unspread.group);
+        assert!(unspread.members.is_some());
         unspread.seq
     })
 }
 
+/// A step of one group.
+pub(super) async fn slice(
+    store: &Arc<dyn Store>,
+    (conversation_id, first, last): (u64, u64, u64),
+    cut: Cut,
+) -> Sliced {
+    let due = Due { conversation_id, first, last };
+    let sliced = store.spread_groups(&[due], cut, NOW).await.expect("spreads");
+    let [sliced] = <[Sliced; 1]>::try_from(sliced).expect("the first always has its turn");
+    sliced
+}
+
 /// Spreads everything of a group that waits.
 pub(super) async fn spread_all(store: &Arc<dyn Store>, id: u64, last: u64) -> Sliced {
-    let sliced = store.spread_group(id, 1, last, WHOLE, NOW).await.expect("spreads");
+    let sliced = slice(store, (id, 1, last), WHOLE).await;
     assert_eq!(sliced.through, Some(last));
     sliced
 }
@@ -102,8 +114,10 @@ pub(super) async fn check_create_join_and_leave(place: &dyn Place) {
     assert_eq!(moved, [("dave", 1), ("bob", 2)]);
     assert_eq!(inbox(&store, "bob").await, [event("joined"), event("left")]);
     assert!(store.group("g").await.expect("reads").expect("there").version > known.version);
-    assert!(!store.is_member(id, "bob").await.expect("reads"));
-    assert!(store.is_member(id, "dave").await.expect("reads"));
+    assert_eq!(store.joined(id, "bob").await.expect("reads"), None);
+    let version = store.group("g").await.expect("reads").expect("there").version;
+    assert_eq!(store.joined(id, "dave").await.expect("reads"), Some(version));
+    assert_eq!(store.joined(id, "alice").await.expect("reads"), Some(known.version));
     assert_eq!(store.members(id, None, 9).await.expect("reads"), named(&["alice", "carol", "dave"]));
     let direct = store.direct("alice", "bob", NOW).await.expect("made");
     assert!(store.change_members(direct, &named(&["x"]), &[], LIMITS, NOW).await.is_err(), "no group's");
@@ -158,12 +172,12 @@ pub(super) async fn check_slices_and_a_crash_between(place: &dyn Place) {
         say(&mut ingest, &format!("u{n}"), id, &n.to_string()).await;
     }
     drop(ingest);
-    let cut = Cut { messages: 3, members: 4 };
+    let cut = Cut { messages: 3, members: 4, rows: 1000 };
     let mut steps = Vec::new();
     let mut first = 1;
     while first <= 5 {
         // Another cut in the middle of a batch changes nothing about the batch.
-        let sliced = store.spread_group(id, first, 5, cut, NOW).await.expect("spreads");
+        let sliced = slice(&store, (id, first, 5), cut).await;
         steps.push((sliced.moved.len(), sliced.through, sliced.finished));
         if let Some(through) = sliced.through {
             first = through + 1;
@@ -184,6 +198,59 @@ pub(super) async fn check_slices_and_a_crash_between(place: &dyn Place) {
     }
 }
 
+pub(super) async fn check_a_step_of_several_groups(place: &dyn Place) {
+    let store = place.store();
+    let mut ingest = Ingest::new(&store, 0);
+    let mut due = Vec::new();
+    for name in ["a", "b", "c"] {
+        let conversation_id = group(&store, name, &["alice", "bob", "carol"]).await;
+        for _ in 0..2 {
+            say(&mut ingest, "alice", conversation_id, name).await;
+        }
+        due.push(Due { conversation_id, first: 1, last: 2 });
+    }
+    // Two messages to three members each: the second group uses the rest up, the third has to wait.
+    let cut = Cut { messages: 2, members: 9, rows: 8 };
+    let sliced = store.spread_groups(&due, cut, NOW).await.expect("spreads");
+    let did: Vec<_> = sliced.iter().map(|sliced| (sliced.through, sliced.moved.len())).collect();
+    assert_eq!(did, [(Some(2), 2), (None, 0)], "alice comes first and has her own already");
+    let rest = store.spread_groups(&due[1..], WHOLE, NOW).await.expect("spreads");
+    assert_eq!(rest.iter().map(|sliced| sliced.through).collect::<Vec<_>>(), [Some(2), Some(2)]);
+    for user in ["bob", "carol"] {
+        assert_eq!(texts(&store, user).await, ["a", "a", "b", "b", "c", "c"], "{user}");
+        assert_eq!(listed(&store, user).await.1, 6, "one inbox, three groups of one step");
+    }
+    // A batch that was begun stays as it was, and is given to as many as a batch of its size is.
+    let users: Vec<String> = (0..20).map(|n| format!("u{n:02}")).collect();
+    let id = group(&store, "wide", &users.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    say(&mut ingest, "u00", id, "1").await;
+    let cut = Cut { messages: 4, members: 8, rows: 8 };
+    assert_eq!(slice(&store, (id, 1, 1), cut).await.moved.len(), 7);
+    for _ in 0..3 {
+        say(&mut ingest, "u00", id, "more").await;
+    }
+    assert_eq!(slice(&store, (id, 1, 4), cut).await.moved.len(), 8, "one message, eight members");
+    assert_eq!(slice(&store, (id, 1, 4), cut).await.through, Some(1));
+    assert_eq!(
+        slice(&store, (id, 2, 4), cut).await.delivered,
+        3,
+        "three messages to two members, of whom one said them"
+    );
+}
+
+pub(super) async fn check_a_group_is_never_given_as_one_of_two(place: &dyn Place) {
+    let store = place.store();
+    let id = group(&store, "g", &["alice", "bob"]).await;
+    let mut ingest = Ingest::new(&store, 0);
+    say(&mut ingest, "alice", id, "1").await;
+    let waiting = store.outbox(None, 10).await.expect("reads");
+    let refused = store.spread(waiting.clone(), NOW).await.expect_err("not of two");
+    assert!(!refused.is_damage(), "{refused}");
+    assert_eq!(store.outbox(None, 10).await.expect("reads"), waiting, "nothing is lost by it");
+    spread_all(&store, id, 1).await;
+    assert_eq!(texts(&store, "bob").await, ["1"]);
+}
+
 pub(super) async fn check_joining_and_leaving_while_spread_lags(place: &dyn Place) {
     let store = place.store();
     let id = group(&store, "g", &["alice", "bob", "carol"]).await;
@@ -197,10 +264,10 @@ pub(super) async fn check_joining_and_leaving_while_spread_lags(place: &dyn Plac
     say(&mut ingest, "alice", id, "4").await;
     change(&store, id, &[], &["dave"]).await;
     // Only now does spread come.
-    let cut = Cut { messages: 2, members: 2 };
+    let cut = Cut { messages: 2, members: 2, rows: 1000 };
     let mut first = 1;
     while first <= 4 {
-        if let Some(through) = store.spread_group(id, first, 4, cut, NOW).await.expect("spreads").through {
+        if let Some(through) = slice(&store, (id, first, 4), cut).await.through {
             first = through + 1;
         }
     }
@@ -420,7 +487,7 @@ pub(super) async fn check_reopening_keeps_groups(place: &dyn Place) {
     let store = place.store();
     assert_eq!(store.group("g").await.expect("reads").expect("there").member_count, 1);
     let waiting = store.outbox(None, 10).await.expect("reads");
-    assert!(waiting.len() == 1 && waiting[0].group && waiting[0].conversation_id == id);
+    assert!(waiting.len() == 1 && waiting[0].members == Some(1) && waiting[0].conversation_id == id);
     spread_all(&store, id, 1).await;
     assert_eq!(texts(&store, "bob").await, ["1"], "he was there when it was said");
     assert!(store.create_group("h", NOW - 1_000_000).await.expect("made").conversation_id > id);

@@ -15,7 +15,7 @@ use proptest::{
 use super::{
     NOW, Place,
     store::{Ingest, inbox, unread},
-    store_groups::{change, history},
+    store_groups::{change, history, slice},
 };
 use crate::store::{Cut, Refusal, Store};
 
@@ -203,8 +203,8 @@ impl World {
         let model = &mut self.models[group];
         let (first, last) = (model.spread + 1, model.said.len() as u64);
         if first <= last {
-            let cut = Cut { messages, members };
-            let sliced = store.spread_group(model.id, first, last, cut, NOW).await.expect("spreads");
+            let cut = Cut { messages, members, rows: messages * members };
+            let sliced = slice(&store, (model.id, first, last), cut).await;
             model.spread = sliced.through.unwrap_or(model.spread);
         }
     }

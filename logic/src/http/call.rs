@@ -65,9 +65,17 @@ impl Call {
     }
 
     /// The query parameter of that name.
-    pub(super) fn query(&self, name: &str) -> Option<String> {
-        let pairs = self.query.split('&').filter_map(|pair| pair.split_once('='));
-        pairs.filter(|(key, _)| *key == name).find_map(|(_, value)| decode(value))
+    pub(super) fn query(&self, name: &str) -> Result<Option<String>, client::Error> {
+        let mut pairs = self.query.split('&').filter_map(|pair| pair.split_once('='));
+        let given = pairs.find(|(key, _)| *key == name);
+        let decoded = given.map(|(_, value)| {
+            let unreadable = || {
+                ErrorCode::InvalidArgument
+                    .error(format!("{name} is {value:.40}, which is not percent-encoded UTF-8"))
+            };
+            decode(value).ok_or_else(unreadable)
+        });
+        decoded.transpose()
     }
 }
 

@@ -41,8 +41,8 @@ pub(super) async fn remove(call: Call) -> Answer {
 /// The group and a page of its members.
 pub(super) async fn get(call: Call) -> Answer {
     let group = group_id(&call)?;
-    let limit = limit(call.query("limit"))?;
-    let after = call.query("cursor").filter(|cursor| !cursor.is_empty());
+    let limit = limit(call.query("limit")?)?;
+    let after = call.query("cursor")?.filter(|cursor| !cursor.is_empty());
     if let Some(Err(problem)) = after.as_deref().map(id::check) {
         return Err(invalid(format!("cursor {problem}; give one that a page ended with")));
     }

@@ -18,6 +18,8 @@ pub(super) async fn send(call: Call) -> Answer {
     let mut body: Value = call.json()?;
     let from = match body.get("from") {
         None | Some(Value::Null) => SYSTEM_USER.to_owned(),
+        // The default is the same as absent.
+        Some(Value::String(from)) if from.is_empty() => SYSTEM_USER.to_owned(),
         Some(Value::String(from)) => from.clone(),
         Some(_) => return Err(invalid("from is not a string")),
     };
@@ -25,7 +27,7 @@ pub(super) async fn send(call: Call) -> Answer {
     drop_nulls(&mut body);
     if let Some(fields) = body.as_object_mut() {
         fields.remove("from");
-        // The default is the same as absent, in this form too.
+        // In this form too.
         let absent = match fields.get("clientMsgId") {
             None | Some(Value::Null) => true,
             Some(given) => given == "",

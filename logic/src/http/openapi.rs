@@ -92,7 +92,7 @@ fn described(operation: &Operation) -> Value {
     }
     if !words.request.is_empty() {
         described["requestBody"] = json!({
-            "required": true,
+            "required": !words.optional,
             "description": format!("At most {} bytes.", operation.body),
             "content": { "application/json": { "schema": schema(words.request) } },
         });

@@ -37,6 +37,8 @@ pub(super) struct Words {
     pub(super) description: &'static str,
     /// Schema of the body; empty: it takes none.
     pub(super) request: &'static str,
+    /// Whether it may be left out.
+    pub(super) optional: bool,
     /// Schema of the answer.
     pub(super) response: &'static str,
     /// Parameters beside those of the path, as `components.parameters` names them.
@@ -59,6 +61,7 @@ pub(super) static OPERATIONS: [Operation; 8] = [
             description: "Answers when the message is on disk. The same `clientMsgId` of the same sender within 24 h is \
                           answered as before and sent once; with another target or body it is refused with 409.",
             request: "SendMessage",
+            optional: false,
             response: "MessageSent",
             parameters: &["IdempotencyKey"],
             errors: &[400, 401, 403, 404, 409, 413, 415, 429, 503, 504],
@@ -75,9 +78,10 @@ pub(super) static OPERATIONS: [Operation; 8] = [
             summary: "Create a group, or replace its members",
             description: "The same again changes nothing. A call whose outcome is unknown is repeated.",
             request: "Members",
+            optional: false,
             response: "Group",
             parameters: &[],
-            errors: &[400, 401, 413, 415, 503, 504],
+            errors: &[400, 401, 413, 415, 429, 503, 504],
         },
     },
     Operation {
@@ -91,6 +95,7 @@ pub(super) static OPERATIONS: [Operation; 8] = [
             summary: "Read a group and a page of its members",
             description: "Members come in order of their ids. `cursor` is empty at the end; otherwise it gets the next page.",
             request: "",
+            optional: false,
             response: "GroupPage",
             parameters: &["Limit", "Cursor"],
             errors: &[400, 401, 404, 503, 504],
@@ -107,9 +112,10 @@ pub(super) static OPERATIONS: [Operation; 8] = [
             summary: "Add members to a group",
             description: "Those who are in it already stay as they are.",
             request: "Members",
+            optional: false,
             response: "Group",
             parameters: &[],
-            errors: &[400, 401, 404, 413, 415, 503, 504],
+            errors: &[400, 401, 404, 413, 415, 429, 503, 504],
         },
     },
     Operation {
@@ -123,6 +129,7 @@ pub(super) static OPERATIONS: [Operation; 8] = [
             summary: "Remove members from a group",
             description: "Those who are not in it are passed over. They keep the history up to the moment they left.",
             request: "Members",
+            optional: false,
             response: "Group",
             parameters: &[],
             errors: &[400, 401, 404, 413, 415, 503, 504],
@@ -139,6 +146,7 @@ pub(super) static OPERATIONS: [Operation; 8] = [
             summary: "Who of these users is connected, and with what",
             description: "In the order asked for. `online` and `devices` are absent for who is offline.",
             request: "PresenceQuery",
+            optional: false,
             response: "Presence",
             parameters: &[],
             errors: &[400, 401, 413, 415, 503, 504],
@@ -156,6 +164,7 @@ pub(super) static OPERATIONS: [Operation; 8] = [
             description: "Clients do not come back by themselves after 4503. Revoke the user's token as well: a ticket he \
                           holds is good until it expires.",
             request: "Disconnect",
+            optional: true,
             response: "Disconnected",
             parameters: &[],
             errors: &[400, 401, 413, 415, 503, 504],
@@ -172,6 +181,7 @@ pub(super) static OPERATIONS: [Operation; 8] = [
             summary: "This document",
             description: "Needs no key.",
             request: "",
+            optional: false,
             response: "Document",
             parameters: &[],
             errors: &[],

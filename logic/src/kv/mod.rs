@@ -6,6 +6,7 @@
 mod embedded;
 mod key;
 mod memory;
+mod recent;
 mod txn;
 
 use std::ops::ControlFlow;
@@ -14,7 +15,7 @@ use prost::bytes::Bytes;
 use thiserror::Error;
 
 pub use self::{embedded::Embedded, key::Key, memory::Memory, txn::Txn};
-pub(crate) use self::{key::last_number, txn::decode};
+pub(crate) use self::{key::last_number, recent::Recent, txn::decode};
 
 /// A part of a database with its own key range: an index into the names given when it was opened. Few on purpose:
 /// each costs its own memtable and its own flushes.

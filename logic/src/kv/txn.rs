@@ -1,24 +1,34 @@
 //! Reads and writes that become one batch: a read sees what the same transaction wrote before.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use prost::{Message, bytes::Bytes};
 
-use super::{Batch, Durability, Kv, KvError, Space, View};
+use super::{Batch, Durability, Kv, KvError, Recent, Space, View};
 
 /// A read-modify-write in the making. Whoever makes one holds the backend's writer lock: nothing here detects a
 /// conflict.
 pub struct Txn<'k> {
     kv: &'k dyn Kv,
     view: Box<dyn View + 'k>,
-    changes: HashMap<(Space, Vec<u8>), Option<Bytes>>,
+    /// By space.
+    changes: Vec<HashMap<Vec<u8>, Option<Bytes>>>,
+    recent: Option<&'k Mutex<Recent>>,
 }
 
 impl<'k> Txn<'k> {
     /// Begins at this moment of the database.
     #[must_use]
     pub fn begin(kv: &'k dyn Kv) -> Self {
-        Self { kv, view: kv.view(), changes: HashMap::new() }
+        Self { kv, view: kv.view(), changes: Vec::new(), recent: None }
+    }
+
+    /// The same, where some rows are known from earlier transactions.
+    pub(crate) fn knowing(kv: &'k dyn Kv, recent: &'k Mutex<Recent>) -> Self {
+        Self { recent: Some(recent), ..Self::begin(kv) }
     }
 
     /// The value of a key, with this transaction's own writes.
@@ -26,12 +36,22 @@ impl<'k> Txn<'k> {
     /// # Errors
     /// When the engine cannot read.
     pub fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, KvError> {
-        if !self.changes.is_empty()
-            && let Some(value) = self.changes.get(&(space, key.to_vec()))
-        {
+        if let Some(value) = self.changes.get(usize::from(space.0)).and_then(|changes| changes.get(key)) {
             return Ok(value.clone());
         }
-        self.view.get(space, key)
+        let Some(mut recent) = self.recent().filter(|recent| recent.keeps(space, key)) else {
+            return self.view.get(space, key);
+        };
+        if let Some(value) = recent.get(key) {
+            return Ok(value);
+        }
+        let value = self.view.get(space, key)?;
+        recent.keep(key.to_vec(), value.clone());
+        Ok(value)
+    }
+
+    fn recent(&self) -> Option<MutexGuard<'k, Recent>> {
+        self.recent.map(|recent| recent.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The value of a key as a message.
@@ -44,7 +64,7 @@ impl<'k> Txn<'k> {
 
     /// Sets a key.
     pub fn put(&mut self, space: Space, key: impl Into<Vec<u8>>, value: impl Into<Bytes>) {
-        self.changes.insert((space, key.into()), Some(value.into()));
+        self.change(space, key.into(), Some(value.into()));
     }
 
     /// Sets a key to a message.
@@ -54,7 +74,15 @@ impl<'k> Txn<'k> {
 
     /// Removes a key.
     pub fn remove(&mut self, space: Space, key: impl Into<Vec<u8>>) {
-        self.changes.insert((space, key.into()), None);
+        self.change(space, key.into(), None);
+    }
+
+    fn change(&mut self, space: Space, key: Vec<u8>, value: Option<Bytes>) {
+        let place = usize::from(space.0);
+        if self.changes.len() <= place {
+            self.changes.resize_with(place + 1, HashMap::new);
+        }
+        self.changes[place].insert(key, value);
     }
 
     /// The database as it was when this began: scans do not see this transaction's own writes.
@@ -68,13 +96,30 @@ impl<'k> Txn<'k> {
     /// # Errors
     /// As [`Kv::write`].
     pub fn commit(self, durability: Durability) -> Result<(), KvError> {
-        let Self { kv, view, changes } = self;
+        let mut recent = self.recent();
+        let Self { kv, view, changes, .. } = self;
         drop(view);
-        if changes.is_empty() {
+        let mut writes = Vec::with_capacity(changes.iter().map(HashMap::len).sum());
+        for (space, changes) in (0..).map(Space).zip(changes) {
+            writes.extend(changes.into_iter().map(|(key, value)| (space, key, value)));
+        }
+        if writes.is_empty() {
             return Ok(());
         }
-        let writes = changes.into_iter().map(|((space, key), value)| (space, key, value)).collect();
-        kv.write(Batch { writes }, durability)
+        // Neighbours follow each other into the engine's tables: each finds the way of the one before it in the
+        // processor's caches.
+        writes.sort_unstable_by(|(space, key, _), (other, later, _)| (space, key).cmp(&(other, later)));
+        let known: Vec<_> = recent.as_ref().map_or_else(Vec::new, |recent| {
+            writes.iter().filter(|(space, key, _)| recent.keeps(*space, key)).cloned().collect()
+        });
+        let written = kv.write(Batch { writes }, durability);
+        if let Some(recent) = &mut recent {
+            match &written {
+                Ok(()) => known.into_iter().for_each(|(_, key, value)| recent.keep(key, value)),
+                Err(_) => recent.forget(),
+            }
+        }
+        written
     }
 }
 

@@ -1,16 +1,17 @@
 //! What waits for one spread worker, and whose turn it is. Pure.
 //!
 //! Direct conversations and groups take turns apart: a worker gives what waits in direct conversations, which costs one
-//! row a message, and between two such steps one slice of one group. So whoever writes to one person waits for one slice
-//! at most, however large the groups that share his worker are.
+//! row a message, and between two such steps one step of groups: a slice of a large one, or several small ones. So whoever
+//! writes to one person waits for one step at most, however large or many the groups that share his worker are.
 
 use std::collections::{HashMap, VecDeque};
 
 use tokio::time::Instant;
 
+use super::backlog::Backlog;
 use crate::{
     snowflake,
-    store::{Cut, Unspread},
+    store::{Cut, Due, Unspread},
 };
 
 /// Conversations a worker may have waiting: above it commit waits, and the queue on disk takes the rest.
@@ -22,21 +23,13 @@ pub(super) const STEP: usize = 512;
 /// Messages of one conversation in one step, so that a busy one does not starve the others.
 const STEP_CONVERSATION: u64 = 64;
 
-/// Messages of a group in one batch: rows of one member are written together, which costs a third of the same rows one
-/// by one (measured: `examples/fanout`).
-const BATCH: u64 = 32;
+/// Groups that one step may come to: each costs some reads before its first row.
+const GROUPS: usize = 64;
 
-/// Members of one slice, and inbox rows of one slice: some milliseconds of the store's writer, which is what a commit
-/// that comes in between has to wait.
-const SLICE_MEMBERS: u64 = 128;
-const SLICE_ROWS: u64 = 512;
-
-/// How the messages of a group that wait are cut: few members get many messages, or many members few.
-pub(super) fn cut(waiting: u64) -> Cut {
-    let messages = waiting.clamp(1, BATCH);
-    let members = (SLICE_ROWS / messages).clamp(1, SLICE_MEMBERS);
-    Cut { messages: messages as usize, members: members as usize }
-}
+/// One step of groups. Messages of a batch: rows of one member are written together, which costs a third of the same rows
+/// one by one (measured: `examples/fanout`). Members and rows: some milliseconds of the store's writer, which is what a
+/// commit that comes in between has to wait.
+pub(super) const CUT: Cut = Cut { messages: 32, members: 128, rows: 512 };
 
 /// Between two notes of how old what waits is, in milliseconds: as exact as a gauge of seconds has to be.
 const AGE_STEP_MS: i64 = 1000;
@@ -49,7 +42,8 @@ const AGES: usize = 64;
 struct Range {
     first: u64,
     last: u64,
-    group: bool,
+    /// Of a group: its members, as last heard.
+    members: Option<u64>,
     /// (seq, when it was accepted), the oldest first: one a second.
     ages: VecDeque<(u64, i64)>,
 }
@@ -57,7 +51,7 @@ struct Range {
 impl Range {
     fn of(work: &Unspread) -> Self {
         let ages = VecDeque::from([(work.seq, snowflake::time_ms(work.message_id))]);
-        Self { first: work.seq, last: work.seq, group: work.group, ages }
+        Self { first: work.seq, last: work.seq, members: work.members, ages }
     }
 
     fn add(&mut self, work: &Unspread) {
@@ -70,6 +64,11 @@ impl Range {
             self.ages.push_back((work.seq, at_ms));
         }
         (self.first, self.last) = (self.first.min(work.seq), self.last.max(work.seq));
+        self.members = work.members.or(self.members);
+    }
+
+    fn count(&self) -> u64 {
+        self.last - self.first + 1
     }
 
     /// Forgets what is before `first`; whether something is left.
@@ -82,25 +81,19 @@ impl Range {
     }
 }
 
-/// One group's turn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Turn {
-    pub(super) conversation_id: u64,
-    pub(super) first: u64,
-    pub(super) last: u64,
-}
-
 /// What waits.
 #[derive(Default)]
 pub(super) struct Waiting {
     direct: VecDeque<u64>,
     groups: VecDeque<u64>,
-    /// What waits by conversation: those in `direct` and `groups`, and a group whose turn it is.
+    /// What waits by conversation: those in `direct` and `groups`, and groups whose turn it is.
     ranges: HashMap<u64, Range>,
     /// The same of conversations that failed: nothing of them is given before the first of it, or the order is lost.
     held: HashMap<u64, Range>,
     /// When those are tried again.
     pub(super) retry: Option<Instant>,
+    /// What groups are still owed.
+    pub(super) backlog: Backlog,
 }
 
 impl Waiting {
@@ -114,10 +107,20 @@ impl Waiting {
             Some(range) => range.add(&work),
             None => self.enter(id, Range::of(&work)),
         }
+        if work.members.is_some() {
+            self.count(id);
+        }
+    }
+
+    /// Tells the backlog how many messages of a group wait now.
+    fn count(&mut self, id: u64) {
+        let range = self.held.get(&id).or_else(|| self.ranges.get(&id));
+        let (count, members) = range.map_or((0, 0), |range| (range.count(), range.members.unwrap_or(0)));
+        self.backlog.committed(id, count, members);
     }
 
     fn enter(&mut self, id: u64, range: Range) {
-        let turns = if range.group { &mut self.groups } else { &mut self.direct };
+        let turns = if range.members.is_some() { &mut self.groups } else { &mut self.direct };
         turns.push_back(id);
         self.ranges.insert(id, range);
     }
@@ -171,7 +174,7 @@ impl Waiting {
             let end = range.last.min(range.first + part - 1);
             // When it was accepted is all that a message that comes back must still tell.
             let message_id = range.ages.front().map_or(0, |(_, at_ms)| snowflake::first_at(*at_ms));
-            let one = |seq| Unspread { conversation_id, seq, message_id, group: false };
+            let one = |seq| Unspread { conversation_id, seq, message_id, members: None };
             work.extend((range.first..=end).map(one));
             if range.advance(end + 1) {
                 self.enter(conversation_id, range);
@@ -180,14 +183,17 @@ impl Waiting {
         work
     }
 
-    /// The group whose turn it is; it comes back with [`Waiting::gave`] or [`Waiting::hold`].
-    pub(super) fn turn(&mut self) -> Option<Turn> {
-        while let Some(conversation_id) = self.groups.pop_front() {
+    /// The groups whose turn it is; each comes back with [`Waiting::gave`], [`Waiting::missed`] or [`Waiting::hold`].
+    pub(super) fn turns(&mut self) -> Vec<Due> {
+        let mut due = Vec::new();
+        while due.len() < GROUPS
+            && let Some(conversation_id) = self.groups.pop_front()
+        {
             if let Some(Range { first, last, .. }) = self.ranges.get(&conversation_id) {
-                return Some(Turn { conversation_id, first: *first, last: *last });
+                due.push(Due { conversation_id, first: *first, last: *last });
             }
         }
-        None
+        due
     }
 
     /// A group had its turn: everything through this seq is given; `None`: the batch goes on.
@@ -198,12 +204,19 @@ impl Waiting {
         } else {
             self.ranges.remove(&conversation_id);
         }
+        self.count(conversation_id);
+    }
+
+    /// These groups' step was full before it came to them: they are the first of the next one.
+    pub(super) fn missed(&mut self, due: &[Due]) {
+        due.iter().rev().for_each(|group| self.groups.push_front(group.conversation_id));
     }
 
     /// Messages of a conversation that wait.
-    pub(super) fn backlog(&self, conversation_id: u64) -> u64 {
+    #[cfg(test)]
+    pub(super) fn count_of(&self, conversation_id: u64) -> u64 {
         let range = self.held.get(&conversation_id).or_else(|| self.ranges.get(&conversation_id));
-        range.map_or(0, |range| range.last - range.first + 1)
+        range.map_or(0, Range::count)
     }
 
     /// When the oldest message that waits was accepted, in milliseconds since the Unix epoch.
@@ -222,7 +235,15 @@ mod tests {
     use super::*;
 
     fn direct(conversation_id: u64, seq: u64) -> Unspread {
-        Unspread { conversation_id, seq, message_id: 0, group: false }
+        Unspread { conversation_id, seq, message_id: 0, members: None }
+    }
+
+    fn group(conversation_id: u64, seq: u64) -> Unspread {
+        Unspread { members: Some(3), ..direct(conversation_id, seq) }
+    }
+
+    fn due(conversation_id: u64, first: u64, last: u64) -> Due {
+        Due { conversation_id, first, last }
     }
 
     #[test]
@@ -278,40 +299,45 @@ mod tests {
     #[test]
     fn groups_take_turns_by_slices_and_direct_conversations_do_not_wait_for_them() {
         let mut waiting = Waiting::default();
-        let group = |conversation_id, seq| Unspread { group: true, ..direct(conversation_id, seq) };
         for seq in 1..=3 {
             waiting.add(group(1, seq));
         }
         waiting.add(group(2, 1));
-        let first = waiting.turn().expect("one waits");
-        assert_eq!(first, Turn { conversation_id: 1, first: 1, last: 3 });
+        assert_eq!(waiting.turns(), [due(1, 1, 3), due(2, 1, 1)], "one step for both");
         waiting.add(direct(3, 1));
         waiting.add(group(1, 4));
         assert_eq!(waiting.take(), [direct(3, 1)]);
+        assert_eq!(waiting.turns(), [], "their turn is not over");
         waiting.gave(1, None);
-        assert_eq!(waiting.turn().map(|turn| turn.conversation_id), Some(2), "they take turns");
+        waiting.missed(&[due(2, 1, 1)]);
+        assert_eq!(waiting.turns(), [due(2, 1, 1), due(1, 1, 4)], "who was missed is first");
         waiting.gave(2, Some(1));
-        let again = waiting.turn().expect("its batch goes on, and more came");
-        assert_eq!(again, Turn { conversation_id: 1, first: 1, last: 4 });
         waiting.gave(1, Some(3));
-        assert_eq!(waiting.turn(), Some(Turn { conversation_id: 1, first: 4, last: 4 }));
-        assert_eq!(waiting.backlog(1), 1);
+        assert_eq!(waiting.turns(), [due(1, 4, 4)]);
+        assert_eq!((waiting.count_of(1), waiting.backlog.rows(1)), (1, 3));
         waiting.gave(1, Some(4));
-        assert_eq!((waiting.turn(), waiting.oldest_ms(), waiting.backlog(1)), (None, None, 0));
+        assert_eq!((waiting.turns(), waiting.oldest_ms(), waiting.backlog.rows(1)), (vec![], None, 0));
+    }
+
+    #[test]
+    fn a_step_comes_to_so_many_groups_and_no_more() {
+        let mut waiting = Waiting::default();
+        (0..=GROUPS as u64).for_each(|id| waiting.add(group(id, 1)));
+        assert_eq!(waiting.turns().len(), GROUPS);
+        assert_eq!(waiting.turns(), [due(GROUPS as u64, 1, 1)]);
     }
 
     #[test]
     fn a_group_that_fails_is_held_and_goes_on_where_it_was() {
         let mut waiting = Waiting::default();
-        let group = |seq| Unspread { group: true, ..direct(1, seq) };
         let now = Instant::now();
-        (1..=5).for_each(|seq| waiting.add(group(seq)));
-        let turn = waiting.turn().expect("one waits");
-        waiting.hold(group(turn.first), now);
-        waiting.add(group(6));
-        assert_eq!((waiting.turn(), waiting.backlog(1)), (None, 6));
+        (1..=5).for_each(|seq| waiting.add(group(1, seq)));
+        let turns = waiting.turns();
+        waiting.hold(group(1, turns[0].first), now);
+        waiting.add(group(1, 6));
+        assert_eq!((waiting.turns(), waiting.count_of(1), waiting.backlog.rows(1)), (vec![], 6, 18));
         waiting.release(now);
-        assert_eq!(waiting.turn(), Some(Turn { conversation_id: 1, first: 1, last: 6 }));
+        assert_eq!(waiting.turns(), [due(1, 1, 6)]);
     }
 
     #[test]
@@ -328,20 +354,11 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever waits: a cut is never empty and never more than a slice may be.
-        #[test]
-        fn cuts_are_bounded(waiting in any::<u64>()) {
-            let Cut { messages, members } = cut(waiting);
-            prop_assert!(messages >= 1 && members >= 1 && members as u64 <= SLICE_MEMBERS);
-            prop_assert!((messages * members) as u64 <= SLICE_ROWS);
-            prop_assert!(messages as u64 <= waiting.max(1));
-        }
-
         /// Groups in turns, however they are cut: each message of each group is given once and in order.
         #[test]
         fn turns_give_everything_in_order(
             adds in prop::collection::vec((1u64..4, 1usize..20), 1..30),
-            gives in prop::collection::vec((0u64..9, any::<bool>()), 200),
+            gives in prop::collection::vec((0u64..9, 0u8..3), 200),
         ) {
             let mut waiting = Waiting::default();
             let (mut said, mut given) = ([0u64; 4], [0u64; 4]);
@@ -352,22 +369,29 @@ mod tests {
                 if let Some((id, count)) = added {
                     for _ in 0..count {
                         said[id as usize] += 1;
-                        waiting.add(Unspread { group: true, ..direct(id, said[id as usize]) });
+                        waiting.add(group(id, said[id as usize]));
                     }
                 }
-                let turn = waiting.turn();
-                if let Some(Turn { conversation_id: id, first, last }) = turn {
+                let turns = waiting.turns();
+                for (place, Due { conversation_id: id, first, last }) in turns.iter().copied().enumerate() {
                     prop_assert_eq!(first, given[id as usize] + 1);
-                    let (most, goes_on) = gives.next().expect("endless");
+                    let (most, how) = gives.next().expect("endless");
                     let through = last.min(first + most);
-                    if goes_on && added.is_some() {
-                        waiting.gave(id, None);
-                    } else {
-                        given[id as usize] = through;
-                        waiting.gave(id, Some(through));
+                    match how {
+                        0 if added.is_some() => waiting.gave(id, None),
+                        1 if place > 0 => {
+                            waiting.missed(&turns[place..]);
+                            break;
+                        }
+                        _ => {
+                            given[id as usize] = through;
+                            waiting.gave(id, Some(through));
+                        }
                     }
                 }
-                if added.is_none() && turn.is_none() {
+                let owed: u64 = said.iter().zip(&given).map(|(said, given)| 3 * (said - given)).sum();
+                prop_assert_eq!(waiting.backlog.total(), owed);
+                if added.is_none() && turns.is_empty() {
                     break;
                 }
             }

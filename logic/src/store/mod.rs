@@ -50,6 +50,16 @@ pub enum StoreError {
     /// A row that must be there is not.
     #[error("{0}; the store is damaged, restore it from a copy")]
     Damaged(String),
+    /// A group's message was to be given as one of two: nothing was changed.
+    #[error(
+        "message {seq} of conversation {conversation_id} belongs to a group and cannot be given to one user; restart this process and report it"
+    )]
+    NotDirect {
+        /// Where it is.
+        conversation_id: u64,
+        /// Its seq there.
+        seq: u64,
+    },
 }
 
 impl StoreError {
@@ -59,7 +69,7 @@ impl StoreError {
         match self {
             Self::Engine(error) => error.action == KvError::DECODE,
             Self::Damaged(_) => true,
-            Self::Gap { .. } | Self::Ahead { .. } => false,
+            Self::Gap { .. } | Self::Ahead { .. } | Self::NotDirect { .. } => false,
         }
     }
 }
@@ -163,8 +173,19 @@ pub struct Unspread {
     pub seq: u64,
     /// Its id: says when it was accepted.
     pub message_id: u64,
-    /// It goes to a group: in slices ([`Store::spread_group`]).
-    pub group: bool,
+    /// It goes to a group, in slices ([`Store::spread_groups`]): its members when this was told.
+    pub members: Option<u64>,
+}
+
+/// Messages of a group that wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    /// The group's conversation.
+    pub conversation_id: u64,
+    /// The first that waits.
+    pub first: u64,
+    /// The last.
+    pub last: u64,
 }
 
 /// An inbox reached a seq: worth a notify.
@@ -200,16 +221,19 @@ pub struct Spread {
     pub delivered: u64,
 }
 
-/// How much of a group's messages one step gives to how many.
+/// How much of groups' messages one step gives to how many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
     /// Messages of a batch, at most; one that was begun stays as it was begun.
     pub messages: usize,
-    /// Members, at most.
+    /// Members of one group, at most.
     pub members: usize,
+    /// Inbox rows, at most, over all groups: a batch of many messages goes to few members, one of few to many. At
+    /// least one member gets the whole batch.
+    pub rows: usize,
 }
 
-/// What a step of a group's spread did.
+/// What a step did of one group's spread.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sliced {
     /// The recipients' inboxes.
@@ -278,8 +302,8 @@ pub trait Store: Send + Sync {
     /// The group of this name: the one there is, or a new one without members.
     async fn create_group(&self, group_id: &str, now_ms: i64) -> Result<Group, StoreError>;
 
-    /// Whether the user is in the group now.
-    async fn is_member(&self, conversation_id: u64, user: &str) -> Result<bool, StoreError>;
+    /// The group's version when the user joined; `None`: he is not in it now.
+    async fn joined(&self, conversation_id: u64, user: &str) -> Result<Option<u64>, StoreError>;
 
     /// Members of a group in order of their ids: at most `limit` after `after`.
     async fn members(
@@ -318,20 +342,14 @@ pub trait Store: Send + Sync {
     async fn outbox(&self, after: Option<Unspread>, limit: usize) -> Result<Vec<Unspread>, StoreError>;
 
     /// Gives messages to the other members, in the order given (ascending within a conversation), in one atomic step.
-    /// A message already given changes nothing.
+    /// A message already given changes nothing; one of a group is an error, and nothing is given then.
     async fn spread(&self, work: Vec<Unspread>, now_ms: i64) -> Result<Spread, StoreError>;
 
-    /// Gives the oldest messages of a group that wait, from `first` to `last` at most, to some of its members, in one
-    /// atomic step that remembers where it stood: the next call goes on there. Called until [`Sliced::through`] reaches
-    /// `last`; a repeat after a crash gives nothing twice.
-    async fn spread_group(
-        &self,
-        conversation_id: u64,
-        first: u64,
-        last: u64,
-        cut: Cut,
-        now_ms: i64,
-    ) -> Result<Sliced, StoreError>;
+    /// Gives the oldest messages that wait in groups, group after group, to some members of each, in one atomic step
+    /// that remembers where each stood: the next call goes on there. Answers for those that had their turn before
+    /// [`Cut::rows`] were used up, in order: the first always. Called until [`Sliced::through`] reaches [`Due::last`]; a
+    /// repeat after a crash gives nothing twice.
+    async fn spread_groups(&self, due: &[Due], cut: Cut, now_ms: i64) -> Result<Vec<Sliced>, StoreError>;
 
     /// Takes a message off the outbox that [`Store::spread`] can never give ([`StoreError::is_damage`]), and keeps its
     /// outbox row with the reason for the operator; the messages behind it can be given then.

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc, Mutex,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use crate::kv::{Batch, Durability, Kv, KvError, Memory, Space, View};
@@ -13,7 +13,9 @@ pub(super) struct Volatile {
     live: Memory,
     disk: Mutex<Disk>,
     fail: AtomicBool,
+    refuse_sync: AtomicBool,
     refuse_spread: AtomicBool,
+    syncs: AtomicUsize,
     crashed: AtomicBool,
 }
 
@@ -33,13 +35,25 @@ impl Volatile {
             copy_into(content, copy, spaces);
         }
         let disk = Mutex::new(Disk { synced, unsynced: Vec::new() });
-        let (fail, crashed) = (AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Self { spaces, live, disk, fail, refuse_spread: AtomicBool::new(false), crashed })
+        let no = || AtomicBool::new(false);
+        let (fail, refuse_sync, refuse_spread, crashed) = (no(), no(), no(), no());
+        let syncs = AtomicUsize::new(0);
+        Arc::new(Self { spaces, live, disk, fail, refuse_sync, refuse_spread, syncs, crashed })
     }
 
     /// From now on writes and syncs fail, or work again.
     pub(super) fn fail(&self, fail: bool) {
         self.fail.store(fail, Ordering::SeqCst);
+    }
+
+    /// From now on syncs alone fail, or work again.
+    pub(super) fn refuse_sync(&self, refuse: bool) {
+        self.refuse_sync.store(refuse, Ordering::SeqCst);
+    }
+
+    /// How often it was synced.
+    pub(super) fn syncs(&self) -> usize {
+        self.syncs.load(Ordering::SeqCst)
     }
 
     /// From now on batches that take rows off the outbox fail, or work again.
@@ -94,6 +108,10 @@ impl Kv for Volatile {
     fn sync(&self) -> Result<(), KvError> {
         let mut disk = self.disk.lock().expect("not poisoned");
         self.check("sync")?;
+        if self.refuse_sync.load(Ordering::SeqCst) {
+            return Err(KvError { action: "sync", detail: "input/output error".to_owned() });
+        }
+        self.syncs.fetch_add(1, Ordering::SeqCst);
         disk.settle();
         Ok(())
     }

@@ -118,6 +118,21 @@ async fn after_a_failed_sync_the_next_start_raises_the_epoch() {
 }
 
 #[tokio::test]
+async fn a_failed_sync_of_a_change_of_members_counts_like_any_other() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (queue, store) = engines();
+    let (marker, _) = Marker::set(directory.path(), "boot-1").expect("writable");
+    let marked = || std::fs::read_to_string(directory.path().join("open")).expect("the mark is there");
+    let logic = try_over(config(StoreChoice::Memory), queue, store.clone(), Epoch::Keep, Some(marker)).await;
+    let logic = logic.expect("starts");
+    store.refuse_sync(true);
+    let refused = crate::group::put(logic.context(), "team", vec!["alice".to_owned()]).await;
+    assert_eq!(refused.expect_err("it cannot be synced").code, "UNAVAILABLE");
+    assert_eq!(marked(), "", "what is on the disk is unknown from now on");
+    logic.stop().await;
+}
+
+#[tokio::test]
 async fn a_store_that_stays_away_bounds_what_is_accepted() {
     let (queue, store) = engines();
     let config = Config { most_behind: 10, ..config(StoreChoice::Memory) };

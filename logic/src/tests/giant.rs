@@ -19,6 +19,9 @@ use crate::{Logic, StoreChoice, group, queue::partition_of};
 /// Members of the giant group.
 const MEMBERS: usize = 5_000;
 
+/// Messages of a batch.
+const BATCH: f64 = 32.0;
+
 /// Between two messages of the quiet sender.
 const QUIET: Duration = Duration::from_millis(20);
 
@@ -151,15 +154,19 @@ async fn compare(count: usize) {
     let alone = world.whispers(count).await;
     let begun = Instant::now();
     let (beside, accepted) = world.spammed(count).await;
+    let busy = begun.elapsed();
     let id = world.group().await;
     let rows = (accepted - world.logic.context().spreads.backlog(id)) * (MEMBERS as u64 - 1);
     println!("a group of {MEMBERS}: one message to everybody in {:.1} ms", whole.as_secs_f64() * 1000.0);
     println!("quiet sender to notify, alone:            {}", shown(&alone));
     println!("quiet sender to notify, group spammed:    {}", shown(&beside));
-    println!("group rows a second meanwhile:            {:.0}", rows as f64 / begun.elapsed().as_secs_f64());
-    // Were a message given to the whole group at once, he would wait for half of that on average, and for whole
-    // batches of them behind a backlog. He waits for slices.
-    assert!(beside[beside.len() / 2] < whole, "{:?} behind {whole:?}", beside[beside.len() / 2]);
+    println!("group rows a second meanwhile:            {:.0}", rows as f64 / busy.as_secs_f64());
+    // Were batches of messages given to the whole group at once, he would wait for half of one on average. He waits for
+    // slices of them, and now and then for the engine's flushes of what they write.
+    let batch = busy.mul_f64(BATCH * MEMBERS as f64 / rows as f64);
+    let (half, most) = (beside[beside.len() / 2], beside[(beside.len() - 1) * 99 / 100]);
+    assert!(half < batch / 8, "p50 {half:?}, where a batch takes {batch:?}");
+    assert!(most < batch, "p99 {most:?}, where a batch takes {batch:?}");
     world.logic.stop().await;
 }
 

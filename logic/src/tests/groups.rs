@@ -204,6 +204,100 @@ async fn after_a_power_cut_answered_changes_and_accepted_messages_are_there() {
 }
 
 #[tokio::test]
+async fn nobody_speaks_in_a_group_before_it_is_synced_that_he_may() {
+    let (queue, store) = (Volatile::new(2), Volatile::new(4));
+    let logic = over(config(StoreChoice::Memory), queue.clone(), store.clone(), Epoch::Keep).await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let (alice, bob) = (gateway.open("alice", "d", 1).await, gateway.open("bob", "d", 2).await);
+    let id = put(&logic, "team", &["alice"]).await.conversation_id;
+    store.refuse_sync(true);
+    let refused =
+        group::add(logic.context(), "team", named(&["bob"])).await.expect_err("it cannot be synced");
+    assert_eq!(refused.code, "UNAVAILABLE");
+    assert!(logic.context().store.joined(id, "bob").await.expect("reads").is_some(), "written all the same");
+    for method in [to_group("b-1", "team", "x"), send_to("b-1", To::ConversationId(id), "x")] {
+        assert_eq!(bob.refused(method).await.0, "UNAVAILABLE", "it may be taken back");
+    }
+    sent(&alice, "a-1", "team", "who was in it before is not held up").await;
+    let made = group::put(logic.context(), "new", named(&["alice"])).await.expect_err("it cannot be synced");
+    assert_eq!(made.code, "UNAVAILABLE");
+    let system = crate::ingest::enter(
+        logic.context(),
+        "system",
+        client::SendRequest {
+            client_msg_id: "s-1".to_owned(),
+            to: Some(client::Target { to: Some(To::GroupId("new".to_owned())) }),
+            ..Default::default()
+        },
+    );
+    assert_eq!(system.await.err().expect("there may be no such group").code, "UNAVAILABLE");
+    store.refuse_sync(false);
+    group::add(logic.context(), "team", named(&["bob"])).await.expect("as it is already, and synced");
+    sent(&bob, "b-1", "team", "now he may").await;
+    let (queue, store) = (queue.crash(), store.crash());
+    logic.stop().await;
+    let logic = over(config(StoreChoice::Memory), queue, store, Epoch::Raise).await;
+    let gateway = Gateway::attach(&logic, "g1", 2);
+    let bob = gateway.open("bob", "d", 1).await;
+    let found = until("his message is there", async || bob.messages().await.pop()).await;
+    assert_eq!((found.client_msg_id.as_str(), found.from.as_str()), ("b-1", "bob"));
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn what_changes_nothing_syncs_nothing() {
+    let store = Volatile::new(4);
+    let logic = over(config(StoreChoice::Memory), Volatile::new(2), store.clone(), Epoch::Keep).await;
+    put(&logic, "team", &["alice", "bob"]).await;
+    let (before, begun) = (store.syncs(), std::time::Instant::now());
+    for _ in 0..100 {
+        put(&logic, "team", &["alice", "bob"]).await;
+    }
+    // Beside the one a second that there is anyhow.
+    let beside = begun.elapsed().as_secs() as usize + 2;
+    assert!(store.syncs() <= before + beside, "{} syncs for nothing", store.syncs() - before);
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_not_even_committed_bounds_what_a_group_accepts() {
+    let store = Volatile::new(4);
+    let logic = over(config(StoreChoice::Memory), Volatile::new(2), store.clone(), Epoch::Keep).await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    group::put(logic.context(), "crowd", (0..3000).map(|n| format!("u{n:04}")).collect())
+        .await
+        .expect("made");
+    let (speaker, other) = (gateway.open("u0000", "d", 1).await, gateway.open("u0001", "d", 2).await);
+    put(&logic, "small", &["u0001", "u0002"]).await;
+    // A repeat is no message: it does not count.
+    for _ in 0..500 {
+        sent(&other, "again", "crowd", "x").await;
+    }
+    store.fail(true);
+    let mut accepted = 0;
+    let refused = loop {
+        match speaker.ask(to_group(&format!("c-{accepted}"), "crowd", "x")).await {
+            Answer::Send(_) => accepted += 1,
+            Answer::Error(error) => break error,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(refused.code, "RESOURCE_EXHAUSTED");
+    // A million rows, of 3000 each.
+    assert!((300..=334).contains(&accepted), "{accepted}");
+    sent(&other, "c", "small", "who floods one group does not stop another").await;
+    store.fail(false);
+    let all = accepted + 1;
+    until("what was accepted arrives", async || (speaker.refresh().await > all).then_some(())).await;
+    until("there is room again", async || {
+        let answer = speaker.ask(to_group("again-2", "crowd", "x")).await;
+        matches!(answer, Answer::Send(_)).then_some(())
+    })
+    .await;
+    logic.stop().await;
+}
+
+#[tokio::test]
 async fn a_sender_who_is_removed_behind_his_ack_is_told() {
     let store = Volatile::new(4);
     let logic = over(config(StoreChoice::Memory), Volatile::new(2), store.clone(), Epoch::Keep).await;

@@ -57,8 +57,10 @@ async fn messages_of_the_back_end_arrive() {
         let (status, again) = post(&logic, "/v1/messages", &headers, &body.to_string()).await;
         assert_eq!((status, &again["duplicate"]), (200, &json!(true)), "{body}: {again}");
     }
-    let body = json!({"from": null, "to": {"userId": "alice"}, "clientMsgId": "n-2"});
-    assert_eq!(ask(&logic, "/v1/messages", body).await.0, 200);
+    for from in [json!(null), json!("")] {
+        let body = json!({"from": from, "to": {"userId": "alice"}, "clientMsgId": "n-2"});
+        assert_eq!(ask(&logic, "/v1/messages", body).await.0, 200, "absent is the server's own user");
+    }
     logic.stop().await;
 }
 

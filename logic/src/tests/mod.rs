@@ -1,5 +1,6 @@
 //! The whole of logic in one process, with a gateway that a test holds in its hand.
 
+mod damage;
 mod engine;
 mod faults;
 mod gateway;
@@ -9,6 +10,7 @@ mod http;
 mod recorder;
 mod restart;
 mod road;
+mod small;
 
 use std::{sync::Arc, time::Duration};
 

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     kv::{Direction, KvError, Txn, View, last_number},
-    store::{Cut, Moved, Sliced, StoreError},
+    store::{Cut, Due, Moved, Sliced, StoreError},
 };
 
 /// A message of a batch.
@@ -70,19 +70,44 @@ fn batch(view: &dyn View, id: u64, first: u64, last: u64, most: usize) -> Result
     Ok(found)
 }
 
-/// One slice.
-pub(super) fn slice(
+/// A slice of each group, until the step has its rows.
+pub(super) fn slices(
     txn: &mut Txn<'_>,
-    id: u64,
-    (first, last): (u64, u64),
+    due: &[Due],
     cut: Cut,
     now_ms: i64,
-) -> Result<Sliced, StoreError> {
+) -> Result<Vec<Sliced>, StoreError> {
+    let mut done = Vec::with_capacity(due.len());
+    let mut left = cut.rows;
+    for group in due {
+        let (sliced, rows) = slice(txn, *group, Cut { rows: left, ..cut }, now_ms)?;
+        done.push(sliced);
+        left = left.saturating_sub(rows);
+        if left == 0 {
+            break;
+        }
+    }
+    Ok(done)
+}
+
+/// How many members a slice of a batch of so many messages goes to.
+fn width(batch: usize, cut: Cut) -> usize {
+    (cut.rows / batch.max(1)).clamp(1, cut.members.max(1))
+}
+
+/// One slice of one group, and the inbox rows it may have taken.
+fn slice(
+    txn: &mut Txn<'_>,
+    Due { conversation_id: id, first, last }: Due,
+    cut: Cut,
+    now_ms: i64,
+) -> Result<(Sliced, usize), StoreError> {
     let Some(Batch { given, lead: (lead, mut progress) }) =
         batch(txn.before(), id, first, last, cut.messages)?
     else {
-        return Ok(Sliced { through: Some(last), ..Sliced::default() });
+        return Ok((Sliced { through: Some(last), ..Sliced::default() }, 1));
     };
+    let width = width(given.len(), cut);
     let through = given.last().map_or(lead, |given| given.seq);
     let inbox = |given: &Given| InboxRow {
         at_ms: now_ms,
@@ -91,13 +116,14 @@ pub(super) fn slice(
         event: None,
     };
     // The same row for everybody: encoded once.
-    let rows: Vec<Bytes> =
+    let encoded: Vec<Bytes> =
         given.iter().map(|given| prost::Message::encode_to_vec(&inbox(given)).into()).collect();
-    let members = roster(txn.before(), id, &progress.after, cut.members.max(1))?;
-    let at_the_end = members.len() < cut.members.max(1);
+    let members = roster(txn.before(), id, &progress.after, width)?;
+    let at_the_end = members.len() < width;
+    let rows = given.len() * members.len().max(1);
     let mut done = Sliced::default();
     for (user, row) in &members {
-        let give = Slice { id, given: &given, rows: &rows, through };
+        let give = Slice { id, given: &given, rows: &encoded, through };
         match row {
             Some(row) => match give.to(txn, user, row, &mut done) {
                 Err(error) if error.is_damage() => set_aside(txn, id, through, user, now_ms, &mut done),
@@ -116,7 +142,7 @@ pub(super) fn slice(
         (progress.through, progress.after) = (through, user);
         txn.put_message(STATE, row::outbox(id, lead), &progress);
     }
-    Ok(done)
+    Ok((done, rows))
 }
 
 /// Part of the roster after a user; `None`: his row cannot be read.
@@ -189,7 +215,7 @@ fn set_aside(txn: &mut Txn<'_>, id: u64, through: u64, user: &str, now_ms: i64, 
         reason: "the row of this member cannot be read: he got no message of this batch".to_owned(),
         at_ms: now_ms,
     };
-    txn.put_message(STATE, row::poison_unspread(id, through), &row);
+    txn.put_message(STATE, row::poison_member(id, through, user), &row);
     done.damaged += 1;
 }
 
@@ -215,6 +241,15 @@ mod tests {
     }
 
     proptest! {
+        /// However a batch was begun: a slice of it has somebody, and no more than it may unless that is one member.
+        #[test]
+        fn slices_are_bounded(batch in 1usize..64, members in 1usize..256, rows in 0usize..1024) {
+            let width = width(batch, Cut { messages: 32, members, rows });
+            prop_assert!(width >= 1 && width <= members);
+            prop_assert!(width == 1 || width * batch <= rows);
+            prop_assert!(width == members || (width + 1) * batch > rows, "no narrower than it must be");
+        }
+
         /// Batches in order, cut anyhow, some of them again: a member gets exactly what others said while he was in,
         /// once and in order.
         #[test]

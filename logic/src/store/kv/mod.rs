@@ -10,40 +10,33 @@ mod roster;
 mod row;
 mod stays;
 mod write;
+mod writer;
 
-use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use berth_proto::client;
 
-use self::row::{EPOCH, HIGHEST_CONVERSATION, STATE};
+use self::{
+    row::{EPOCH, HIGHEST_CONVERSATION, STATE},
+    writer::Writer,
+};
 use super::{
-    Changed, Committed, Conversation, Cursor, Cut, Group, Limits, Marked, Page, Sliced, Spread, Store,
+    Changed, Committed, Conversation, Cursor, Cut, Due, Group, Limits, Marked, Page, Sliced, Spread, Store,
     StoreError, Swept, Unspread,
 };
 use crate::{
-    kv::{Batch, Durability, Kv, KvError, Txn, decode, last_number},
+    kv::{Batch, Durability, Kv, KvError, Recent, Txn, decode, last_number},
     queue::Stored,
     snowflake::Snowflake,
 };
 
-/// Milliseconds a slice of a group lets others go first: they take the writer for less each, and spread must go on.
-const LET_GO_FIRST: u32 = 20;
-
 /// A store over a [`Kv`] with the spaces of [`KvStore::SPACES`].
 pub struct KvStore {
     kv: Arc<dyn Kv>,
-    /// Held from a transaction's first read to its commit.
-    writer: Mutex<Snowflake>,
-    /// Who waits for it and is not spread: a slice lets them go first, or the one who just had it takes it again before
-    /// the one who was woken for it runs.
-    before_slices: AtomicUsize,
+    writer: Writer,
+    /// Rows that nearly each message needs.
+    recent: Mutex<Recent>,
     inbox_epoch: u64,
 }
 
@@ -84,38 +77,20 @@ impl KvStore {
         }
         Ok(Self {
             kv,
-            writer: Mutex::new(Snowflake::above(node, highest)),
-            before_slices: AtomicUsize::new(0),
+            writer: Writer::new(Snowflake::above(node, highest)),
+            recent: Mutex::new(Recent::new(STATE, row::HOT)),
             inbox_epoch,
         })
     }
 
-    /// Conversation ids come from the lock's own generator.
-    fn write(&self) -> MutexGuard<'_, Snowflake> {
-        self.before_slices.fetch_add(1, Ordering::Relaxed);
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        self.before_slices.fetch_sub(1, Ordering::Relaxed);
-        writer
-    }
-
-    /// For a slice of a group: after whoever waits, for up to [`LET_GO_FIRST`].
-    async fn write_a_slice(&self) -> MutexGuard<'_, Snowflake> {
-        for _ in 0..LET_GO_FIRST {
-            if self.before_slices.load(Ordering::Relaxed) == 0 {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
+    /// For whoever has the writer's turn.
     fn begin(&self) -> Txn<'_> {
-        Txn::begin(&*self.kv)
+        Txn::knowing(&*self.kv, &self.recent)
     }
 
     /// Removes at most `most` of a user's rows from before; others write between two such steps.
     fn expire(&self, user: &str, before_ms: i64, most: usize) -> Result<u64, StoreError> {
-        let _writer = self.write();
+        let _writer = self.writer.turn();
         let mut txn = self.begin();
         let gone = write::expire(&mut txn, user, before_ms, most)?;
         txn.commit(Durability::Buffered)?;
@@ -134,7 +109,7 @@ impl Store for KvStore {
         if let Some(id) = read::pair(&*self.kv.view(), first, second)? {
             return Ok(id);
         }
-        let mut ids = self.write();
+        let mut ids = self.writer.turn();
         let mut txn = self.begin();
         write::direct(&mut txn, &mut ids, first, second, now_ms)
             .and_then(|id| txn.commit(Durability::Buffered).map(|()| id))
@@ -154,7 +129,7 @@ impl Store for KvStore {
     }
 
     async fn create_group(&self, group_id: &str, now_ms: i64) -> Result<Group, StoreError> {
-        let mut ids = self.write();
+        let mut ids = self.writer.turn();
         let mut txn = self.begin();
         if let Some(group) = roster::group(txn.before(), group_id)? {
             return Ok(group);
@@ -164,9 +139,10 @@ impl Store for KvStore {
         Ok(group)
     }
 
-    async fn is_member(&self, conversation_id: u64, user: &str) -> Result<bool, StoreError> {
+    async fn joined(&self, conversation_id: u64, user: &str) -> Result<Option<u64>, StoreError> {
         let bytes = self.kv.view().get(STATE, row::roster_member(conversation_id, user).bytes())?;
-        Ok(bytes.map(decode::<row::MemberRow>).transpose()?.is_some_and(|row| row.is_member()))
+        let row = bytes.map(decode::<row::MemberRow>).transpose()?.filter(row::MemberRow::is_member);
+        Ok(row.map(|row| row.version))
     }
 
     async fn members(
@@ -186,7 +162,8 @@ impl Store for KvStore {
         limits: Limits,
         now_ms: i64,
     ) -> Result<Changed, StoreError> {
-        let mut ids = self.write();
+        // Hundreds of rows, and the next step follows: like a slice.
+        let mut ids = self.writer.turn_of_a_slice();
         let mut txn = self.begin();
         let who = (joins, leaves);
         let mut changed = roster::change(&mut txn, &mut ids, conversation_id, who, limits, now_ms)?;
@@ -211,7 +188,7 @@ impl Store for KvStore {
         records: Vec<Stored>,
         now_ms: i64,
     ) -> Result<Committed, StoreError> {
-        let mut ids = self.write();
+        let mut ids = self.writer.turn();
         let mut txn = self.begin();
         let committed = write::commit(&mut txn, &mut ids, partition, records, now_ms)?;
         txn.commit(Durability::Buffered)?;
@@ -223,30 +200,23 @@ impl Store for KvStore {
     }
 
     async fn spread(&self, work: Vec<Unspread>, now_ms: i64) -> Result<Spread, StoreError> {
-        let _writer = self.write();
+        let _writer = self.writer.turn();
         let mut txn = self.begin();
         let spread = write::spread(&mut txn, &work, now_ms)?;
         txn.commit(Durability::Buffered)?;
         Ok(spread)
     }
 
-    async fn spread_group(
-        &self,
-        conversation_id: u64,
-        first: u64,
-        last: u64,
-        cut: Cut,
-        now_ms: i64,
-    ) -> Result<Sliced, StoreError> {
-        let _writer = self.write_a_slice().await;
+    async fn spread_groups(&self, due: &[Due], cut: Cut, now_ms: i64) -> Result<Vec<Sliced>, StoreError> {
+        let _writer = self.writer.turn_of_a_slice();
         let mut txn = self.begin();
-        let sliced = fanout::slice(&mut txn, conversation_id, (first, last), cut, now_ms)?;
+        let sliced = fanout::slices(&mut txn, due, cut, now_ms)?;
         txn.commit(Durability::Buffered)?;
         Ok(sliced)
     }
 
     async fn set_aside(&self, work: Unspread, reason: String, now_ms: i64) -> Result<(), StoreError> {
-        let _writer = self.write();
+        let _writer = self.writer.turn();
         let mut txn = self.begin();
         write::set_aside_unspread(&mut txn, work, reason, now_ms)?;
         txn.commit(Durability::Buffered).map_err(StoreError::from)
@@ -287,7 +257,7 @@ impl Store for KvStore {
         seq: u64,
         now_ms: i64,
     ) -> Result<Option<Marked>, StoreError> {
-        let _writer = self.write();
+        let _writer = self.writer.turn();
         let mut txn = self.begin();
         let marked = write::mark_read(&mut txn, user, conversation_id, seq, now_ms)?;
         txn.commit(Durability::Buffered)?;
@@ -295,7 +265,7 @@ impl Store for KvStore {
     }
 
     async fn ack(&self, user: &str, device: &str, seq: u64) -> Result<(), StoreError> {
-        let _writer = self.write();
+        let _writer = self.writer.turn();
         let mut txn = self.begin();
         let key = row::acked(user, device);
         let known = txn.get(STATE, key.bytes())?.map_or(0, |bytes| last_number(&bytes));

@@ -70,13 +70,22 @@ pub(super) fn outbox(
         Some(after) => row::outbox(after.conversation_id, after.seq + 1),
         None => row::outboxes(),
     };
-    let mut found = Vec::new();
+    let mut found: Vec<Unspread> = Vec::new();
     each(view, (STATE, from.bytes(), &row::outboxes().after_prefix()), Direction::Forward, |key, value| {
         let (rest, seq) = key.split_at(key.len() - 8);
-        // A row that cannot be read is tried, and set aside then.
-        let OutboxRow { message_id, group, .. } = decode_slice(value).unwrap_or_default();
         let (conversation_id, seq) = (last_number(rest), last_number(seq));
-        found.push(Unspread { conversation_id, seq, message_id, group });
+        // A row that cannot be read is tried, and set aside then. What its conversation is does not depend on it.
+        let OutboxRow { message_id, group, .. } = decode_slice(value).unwrap_or_default();
+        let members = match found.last() {
+            Some(before) if before.conversation_id == conversation_id => before.members,
+            _ => match conversation(view, conversation_id) {
+                Ok(Some(row)) => row.is_group().then_some(row.member_count),
+                Ok(None) => group.then_some(0),
+                Err(error) if error.action == KvError::DECODE => group.then_some(0),
+                Err(error) => return Err(error),
+            },
+        };
+        found.push(Unspread { conversation_id, seq, message_id, members });
         Ok(go_on(found.len() < limit))
     })?;
     Ok(found)

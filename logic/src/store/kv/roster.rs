@@ -9,7 +9,7 @@ use super::{
     write::{activate, deliver, head_of},
 };
 use crate::{
-    kv::{Direction, KvError, Txn, View, last_number},
+    kv::{Direction, Key, KvError, Txn, View, last_number},
     snowflake::Snowflake,
     store::{Changed, Group, Limits, Refusal, StoreError},
 };
@@ -39,7 +39,7 @@ pub(super) fn create(txn: &mut Txn<'_>, ids: &mut Snowflake, group_id: &str, now
     as_group(id, conversation)
 }
 
-/// Members in order, at most `limit` after `after`.
+/// Members in order, at most `limit` after `after`. One whose row cannot be read is listed: he can be removed then.
 pub(super) fn members(
     view: &dyn View,
     id: u64,
@@ -56,7 +56,7 @@ pub(super) fn members(
         return Ok(found);
     }
     read::each(view, (STATE, &from, &to), Direction::Forward, |key, value| {
-        if read::decode_slice::<row::MemberRow>(value)?.is_member() {
+        if read::decode_slice::<row::MemberRow>(value).map_or(true, |row| row.is_member()) {
             found.push(row::user_of_roster(key));
         }
         Ok(read::go_on(found.len() < limit))
@@ -105,7 +105,7 @@ fn join(
     now_ms: i64,
     done: &mut Changed,
 ) -> Result<Option<Refusal>, StoreError> {
-    let mut member = Member::of(txn, conversation, id, user)?;
+    let Found::Member(mut member) = find(txn, conversation, (id, user), now_ms)? else { return Ok(None) };
     if member.row.is_member() {
         return Ok(None);
     }
@@ -166,18 +166,21 @@ fn leave(
     now_ms: i64,
     done: &mut Changed,
 ) -> Result<(), StoreError> {
-    let mut member = Member::of(txn, conversation, id, user)?;
-    if !member.row.is_member() {
+    let found = find(txn, conversation, (id, user), now_ms)?;
+    if matches!(&found, Found::Member(member) if !member.row.is_member()) {
         return Ok(());
     }
-    member.row.leave(conversation.last_seq);
-    member.row.version = conversation.version;
     let mut head = head_of(txn, user)?;
     head.groups = head.groups.saturating_sub(1);
     conversation.member_count = conversation.member_count.saturating_sub(1);
     done.left += 1;
     txn.put_message(STATE, row::head(user), &head);
     done.moved.extend(deliver(txn, user, &event(conversation, id, "left", now_ms), 0)?);
+    let Found::Member(mut member) = found else {
+        return set_aside(txn, row::roster_member(id, user), (id, conversation.last_seq, user), now_ms);
+    };
+    member.row.leave(conversation.last_seq);
+    member.row.version = conversation.version;
     if member.row.intervals.is_empty() {
         // Nothing was said while he was there: as if he had never been.
         txn.remove(STATE, row::activity(user, member.row.activity, id));
@@ -185,6 +188,52 @@ fn leave(
     } else {
         member.put(txn);
     }
+    Ok(())
+}
+
+/// A user as the roster has him.
+enum Found {
+    Member(Member),
+    /// He is on it, but his row cannot be read.
+    Unreadable,
+}
+
+/// Looks for a user. A row of one who left and that cannot be read is set aside: he is as new.
+fn find(
+    txn: &mut Txn<'_>,
+    conversation: &ConversationRow,
+    (id, user): (u64, &str),
+    now_ms: i64,
+) -> Result<Found, StoreError> {
+    match Member::of(txn, conversation, id, user) {
+        Err(error) if error.action == KvError::DECODE => {}
+        found => return Ok(Found::Member(found?)),
+    }
+    let key = row::roster_member(id, user);
+    if txn.get(STATE, key.bytes())?.is_some() {
+        return Ok(Found::Unreadable);
+    }
+    set_aside(txn, row::former_member(id, user), (id, conversation.last_seq, user), now_ms)?;
+    Ok(Found::Member(Member { key, row: row::MemberRow::default() }))
+}
+
+/// Takes a row that cannot be read away, and keeps it for the operator.
+fn set_aside(
+    txn: &mut Txn<'_>,
+    key: Key,
+    (id, seq, user): (u64, u64, &str),
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    tracing::warn!(
+        conversation_id = id,
+        user,
+        "a member's row cannot be read and was set aside: what he had not read of the group is forgotten"
+    );
+    let bytes = txn.get(STATE, key.bytes())?.unwrap_or_default();
+    let reason = "the row of this member could not be read: it was taken away when he left or came back";
+    let row = row::PoisonRow { bytes, reason: reason.to_owned(), at_ms: now_ms };
+    txn.put_message(STATE, row::poison_member(id, seq, user), &row);
+    txn.remove(STATE, key);
     Ok(())
 }
 

@@ -160,6 +160,9 @@ pub(super) struct PoisonRow {
     pub at_ms: i64,
 }
 
+/// Kinds of rows that are read for each message: conversations, heads, members of direct conversations.
+pub(super) const HOT: &[u8] = b"chm";
+
 /// Key of the inbox epoch.
 pub(super) const EPOCH: &[u8] = b"e";
 /// Key of the highest conversation id given.
@@ -257,6 +260,11 @@ pub(super) fn poison(partition: u16, offset: u64) -> Key {
 
 pub(super) fn poison_unspread(conversation_id: u64, seq: u64) -> Key {
     Key::new(b'y').number(conversation_id).number(seq)
+}
+
+/// A member who could not be given a batch of a group: several of one batch are told apart.
+pub(super) fn poison_member(conversation_id: u64, seq: u64, user: &str) -> Key {
+    poison_unspread(conversation_id, seq).text(user)
 }
 
 pub(super) fn acked(user: &str, device: &str) -> Key {

@@ -12,7 +12,7 @@ use super::{
     },
 };
 use crate::{
-    kv::{Direction, KvError, Txn, last_number},
+    kv::{Direction, KvError, Txn, decode, last_number},
     queue::{Poison, Record, Stored},
     snowflake::Snowflake,
     store::{Committed, Marked, Moved, Spread, StoreError, Unspread},
@@ -74,6 +74,35 @@ pub(super) fn commit(
     Ok(done)
 }
 
+/// What a record's commit reads. All of it before anything is written: a row that cannot be read costs one record.
+struct Sender {
+    conversation: ConversationRow,
+    member: Member,
+    head: Head,
+}
+
+/// Reads it; or why the record cannot be.
+fn sender_of(
+    txn: &mut Txn<'_>,
+    ids: &mut Snowflake,
+    record: &Record,
+) -> Result<Result<Sender, String>, KvError> {
+    let mut read = || {
+        let conversation = match conversation_of(txn, ids, record)? {
+            Ok(conversation) => conversation,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let member = Member::of(txn, &conversation, record.conversation_id, &record.sender)?;
+        Ok(Ok(Sender { conversation, member, head: head_of(txn, &record.sender)? }))
+    };
+    match read() {
+        Err(KvError { action: KvError::DECODE, detail }) => {
+            Ok(Err(format!("a row of its conversation or its sender cannot be read: {detail}")))
+        }
+        read => read,
+    }
+}
+
 fn apply(
     txn: &mut Txn<'_>,
     ids: &mut Snowflake,
@@ -84,16 +113,19 @@ fn apply(
     done: &mut Committed,
 ) -> Result<(), StoreError> {
     let id = record.conversation_id;
-    let mut conversation = match conversation_of(txn, ids, &record)? {
-        Ok(conversation) => conversation,
+    let Sender { mut conversation, mut member, head } = match sender_of(txn, ids, &record)? {
+        Ok(sender) => sender,
         Err(reason) => {
-            fail(txn, &record, ErrorCode::Internal, reason.clone(), now_ms, done)?;
+            match fail(txn, &record, ErrorCode::Internal, reason.clone(), now_ms, done) {
+                // It is his inbox that is damaged: there is nowhere to tell him.
+                Err(error) if error.action == KvError::DECODE => {}
+                told => told?,
+            }
             let bytes = Bytes::from(prost::Message::encode_to_vec(&record));
             set_aside(txn, partition, offset, Poison { bytes, reason }, now_ms, done);
             return Ok(());
         }
     };
-    let mut member = Member::of(txn, &conversation, id, &record.sender)?;
     if conversation.is_group() && record.sender != SYSTEM_USER && !member.row.is_member() {
         let reason = format!("you had left group {} before the message was delivered", conversation.group_id);
         done.failed += 1;
@@ -106,14 +138,13 @@ fn apply(
         member.row.own += 1;
         txn.put(TIMELINE, row::own(id, &sender, seq), member.row.own.to_be_bytes().to_vec());
     }
-    let row = message_row(id, seq, now_ms);
-    done.moved.extend(deliver(txn, &sender, &row, 0)?);
+    done.moved.extend(put_row(txn, &sender, head, &message_row(id, seq, now_ms), 0));
     activate(txn, &sender, id, &mut member, message_id);
     if has_others(&conversation, &sender) {
-        let group = conversation.is_group();
-        let outbox = OutboxRow { sender, message_id, group, ..OutboxRow::default() };
+        let members = conversation.is_group().then_some(conversation.member_count);
+        let outbox = OutboxRow { sender, message_id, group: members.is_some(), ..OutboxRow::default() };
         txn.put_message(STATE, row::outbox(id, seq), &outbox);
-        done.unspread.push(Unspread { conversation_id: id, seq, message_id, group });
+        done.unspread.push(Unspread { conversation_id: id, seq, message_id, members });
     }
     Ok(())
 }
@@ -216,12 +247,16 @@ pub(super) fn spread(txn: &mut Txn<'_>, work: &[Unspread], now_ms: i64) -> Resul
     let mut done = Spread::default();
     for &Unspread { conversation_id: id, seq, .. } in work {
         let key = row::outbox(id, seq);
-        let Some(outbox) = txn.message::<OutboxRow>(STATE, key.bytes())? else { continue };
-        txn.remove(STATE, key);
+        let Some(outbox) = txn.get(STATE, key.bytes())? else { continue };
         let conversation: ConversationRow =
             txn.message(STATE, row::conversation(id).bytes())?.ok_or_else(|| {
                 StoreError::Damaged(format!("conversation {id} has an outbox row but does not exist"))
             })?;
+        if conversation.is_group() {
+            return Err(StoreError::NotDirect { conversation_id: id, seq });
+        }
+        let outbox: OutboxRow = decode(outbox)?;
+        txn.remove(STATE, key);
         let recipient = if outbox.sender == conversation.first {
             conversation.second.clone()
         } else {
@@ -340,15 +375,20 @@ pub(super) fn deliver(
     row: &InboxRow,
     unread: u64,
 ) -> Result<Option<Moved>, KvError> {
+    let head = head_of(txn, user)?;
+    Ok(put_row(txn, user, head, row, unread))
+}
+
+/// The same to an inbox that was read.
+fn put_row(txn: &mut Txn<'_>, user: &str, mut head: Head, row: &InboxRow, unread: u64) -> Option<Moved> {
     if user == SYSTEM_USER {
-        return Ok(None);
+        return None;
     }
-    let mut head = head_of(txn, user)?;
     head.latest_seq += 1;
     head.total_unread += unread;
     txn.put_message(INBOX, row::inbox(user, head.latest_seq), row);
     txn.put_message(STATE, row::head(user), &head);
-    Ok(Some(Moved { user: user.to_owned(), inbox_seq: head.latest_seq }))
+    Some(Moved { user: user.to_owned(), inbox_seq: head.latest_seq })
 }
 
 /// Writes a member's row, and moves the conversation up in his list if the message is newer than what he had.
