@@ -182,8 +182,9 @@ async fn unicast(who: Who, size: Size, pull: bool) -> anyhow::Result<Vec<Figure>
     let mut figures = Vec::from(report.cost(&format!("CPU of a {name}, us"), "load", done)?);
     let frames: u64 =
         ["requestFrames", "responseFrames", "notifyFrames"].map(|kind| count(&report.0, kind)).iter().sum();
+    let [_, of_a_frame] = report.cost(&format!("CPU of a frame of a {name}, us"), "load", frames)?;
     let frames = frames as f64 / done.max(1) as f64;
-    figures.push(Figure { name: format!("frames of a {name}"), value: frames, bound: false });
+    figures.extend([of_a_frame, Figure { name: format!("frames of a {name}"), value: frames, bound: false }]);
     figures.push(report.millis(&format!("{name} p99, ms"), if pull { "pull" } else { "notify" }, "p99")?);
     Ok(figures)
 }
