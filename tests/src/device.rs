@@ -212,7 +212,8 @@ impl Device {
         Ok(self.sync().await?.into_iter().filter_map(message_of).collect())
     }
 
-    /// Waits for notifies (heartbeats where none comes) until `count` more message rows are there, and returns them.
+    /// Waits for notifies until `count` more message rows are there, and returns them. It sends no heartbeat: a notify that
+    /// is lost fails it.
     ///
     /// # Errors
     /// When they do not come in time.
@@ -309,6 +310,25 @@ impl Device {
         }
     }
 
+    /// A conversation's timeline from its start: from the newest page back, since there is no way to ask for the oldest
+    /// (afterSeq 0 means "not given").
+    ///
+    /// # Errors
+    /// As [`Device::request`].
+    pub async fn whole_timeline(&mut self, conversation_id: u64) -> anyhow::Result<Vec<Message>> {
+        let mut pages = Vec::new();
+        let mut before_seq = 0;
+        loop {
+            let request = HistoryRequest { conversation_id, before_seq, ..Default::default() };
+            let (messages, has_more) = self.history(request).await?;
+            before_seq = messages.first().map_or(0, |message| message.conversation_seq);
+            pages.push(messages);
+            if !has_more {
+                return Ok(pages.into_iter().rev().flatten().collect());
+            }
+        }
+    }
+
     /// Every conversation, newest activity first, and the total of unread, of pages of `limit`.
     ///
     /// # Errors
@@ -358,9 +378,19 @@ impl Device {
 /// A send to a user.
 #[must_use]
 pub fn send_to(user: &str, client_msg_id: &str, text: &str) -> Method {
+    text_to(To::UserId(user.to_owned()), client_msg_id, text)
+}
+
+/// A send to a group.
+#[must_use]
+pub fn to_group(group: &str, client_msg_id: &str, text: &str) -> Method {
+    text_to(To::GroupId(group.to_owned()), client_msg_id, text)
+}
+
+fn text_to(to: To, client_msg_id: &str, text: &str) -> Method {
     Method::Send(SendRequest {
         client_msg_id: client_msg_id.to_owned(),
-        to: Some(Target { to: Some(To::UserId(user.to_owned())) }),
+        to: Some(Target { to: Some(to) }),
         r#type: "text".to_owned(),
         body: text.as_bytes().to_vec().into(),
     })

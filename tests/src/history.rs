@@ -17,6 +17,8 @@ use std::{
     fmt,
 };
 
+use berth_proto::client::Message;
+
 /// Something a client did or saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -84,6 +86,18 @@ pub struct Seen {
     pub from: String,
     /// Under which id.
     pub client_msg_id: String,
+}
+
+impl From<Message> for Seen {
+    fn from(message: Message) -> Self {
+        Self {
+            message_id: message.message_id,
+            conversation_id: message.conversation_id,
+            conversation_seq: message.conversation_seq,
+            from: message.from,
+            client_msg_id: message.client_msg_id,
+        }
+    }
 }
 
 /// What [`check`] found.

@@ -4,6 +4,7 @@
 //! The client here ([`raw`], [`device`]) is written from PROTOCOL.md and does not use `berth-client`: a fault that the SDK
 //! would paper over must show.
 
+pub mod crew;
 pub mod device;
 pub mod group_load;
 pub mod history;

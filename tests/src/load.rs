@@ -3,31 +3,22 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context, bail, ensure};
-use berth_proto::client::{HistoryRequest, Message};
-use tokio::{sync::watch, task::JoinSet};
+use anyhow::{bail, ensure};
+use berth_proto::client::response;
+use tokio::sync::watch;
 
 use crate::{
-    device::{Device, Refused, message_of},
+    crew::{Crew, Journal, Line, Pulls, RETRY, follow},
+    device::{Device, message_of, send_to},
     history::{Event, Reader, Seen},
     raw::Transport,
     server::Addresses,
     wait,
 };
-
-/// Before a client tries again: it keeps 36 clients from spinning on a dead port, nothing else.
-const RETRY: Duration = Duration::from_millis(50);
-/// A send that is not answered in this time is tried again under the same id.
-const ANSWER: Duration = Duration::from_secs(5);
-/// A reader that was told nothing for this long sends a heartbeat.
-const QUIET: Duration = Duration::from_millis(300);
 
 /// The load's shape.
 #[derive(Debug, Clone, Copy)]
@@ -40,32 +31,22 @@ pub struct Shape {
 
 /// A running load.
 pub struct Load {
-    shared: Arc<Shared>,
-    addresses: watch::Sender<Addresses>,
-    stop_senders: watch::Sender<bool>,
-    stop_readers: watch::Sender<bool>,
-    senders: JoinSet<anyhow::Result<()>>,
-    readers: JoinSet<anyhow::Result<()>>,
+    users: Arc<Users>,
+    crew: Crew<Event>,
 }
 
-struct Shared {
-    events: Mutex<Vec<Event>>,
-    acked: AtomicU64,
+struct Users {
     prefix: String,
     shape: Shape,
 }
 
-impl Shared {
-    fn write(&self, event: Event) {
-        self.events.lock().expect("no writer panics").push(event);
-    }
-
+impl Users {
     fn user(&self, index: usize) -> String {
         let kind = if index < self.shape.senders { "s" } else { "r" };
         format!("{}-{kind}{index}", self.prefix)
     }
 
-    fn users(&self) -> usize {
+    fn count(&self) -> usize {
         self.shape.senders + self.shape.receivers
     }
 
@@ -86,35 +67,35 @@ impl Load {
     /// Starts every client. `prefix` keeps the users of several loads apart.
     #[must_use]
     pub fn start(at: &Addresses, shape: Shape, prefix: &str) -> Self {
-        let shared = Arc::new(Shared {
-            events: Mutex::default(),
-            acked: AtomicU64::new(0),
-            prefix: prefix.to_owned(),
-            shape,
-        });
-        let (addresses, watched) = watch::channel(at.clone());
-        let (stop_senders, senders_stop) = watch::channel(false);
-        let (stop_readers, readers_stop) = watch::channel(false);
-        let mut senders = JoinSet::new();
-        let mut readers = JoinSet::new();
+        let users = Arc::new(Users { prefix: prefix.to_owned(), shape });
+        let mut crew = Crew::new(at);
         for index in 0..shape.senders {
-            let sender = Sender { index, shared: Arc::clone(&shared), at: watched.clone(), connection: None };
-            senders.spawn(sender.run(senders_stop.clone()));
+            let sender = Sender {
+                index,
+                users: Arc::clone(&users),
+                journal: Arc::clone(&crew.journal),
+                line: Line::new(users.user(index), index, crew.addresses()),
+            };
+            crew.sends(|stop| sender.run(stop));
         }
-        for index in 0..shared.users() {
-            let reader = Reader { user: shared.user(index), device: "reader".to_owned() };
-            let transport = Transport::ALL[index % 3];
-            let shared = Arc::clone(&shared);
-            let puller = Puller { reader, transport, shared, at: watched.clone(), epoch: 0, cursor: 0 };
-            readers.spawn(puller.run(readers_stop.clone()));
+        for index in 0..users.count() {
+            let puller = Puller {
+                reader: Reader { user: users.user(index), device: "reader".to_owned() },
+                transport: Transport::ALL[index % 3],
+                journal: Arc::clone(&crew.journal),
+                at: crew.addresses(),
+                epoch: 0,
+                cursor: 0,
+            };
+            crew.reads(|stop| puller.run(stop));
         }
-        Self { shared, addresses, stop_senders, stop_readers, senders, readers }
+        Self { users, crew }
     }
 
     /// Messages acknowledged so far.
     #[must_use]
     pub fn acked(&self) -> u64 {
-        self.shared.acked.load(Ordering::Relaxed)
+        self.crew.acked()
     }
 
     /// Waits until `more` messages are acknowledged than now.
@@ -122,16 +103,12 @@ impl Load {
     /// # Errors
     /// When they are not in time: senders are stuck.
     pub async fn more_acked(&self, more: u64) -> anyhow::Result<()> {
-        let goal = self.acked() + more;
-        wait::until_within("acknowledged messages", Duration::from_secs(60), || async {
-            Ok((self.acked() >= goal).then_some(()))
-        })
-        .await
+        self.crew.more_acked(more).await
     }
 
     /// The server listens elsewhere now.
     pub fn moved(&self, at: &Addresses) {
-        self.addresses.send_replace(at.clone());
+        self.crew.moved(at);
     }
 
     /// Lets every sender finish its message, waits until every reader has what was acknowledged (or `patience` is over: the
@@ -140,27 +117,21 @@ impl Load {
     /// # Errors
     /// When a client met something that no fault of ours explains, such as a gap inside a page or a refused send.
     pub async fn finish(mut self, patience: Duration) -> anyhow::Result<Vec<Event>> {
-        self.stop_senders.send_replace(true);
-        while let Some(sender) = self.senders.join_next().await {
-            sender?.context("a sender")?;
-        }
+        self.crew.stop_senders().await?;
         let complete = wait::until_within("every reader has everything", patience, || async {
             Ok(self.missing().is_empty().then_some(()))
         });
         let waited = complete.await;
-        self.stop_readers.send_replace(true);
-        while let Some(reader) = self.readers.join_next().await {
-            reader?.context("a reader")?;
-        }
+        self.crew.stop_readers().await?;
         if waited.is_ok() {
             self.read_timelines().await?;
         }
-        Ok(std::mem::take(&mut *self.shared.events.lock().expect("no writer panics")))
+        Ok(self.crew.take_events())
     }
 
     /// Acknowledged messages that some reader does not have in the newest epoch.
     fn missing(&self) -> BTreeSet<(String, String)> {
-        let events = self.shared.events.lock().expect("no writer panics");
+        let events = self.crew.journal.events();
         let rows = events.iter().filter_map(|event| match event {
             Event::Row { reader, epoch, message: Some(seen), .. } => Some((reader, *epoch, seen)),
             _ => None,
@@ -192,21 +163,21 @@ impl Load {
 
     /// Each user reads each of its conversations from the start.
     async fn read_timelines(&self) -> anyhow::Result<()> {
-        let at = self.addresses.borrow().clone();
-        for index in 0..self.shared.users() {
-            let user = self.shared.user(index);
+        let at = self.crew.addresses().borrow().clone();
+        for index in 0..self.users.count() {
+            let user = self.users.user(index);
             let reader = Reader { user: user.clone(), device: "timeline".to_owned() };
             let mut device = Device::connect(&at, Transport::WsProto, &user, "timeline").await?;
             // It pulls too: a reader is held to have everything.
             let epoch = device.pull(0, 1).await?.inbox_epoch;
             for item in device.sync().await? {
-                let (seq, message) = (item.seq, message_of(item).map(seen));
-                self.shared.write(Event::Row { reader: reader.clone(), epoch, seq, message });
+                let (seq, message) = (item.seq, message_of(item).map(Seen::from));
+                self.crew.journal.write(Event::Row { reader: reader.clone(), epoch, seq, message });
             }
             for conversation in device.conversations(0).await?.0 {
-                for message in whole_timeline(&mut device, conversation.conversation_id).await? {
-                    let message = seen(message);
-                    self.shared.write(Event::Timeline { reader: reader.clone(), epoch, message });
+                for message in device.whole_timeline(conversation.conversation_id).await? {
+                    let message = Seen::from(message);
+                    self.crew.journal.write(Event::Timeline { reader: reader.clone(), epoch, message });
                 }
             }
         }
@@ -214,77 +185,37 @@ impl Load {
     }
 }
 
-/// From the newest page back to the start: `history` has no way to ask for the oldest, since afterSeq 0 means "not given".
-async fn whole_timeline(device: &mut Device, conversation_id: u64) -> anyhow::Result<Vec<Message>> {
-    let mut pages = Vec::new();
-    let mut before_seq = 0;
-    loop {
-        let request = HistoryRequest { conversation_id, before_seq, ..Default::default() };
-        let (messages, has_more) = device.history(request).await?;
-        before_seq = messages.first().map_or(0, |message| message.conversation_seq);
-        pages.push(messages);
-        if !has_more {
-            return Ok(pages.into_iter().rev().flatten().collect());
-        }
-    }
-}
-
-/// One user sending, one message in flight: his order must survive every retry.
+/// One user sending, one message in flight.
 struct Sender {
     index: usize,
-    shared: Arc<Shared>,
-    at: watch::Receiver<Addresses>,
-    connection: Option<Device>,
+    users: Arc<Users>,
+    journal: Arc<Journal<Event>>,
+    line: Line,
 }
 
 impl Sender {
     async fn run(mut self, stop: watch::Receiver<bool>) -> anyhow::Result<()> {
-        let sender = self.shared.user(self.index);
+        let sender = self.users.user(self.index);
         for nth in 0.. {
             if *stop.borrow() {
                 break;
             }
-            let to = self.shared.target(self.index, nth);
+            let to = self.users.target(self.index, nth);
             let client_msg_id = format!("{sender}-{nth}");
-            self.shared.write(Event::Invoked {
+            self.journal.write(Event::Invoked {
                 sender: sender.clone(),
                 client_msg_id: client_msg_id.clone(),
                 to: to.clone(),
                 nth,
             });
-            let send = self.until_acked(&sender, &to, &client_msg_id);
-            let message_id = tokio::time::timeout(Duration::from_secs(90), send)
-                .await
-                .with_context(|| format!("{client_msg_id} is never acknowledged"))??;
-            self.shared.write(Event::Acked { sender: sender.clone(), client_msg_id, message_id });
-            self.shared.acked.fetch_add(1, Ordering::Relaxed);
+            let send = send_to(&to, &client_msg_id, &client_msg_id);
+            let message_id = match self.line.until_answered(send).await? {
+                Ok(response::Result::Send(sent)) => sent.message_id,
+                other => bail!("{client_msg_id}: {other:?}"),
+            };
+            self.journal.acked(Event::Acked { sender: sender.clone(), client_msg_id, message_id });
         }
         Ok(())
-    }
-
-    async fn until_acked(&mut self, sender: &str, to: &str, client_msg_id: &str) -> anyhow::Result<u64> {
-        loop {
-            match tokio::time::timeout(ANSWER, self.attempt(sender, to, client_msg_id)).await {
-                Ok(Ok(message_id)) => return Ok(message_id),
-                Ok(Err(error)) => match error.downcast::<Refused>() {
-                    Ok(Refused(error)) if error.retryable => {}
-                    Ok(refused) => bail!("{client_msg_id} is refused: {refused}"),
-                    Err(_) => self.connection = None,
-                },
-                Err(_) => self.connection = None,
-            }
-            tokio::time::sleep(RETRY).await;
-        }
-    }
-
-    async fn attempt(&mut self, sender: &str, to: &str, client_msg_id: &str) -> anyhow::Result<u64> {
-        if self.connection.is_none() {
-            let at = self.at.borrow().clone();
-            let transport = Transport::ALL[(self.index + 1) % 3];
-            self.connection = Some(Device::connect(&at, transport, sender, "sender").await?);
-        }
-        let device = self.connection.as_mut().context("just connected")?;
-        Ok(device.send(to, client_msg_id, client_msg_id).await?.message_id)
     }
 }
 
@@ -292,7 +223,7 @@ impl Sender {
 struct Puller {
     reader: Reader,
     transport: Transport,
-    shared: Arc<Shared>,
+    journal: Arc<Journal<Event>>,
     at: watch::Receiver<Addresses>,
     epoch: u64,
     cursor: u64,
@@ -312,23 +243,14 @@ impl Puller {
 
     async fn session(&mut self, stop: &watch::Receiver<bool>) -> anyhow::Result<()> {
         let at = self.at.borrow().clone();
-        let Reader { user, device } = self.reader.clone();
-        let mut device = Device::connect(&at, self.transport, &user, &device).await?;
-        self.pull(&mut device).await?;
-        while !*stop.borrow() {
-            let told = device.known_seq;
-            device.idle(QUIET).await?;
-            if device.known_seq == told && device.known_seq <= self.cursor {
-                device.heartbeat().await?;
-            }
-            if device.known_seq > self.cursor {
-                self.pull(&mut device).await?;
-            }
-        }
-        Ok(())
+        let Reader { user, device } = &self.reader;
+        let device = Device::connect(&at, self.transport, user, device).await?;
+        follow(device, self, stop).await
     }
+}
 
-    async fn pull(&mut self, device: &mut Device) -> anyhow::Result<()> {
+impl Pulls for Puller {
+    async fn pull(&mut self, device: &mut Device) -> anyhow::Result<u64> {
         loop {
             let page = device.pull(self.cursor, 0).await?;
             if page.inbox_epoch != self.epoch {
@@ -351,15 +273,11 @@ impl Puller {
                     let intact = message.body == message.client_msg_id.as_bytes();
                     ensure!(intact, ServerFault(format!("another body in {message:?}")));
                 }
-                self.shared.write(Event::Row {
-                    reader: self.reader.clone(),
-                    epoch,
-                    seq,
-                    message: message.map(seen),
-                });
+                let (reader, message) = (self.reader.clone(), message.map(Seen::from));
+                self.journal.write(Event::Row { reader, epoch, seq, message });
             }
             if !page.has_more {
-                return Ok(());
+                return Ok(self.cursor);
             }
         }
     }
@@ -369,13 +287,3 @@ impl Puller {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct ServerFault(String);
-
-fn seen(message: Message) -> Seen {
-    Seen {
-        message_id: message.message_id,
-        conversation_id: message.conversation_id,
-        conversation_seq: message.conversation_seq,
-        from: message.from,
-        client_msg_id: message.client_msg_id,
-    }
-}

@@ -1,4 +1,4 @@
-//! `berth chat alice bob`: a terminal chat, through the scheduler like every client.
+//! `berth chat alice bob` and `berth chat alice --group team`: a terminal chat, through the scheduler like every client.
 
 use std::{io::BufRead, path::PathBuf, sync::Arc, time::Duration};
 
@@ -62,7 +62,11 @@ pub struct ChatArgs {
     /// Who you are.
     user: String,
     /// Whom you write to. Messages of others are shown too.
-    peer: String,
+    #[arg(required_unless_present = "group", conflicts_with = "group")]
+    peer: Option<String>,
+    /// Write to this group instead. You must be a member: the back end's API makes groups.
+    #[arg(long)]
+    group: Option<String>,
     #[command(flatten)]
     access: Access,
     /// Your token, if it is neither to be signed here nor given by `berth dev`.
@@ -94,7 +98,7 @@ fn transport(name: &str) -> Result<Transport, String> {
 
 /// Sends the lines of stdin and prints what comes, until the input ends, a signal, or the server stops us.
 ///
-/// Messages go to stdout, one line each as `from: text`; everything else to stderr.
+/// Messages go to stdout, one line each as `from: text`, those of a group as `group/from: text`; everything else to stderr.
 pub fn run(args: ChatArgs) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("starting the runtime").map_err(Failure::Start)?;
@@ -105,9 +109,14 @@ pub fn run(args: ChatArgs) -> Result<(), Failure> {
 }
 
 async fn chat(args: &ChatArgs) -> Result<(), Failure> {
-    for id in [&args.user, &args.peer] {
-        id::check(id).map_err(|problem| Failure::Configuration(anyhow!("the user id {id:?} {problem}")))?;
+    let ids = [("user", Some(&args.user)), ("user", args.peer.as_ref()), ("group", args.group.as_ref())];
+    for (what, id) in ids.into_iter().filter_map(|(what, id)| Some((what, id?))) {
+        id::check(id).map_err(|problem| Failure::Configuration(anyhow!("the {what} id {id:?} {problem}")))?;
     }
+    let to = match (&args.group, &args.peer) {
+        (Some(group), _) => To::group(group),
+        (None, peer) => To::user(peer.as_ref().expect("clap asks for one of them")),
+    };
     let token: Arc<dyn TokenProvider> = match &args.token {
         Some(token) => Arc::new(StaticToken::new(token.clone())),
         None => args.access.tokens(&args.user),
@@ -127,7 +136,7 @@ async fn chat(args: &ChatArgs) -> Result<(), Failure> {
     // Our own lines are on the terminal already; this tells them from those of our other devices.
     let mark = format!("chat-{:016x}-", rand::random::<u64>());
     let enough = CancellationToken::new();
-    let input = send_lines(&client, &args.peer, &mark, stdin_lines(), &enough);
+    let input = send_lines(&client, &to, &mark, stdin_lines(), &enough);
     let output = show_events(&mut events, &mark, args.count);
     let ended = tokio::select! {
         ended = talk(input, output, &enough, args.follow || args.count.is_some()) => ended,
@@ -162,7 +171,7 @@ async fn talk(
 /// Sends each line; the next one when the server has accepted it. Reads no further after `enough`.
 async fn send_lines(
     client: &Client,
-    peer: &str,
+    to: &To,
     mark: &str,
     mut lines: mpsc::Receiver<String>,
     enough: &CancellationToken,
@@ -176,7 +185,7 @@ async fn send_lines(
         number += 1;
         let request = SendRequest {
             client_msg_id: format!("{mark}{number}"),
-            to: Some(To::user(peer).into()),
+            to: Some(to.clone().into()),
             r#type: "text".to_owned(),
             body: line.into(),
         };
@@ -242,7 +251,9 @@ async fn show_events(events: &mut Events, mark: &str, count: Option<u64>) -> any
 
 /// A message as one line. Control characters do not reach the terminal.
 fn line_of(message: &Message) -> String {
-    let Message { from, r#type, body, .. } = message;
+    let Message { from, r#type, body, group_id, .. } = message;
+    // No id has a slash.
+    let from = if group_id.is_empty() { from.clone() } else { format!("{group_id}/{from}") };
     if r#type != "text" && !r#type.is_empty() {
         return format!("{from}: [{type}, {} bytes]", body.len());
     }
@@ -281,7 +292,7 @@ mod tests {
         let (sender, lines) = mpsc::channel(1);
         sender.send("hi".to_owned()).await.expect("has room");
         drop(sender);
-        let sent = send_lines(&client, "bob", "m-", lines, &CancellationToken::new()).await;
+        let sent = send_lines(&client, &To::user("bob"), "m-", lines, &CancellationToken::new()).await;
         assert_eq!(sent.expect_err("was not sent").to_string(), "1 of 1 messages were not sent");
     }
 
@@ -294,6 +305,8 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(line_of(&message("text", b"hi")), "bob: hi");
+        let in_a_group = Message { group_id: "team".into(), ..message("text", b"hi") };
+        assert_eq!(line_of(&in_a_group), "team/bob: hi");
         assert_eq!(line_of(&message("", b"\x1b[2Jhi\n")), "bob: \u{fffd}[2Jhi\u{fffd}");
         assert_eq!(line_of(&message("image", b"123")), "bob: [image, 3 bytes]");
     }

@@ -112,7 +112,10 @@ impl City {
         match send.to.as_ref().and_then(|target| target.to.as_ref()) {
             Some(To::UserId(id)) => {
                 let user = self.user(id);
-                self.append(user, from, send, taken, &mut tell);
+                // As the protocol asks: also to the sender's own devices.
+                for user in [from, user] {
+                    self.append(user, from, send, taken, &mut tell);
+                }
             }
             Some(To::GroupId(group)) => {
                 let Some(members) = self.groups.remove(group) else { return };
@@ -197,9 +200,11 @@ mod tests {
         let (alice, bob) = (city.user("alice"), city.user("bob"));
         city.connect(bob, 7);
         assert_eq!(send(&mut city, &to(To::UserId("bob".into()))), [(7, 1)]);
+        city.connect(alice, 3);
         city.put_group("g", &["alice".into(), "bob".into()]);
-        assert_eq!(send(&mut city, &to(To::GroupId("g".into()))), [(7, 2)]);
-        assert_eq!((city.seq(alice), city.seq(bob)), (1, 2));
+        assert_eq!(send(&mut city, &to(To::GroupId("g".into()))), [(3, 2), (7, 2)]);
+        assert_eq!((city.seq(alice), city.seq(bob)), (2, 2), "alice has what she sent, too");
+        city.disconnect(alice, 3);
         city.disconnect(bob, 6);
         city.disconnect(bob, 7);
         assert!(send(&mut city, &to(To::UserId("bob".into()))).is_empty());

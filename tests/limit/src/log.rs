@@ -12,10 +12,6 @@ use std::{
 
 use mio::Waker;
 
-/// The file is made longer by this at a time. A sync after each growth of a file would wait for the file system's journal
-/// too (5 ms instead of 0.1 ms on ext4), which no serious log does.
-const AHEAD: u64 = 64 << 20;
-
 /// Batches on their way to the disk or back: one is written while the next one fills.
 const BATCHES: usize = 2;
 
@@ -42,13 +38,12 @@ pub struct Log<T> {
 }
 
 impl<T: Send + 'static> Log<T> {
-    /// Begins this file anew; `waker` is called when a batch is synced. What is not written yet is zeros.
+    /// Begins this file anew; `waker` is called when a batch is synced.
     ///
     /// # Errors
     /// When the file cannot be opened.
     pub fn open(path: &Path, waker: Arc<Waker>) -> io::Result<Self> {
         let file = OpenOptions::new().create(true).write(true).truncate(true).open(path)?;
-        file.set_len(AHEAD)?;
         file.sync_all()?;
         let (to_disk, batches) = sync_channel(BATCHES);
         let (done, synced) = sync_channel(BATCHES);
@@ -82,19 +77,9 @@ impl<T: Send + 'static> Log<T> {
 }
 
 fn write_all<T>(mut file: File, batches: &Receiver<Batch<T>>, done: &SyncSender<Batch<T>>, waker: &Waker) {
-    let (mut written, mut length) = (0, AHEAD);
     for batch in batches {
-        written += batch.bytes.len() as u64;
-        let mut append = || {
-            if written > length {
-                length = written + AHEAD;
-                file.set_len(length)?;
-            }
-            file.write_all(&batch.bytes)?;
-            file.sync_data()
-        };
         // A limit that cannot sync measures nothing: it ends here, and every send stays unanswered.
-        if let Err(error) = append() {
+        if let Err(error) = file.write_all(&batch.bytes).and_then(|()| file.sync_data()) {
             eprintln!("berth-limit: the log: {error}");
             return;
         }

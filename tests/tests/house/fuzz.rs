@@ -1,4 +1,5 @@
-//! The fuzz targets: their workspace is readable, and each calls a body that its crate has. They are built by cargo-fuzz only.
+//! The fuzz targets: their workspace is readable, and each calls a body that its crate has. cargo-fuzz builds them, and
+//! `tests/run --long` checks them.
 
 use std::{fs, process::Command};
 

@@ -1,15 +1,11 @@
 //! What goes wrong is told: a stall in the latencies, a dead server in the counts and the exit code.
 
-use std::{
-    io::Read,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use berth_tests::{TestResult, http, wait};
-use serde_json::Value;
 
-use crate::support::{Limit, Target, bench, command, count, millis, read, signal};
+use crate::support::{Limit, Running, Target, bench, count, millis};
 
 /// Waits until so many users are connected; with `beating`, until as many heartbeats came too: then the load knows it.
 async fn connected(limit: &Limit, least: u64, beating: bool) -> TestResult {
@@ -25,8 +21,7 @@ async fn connected(limit: &Limit, least: u64, beating: bool) -> TestResult {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_stalls_shows_in_the_tail() -> TestResult {
     let limit = Limit::start(&[])?;
-    let child =
-        command(&limit.target, "push --connections 100 --senders 4 --rate 500 --duration 4")?.spawn()?;
+    let load = Running::start(&limit.target, "push --connections 100 --senders 4 --rate 500 --duration 4")?;
     connected(&limit, 104, false).await?;
     // The load has begun, or will while it is stopped: either way a fixed share of its 4 s is stalled.
     tokio::time::sleep(Duration::from_millis(1_000)).await;
@@ -35,8 +30,7 @@ async fn a_server_that_stalls_shows_in_the_tail() -> TestResult {
     tokio::time::sleep(Duration::from_millis(1_000)).await;
     limit.signal("CONT")?;
     let stalled = stopped.elapsed().as_secs_f64() * 1_000.0;
-    let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await??;
-    let (code, report) = read(&output)?;
+    let (code, report) = load.ended().await?;
     ensure!(code == Some(0) && count(&report, "notified") == 2_000, "{report}");
     let (p99, max) = (millis(&report, "notify", "p99"), millis(&report, "notify", "max"));
     ensure!(max >= stalled * 0.9, "stalled {stalled} ms, max {max} ms: {report}");
@@ -46,14 +40,26 @@ async fn a_server_that_stalls_shows_in_the_tail() -> TestResult {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_answers_nothing_any_more_ends_the_run_and_owes_the_rest() -> TestResult {
+    let limit = Limit::start(&[])?;
+    let load = "push --connections 50 --senders 2 --rate 100 --duration 3 --heartbeat 0.2";
+    let load = Running::start(&limit.target, load)?;
+    connected(&limit, 52, true).await?;
+    limit.signal("STOP")?;
+    let (code, report) = load.ended().await?;
+    ensure!(code == Some(3) && report["intended"] == 300, "as many as the rate asks for: {code:?} {report}");
+    ensure!(count(&report, "sent") < 300 && count(&report, "unanswered") <= 32, "{report}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_dies_in_the_middle_is_exit_code_3_and_counted() -> TestResult {
     for load in ["push --connections 50 --rate 100 --duration 30", "connect --connections 50 --hold 30"] {
         let limit = Limit::start(&[])?;
-        let child = command(&limit.target, &format!("{load} --processes 2"))?.spawn()?;
+        let load = Running::start(&limit.target, &format!("{load} --processes 2"))?;
         connected(&limit, 50, false).await?;
         drop(limit);
-        let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await??;
-        let (code, report) = read(&output)?;
+        let (code, report) = load.ended().await?;
         ensure!(code == Some(3) && report["ok"] == false, "{code:?} {report}");
         let lost = report["errors"].as_object().context("errors")?;
         let ended = |kind: &str| {
@@ -69,14 +75,13 @@ async fn a_server_that_dies_in_the_middle_is_exit_code_3_and_counted() -> TestRe
 async fn the_lost_come_back_where_that_is_asked_for() -> TestResult {
     let limit = Limit::start(&[])?;
     let port = limit.target.scheduler.trim_start_matches("http://").to_owned();
-    let child =
-        command(&limit.target, "connect --connections 50 --hold 4 --heartbeat 0.2 --reconnect")?.spawn()?;
+    let load = "connect --connections 50 --hold 4 --heartbeat 0.2 --reconnect";
+    let load = Running::start(&limit.target, load)?;
     connected(&limit, 50, true).await?;
     drop(limit);
     let again = Limit::start(&["--listen", &port])?;
-    let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await??;
+    let (code, report) = load.ended().await?;
     drop(again);
-    let (code, report) = read(&output)?;
     let (lost, back) = (count(&report, "lost"), count(&report, "reconnected"));
     ensure!(
         lost > 0 && back == lost && count(&report, "heldAtEnd") + count(&report, "failed") == 50,
@@ -106,17 +111,12 @@ async fn an_interrupt_prints_what_there_is() -> TestResult {
     for more in ["", " --processes 2"] {
         let limit = Limit::start(&[])?;
         let load = format!("connect --connections 40 --hold 600 --heartbeat 0.2{more}");
-        let mut child = command(&limit.target, &load)?.spawn()?;
+        let load = Running::start(&limit.target, &load)?;
         connected(&limit, 40, true).await?;
         // The load stage begins once all are welcomed; how far it is when the signal comes does not matter.
-        signal(child.id(), "INT")?;
-        let mut text = String::new();
-        let mut stdout = child.stdout.take().context("piped")?;
-        let read = tokio::task::spawn_blocking(move || stdout.read_to_string(&mut text).map(|_| text));
-        let text = wait::within("the report", read).await???;
-        let report: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
+        load.signal("INT")?;
+        let (_, report) = load.ended_within(wait::DEADLINE).await?;
         ensure!(report["interrupted"] == true && count(&report, "connections") == 40, "{report}");
-        child.wait()?;
     }
     Ok(())
 }

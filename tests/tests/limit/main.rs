@@ -2,5 +2,6 @@
 
 mod bench;
 mod faults;
+mod figures;
 mod ratios;
 mod support;

@@ -4,9 +4,10 @@ use std::{
     io::{BufRead, BufReader},
     path::Path,
     process::{Child, Command, Output, Stdio},
+    time::Duration,
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use berth_tests::{
     server::{Addresses, berth, binary},
     tokens,
@@ -79,7 +80,7 @@ pub fn signal(pid: u32, name: &str) -> anyhow::Result<()> {
 }
 
 /// The command of a load on a target, in words.
-pub fn command(target: &Target, load: &str) -> anyhow::Result<Command> {
+fn command(target: &Target, load: &str) -> anyhow::Result<Command> {
     let mut command = berth()?;
     command.arg("bench").args(load.split_whitespace());
     command.args(["--json", "--scheduler", &target.scheduler, "--watch", &target.pid.to_string()]);
@@ -91,8 +92,57 @@ pub fn command(target: &Target, load: &str) -> anyhow::Result<Command> {
     Ok(command)
 }
 
+/// Longer than any load of the tests takes on a busy machine; one that is still there then hangs, and is killed.
+pub const PATIENCE: Duration = Duration::from_secs(180);
+
+/// A load that runs; it ends with this.
+pub struct Running(Option<Child>);
+
+impl Running {
+    /// Puts the load on.
+    pub fn start(target: &Target, load: &str) -> anyhow::Result<Self> {
+        Ok(Self(Some(command(target, load)?.spawn()?)))
+    }
+
+    /// Sends it a signal by its name without SIG.
+    pub fn signal(&self, name: &str) -> anyhow::Result<()> {
+        signal(self.0.as_ref().context("it runs")?.id(), name)
+    }
+
+    /// Waits for its end; gives the exit code and the report.
+    pub async fn ended(self) -> anyhow::Result<(Option<i32>, Value)> {
+        self.ended_within(PATIENCE).await
+    }
+
+    /// [`Running::ended`] with a deadline of its own.
+    pub async fn ended_within(mut self, patience: Duration) -> anyhow::Result<(Option<i32>, Value)> {
+        let child = self.0.take().context("it runs")?;
+        let pid = child.id();
+        // On a thread, since both pipes are to be read; a child that is killed ends it.
+        let mut output = tokio::task::spawn_blocking(move || child.wait_with_output());
+        match tokio::time::timeout(patience, &mut output).await {
+            Ok(output) => read(&output??),
+            Err(_) => {
+                signal(pid, "KILL")?;
+                let output = output.await??;
+                bail!("berth bench still ran after {patience:?}: {}", String::from_utf8_lossy(&output.stderr))
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            // It may be gone already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
 /// The exit code and the report.
-pub fn read(output: &Output) -> anyhow::Result<(Option<i32>, Value)> {
+fn read(output: &Output) -> anyhow::Result<(Option<i32>, Value)> {
     let said = String::from_utf8_lossy(&output.stdout);
     let complained = String::from_utf8_lossy(&output.stderr);
     let report = serde_json::from_str(&said).with_context(|| format!("{said} {complained}"))?;
@@ -101,9 +151,7 @@ pub fn read(output: &Output) -> anyhow::Result<(Option<i32>, Value)> {
 
 /// Puts the load on, to its end.
 pub async fn bench(target: &Target, load: &str) -> anyhow::Result<(Option<i32>, Value)> {
-    let mut command = command(target, load)?;
-    let output = tokio::task::spawn_blocking(move || command.output()).await??;
-    read(&output)
+    Running::start(target, load)?.ended().await
 }
 
 /// A load that must be good.

@@ -6,10 +6,13 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
+use berth_proto::client::request::Method;
 use berth_tests::{
     TestResult,
-    device::Device,
-    fresh, http,
+    device::{Device, send_to, to_group},
+    fresh,
+    group_load::call,
+    http,
     raw::Transport,
     server::{Composition, Server, berth},
     tokens::{JWT_SECRET, SERVICE_KEY},
@@ -68,14 +71,19 @@ async fn a_demo_without_a_server_fails_its_checks() -> TestResult {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn chat_sends_what_is_piped_in_and_prints_what_comes() -> TestResult {
-    let server = Server::shared().await?;
-    let (alice, bob) = (fresh("alice"), fresh("bob"));
-    let mut bobs = Device::connect(&server.at, Transport::WsJson, &bob, "d").await?;
+/// Pipes a line into `berth chat`, which bob must get; then bob answers, which it must print like this.
+async fn check_chat(
+    server: &Server,
+    to: &[&str],
+    bobs: &mut Device,
+    answer: Method,
+    printed: &str,
+) -> TestResult {
     let mut chat = berth()?
-        .args(["chat", &alice, &bob, "--scheduler", &server.at.scheduler])
-        .envs(secret(&server))
+        .arg("chat")
+        .args(to)
+        .args(["--scheduler", &server.at.scheduler])
+        .envs(secret(server))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -83,17 +91,40 @@ async fn chat_sends_what_is_piped_in_and_prints_what_comes() -> TestResult {
     let mut stdin = chat.stdin.take().context("piped")?;
     stdin.write_all(b"hello from a pipe\n")?;
     let got = bobs.receive(1).await?;
-    ensure!(got[0].from == alice && got[0].body == "hello from a pipe".as_bytes(), "{got:?}");
-    bobs.send(&alice, "c-1", "hello from bob").await?;
+    ensure!(got[0].from == to[0] && got[0].body == "hello from a pipe".as_bytes(), "{got:?}");
+    bobs.request(answer).await?;
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(chat.stdout.take().context("piped")?));
-    let printed = tokio::task::spawn_blocking(move || {
-        lines.by_ref().map_while(Result::ok).any(|line| line.contains("hello from bob"))
-    });
-    ensure!(berth_tests::wait::within("chat prints bob's line", printed).await??);
+    let printed = printed.to_owned();
+    let prints =
+        tokio::task::spawn_blocking(move || lines.by_ref().map_while(Result::ok).any(|line| line == printed));
+    ensure!(berth_tests::wait::within("chat prints bob's line", prints).await??);
     drop(stdin); // the end of its input ends it
     let ended = tokio::task::spawn_blocking(move || chat.wait());
     let status = berth_tests::wait::within("chat ends with its input", ended).await???;
     ensure!(status.success(), "{status}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chat_sends_what_is_piped_in_and_prints_what_comes() -> TestResult {
+    let server = Server::shared().await?;
+    let (alice, bob) = (fresh("alice"), fresh("bob"));
+    let mut bobs = Device::connect(&server.at, Transport::WsJson, &bob, "d").await?;
+    let answer = send_to(&alice, "c-1", "hello from bob");
+    check_chat(&server, &[&alice, &bob], &mut bobs, answer, &format!("{bob}: hello from bob")).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chat_speaks_to_a_group_and_prints_its_members() -> TestResult {
+    let server = Server::shared().await?;
+    let (alice, bob, team) = (fresh("alice"), fresh("bob"), fresh("team"));
+    call(&server.at, "PUT", &team, &[alice.clone(), bob.clone()]).await?;
+    let mut bobs = Device::connect(&server.at, Transport::WsJson, &bob, "d").await?;
+    let answer = to_group(&team, "c-1", "hello, all");
+    let printed = format!("{team}/{bob}: hello, all");
+    check_chat(&server, &[&alice, "--group", &team], &mut bobs, answer, &printed).await?;
+    let (code, _, complained) = run_at(&server, &["chat", &alice, &bob, "--group", &team]).await?;
+    ensure!(code == Some(1) && complained.contains("--group"), "one of them: {code:?} {complained}");
     Ok(())
 }
 

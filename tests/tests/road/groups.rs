@@ -6,9 +6,9 @@ use anyhow::{Context, ensure};
 use berth_proto::client::{event::Event, request::Method, response};
 use berth_tests::{
     TestResult,
-    device::Device,
+    device::{Device, to_group},
     figure, fresh,
-    group_load::{GroupLoad, Shape, call, to_group},
+    group_load::{GroupLoad, Shape, call},
     history::{Report, groups::check},
     http,
     raw::Transport,

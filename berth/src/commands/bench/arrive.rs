@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{
-    fleet::{Fleet, Step, Work},
+    fleet::{Fleet, Frames, Step, Work},
     histogram::Histogram,
     http::{Answer, Ask, AskKind, kind_of},
     pace::{Nanos, Pace, SECOND},
@@ -42,7 +42,7 @@ const TOKEN_TTL: Duration = Duration::from_secs(24 * 3_600);
 
 /// A client on its way in.
 pub(super) struct Arrival {
-    /// When its turn was: the whole way counts from here.
+    /// When its first turn was: the whole way counts from here, waits that the server asked for included.
     intended: Nanos,
     /// When the step began that it is in.
     since: Nanos,
@@ -53,9 +53,17 @@ pub(super) struct Arrival {
     asked: u32,
 }
 
+impl Arrival {
+    fn of(intended: Nanos) -> Self {
+        let (token, ticket, url) = <(String, String, String)>::default();
+        Self { intended, since: intended, token, ticket, url, asked: 0 }
+    }
+}
+
 /// What is measured of connections.
 #[derive(Debug, Default)]
 pub(super) struct Latencies {
+    late: Histogram,
     schedule: Histogram,
     transport: Histogram,
     welcome: Histogram,
@@ -82,6 +90,7 @@ impl Latencies {
         tally.set("heldAtEnd", live);
         tally.set("heartbeats", self.heartbeat.count());
         tally.spans.insert("connected".into(), self.last_at.saturating_sub(self.first_at));
+        tally.latency("late", self.late);
         tally.latency("schedule", self.schedule);
         tally.latency("transport", self.transport);
         tally.latency("welcome", self.welcome);
@@ -102,9 +111,10 @@ impl Fleet {
         self.queue = (0..u32::try_from(self.peers.len()).unwrap_or(u32::MAX)).filter(wants).collect();
     }
 
-    /// Counts heartbeats from now on: those sent while others still connect are not the load's.
-    pub fn forget_heartbeats(&mut self) {
+    /// The load begins: heartbeats and frames until now are not its own, since others still connected.
+    pub fn forget(&mut self) {
         self.latencies.heartbeat = Histogram::default();
+        self.frames = Frames::default();
     }
 
     /// How many still have to get in, or to fail.
@@ -112,13 +122,14 @@ impl Fleet {
         self.queue.len() + self.arriving + self.later.len()
     }
 
-    /// Begins whose turn it is, gives up who takes too long; says when the next thing is due.
+    /// Begins whose turn has come, gives up who takes too long; says when the next thing is due.
     pub(super) fn arrivals_due(&mut self, work: &mut dyn Work, now: Nanos) -> Option<Nanos> {
         while let Some(Reverse((at, who))) = self.later.peek().copied()
             && at <= now
         {
             self.later.pop();
-            self.queue.push_front(who);
+            // It comes at a time of its own, whatever the pace of the others is.
+            self.take_turn(who as usize, at, now);
         }
         while let Some(who) = self.queue.front().copied() {
             let intended = match &mut self.pace {
@@ -130,6 +141,9 @@ impl Fleet {
                 None => break,
             };
             self.queue.pop_front();
+            if self.pace.is_some() {
+                self.latencies.late.record(now.saturating_sub(intended));
+            }
             self.take_turn(who as usize, intended, now);
         }
         while let Some((at, who, attempt)) = self.deadlines.front().copied()
@@ -137,7 +151,9 @@ impl Fleet {
         {
             self.deadlines.pop_front();
             let peer = &self.peers[who as usize];
-            if peer.attempt == attempt && peer.arrival.is_some() && peer.step != Step::Ticketed {
+            // Who waits for a turn is not on its way.
+            let waits = matches!(peer.step, Step::Waiting | Step::Ticketed);
+            if peer.attempt == attempt && peer.arrival.is_some() && !waits {
                 let kind = format!("timeout:{:?}", peer.step).to_lowercase();
                 self.closed(who as usize, &kind, work, now);
             }
@@ -160,11 +176,13 @@ impl Fleet {
             return self.open(who, now);
         }
         peer.step = Step::Asking;
-        let kept = peer.arrival.take().map(|arrival| (arrival.token, arrival.asked));
-        let (token, asked) = kept.unwrap_or_default();
-        let (ticket, url) = <(String, String)>::default();
-        peer.arrival = Some(Box::new(Arrival { intended, since: now, token, ticket, url, asked }));
-        if let Some(secret) = &self.plan.jwt_secret {
+        let arrival = peer.arrival.get_or_insert_with(|| Box::new(Arrival::of(intended)));
+        arrival.since = now;
+        if !arrival.token.is_empty() {
+            // Asked before, and told to wait.
+            let token = std::mem::take(&mut arrival.token);
+            self.ask_schedule(who, token, intended);
+        } else if let Some(secret) = &self.plan.jwt_secret {
             let token = compose::sign_token(secret, &self.plan.users[who], TOKEN_TTL);
             self.ask_schedule(who, token, intended);
         } else {
@@ -408,7 +426,67 @@ fn upgrade(host: &str) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::{asking::Hold, fleet::Plan, http::Pool},
+        *,
+    };
+
+    /// Clients of a scheduler that takes connections and never answers.
+    fn fleet(users: usize, connects_per_second: f64) -> (Fleet, std::net::TcpListener) {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+        let plan = Plan {
+            transport: Transport::Tcp,
+            users: (0..users).map(|nth| format!("u{nth}")).collect(),
+            first: 0,
+            jwt_secret: Some("a secret of at least thirty-two bytes".to_owned()),
+            heartbeat: None,
+            reconnect: true,
+            connects_per_second: Some(connects_per_second),
+        };
+        let pool = Pool::new(silent.local_addr().expect("bound"), "h", 4);
+        (Fleet::new(plan, pool).expect("epoll"), silent)
+    }
+
+    fn intended(fleet: &Fleet, who: usize) -> Option<Nanos> {
+        fleet.peers[who].arrival.as_ref().map(|arrival| arrival.intended)
+    }
+
+    fn refusal(who: usize, retry_after_ms: u32) -> Answer {
+        let body = json!({ "reason": "OVERLOADED", "retryAfterMs": retry_after_ms }).to_string().into_bytes();
+        Answer { who, kind: AskKind::Schedule, intended: 0, result: Ok((503, body)) }
+    }
+
+    #[test]
+    fn a_client_told_to_wait_keeps_its_first_turn_and_is_counted_out_once() {
+        let (mut fleet, _silent) = fleet(1, 1_000.0);
+        let mut work = Hold::default();
+        fleet.begin(true);
+        let turn = fleet.clock.now();
+        fleet.arrivals_due(&mut work, turn);
+        let first = intended(&fleet, 0).expect("it asks");
+        assert!(first <= turn && fleet.outside() == 1);
+        fleet.asked(refusal(0, 60_000), turn);
+        fleet.arrivals_due(&mut work, turn + PATIENCE + 1);
+        assert_eq!((fleet.outside(), fleet.arriving), (1, 0), "it waits as it was told, and is not given up");
+        fleet.arrivals_due(&mut work, turn + 61 * SECOND);
+        assert_eq!((intended(&fleet, 0), fleet.arriving), (Some(first), 1), "the wait counts");
+    }
+
+    #[test]
+    fn who_comes_back_takes_no_turn_of_the_pace() {
+        let (mut fleet, _silent) = fleet(2, 0.001);
+        let mut work = Hold::default();
+        fleet.begin(true);
+        let turn = fleet.clock.now();
+        fleet.arrivals_due(&mut work, turn);
+        let lost = turn + 100 * SECOND;
+        fleet.peers[0].lived = true;
+        fleet.given_up(0, lost);
+        fleet.arrivals_due(&mut work, lost + BACK_WITHIN);
+        let back = intended(&fleet, 0).expect("it is back");
+        assert!((lost..lost + BACK_WITHIN).contains(&back), "{back} after {lost}");
+        assert_eq!(intended(&fleet, 1), None, "the other one's turn is in 1,000 s");
+    }
 
     #[test]
     fn urls_have_authorities() {

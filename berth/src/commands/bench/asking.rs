@@ -7,14 +7,11 @@ use super::{
     fleet::{Fleet, Work},
     histogram::Histogram,
     http::{Answer, Ask, AskKind},
-    pace::{Flights, Nanos, Pace, Place, SECOND},
+    pace::{Flights, Nanos, Pace, Place, QUIET},
     tally::Tally,
     wire::Transport,
 };
 use berth_proto::schedule::Problem;
-
-/// After the end, answers are waited for this long.
-const QUIET: Nanos = 5 * SECOND;
 
 /// Tokens asked for at a time, where the dev endpoint gives them.
 const TOKENS_AT_A_TIME: usize = 64;
@@ -75,10 +72,12 @@ pub struct Asking {
     body: String,
     flights: Flights,
     begun: Nanos,
+    /// When the last schedule came, and the last answer of any kind.
     last: Nanos,
-    ended: bool,
+    moved: Nanos,
     scheduled: u64,
     refused: u64,
+    late: Histogram,
     latency: Histogram,
 }
 
@@ -106,15 +105,17 @@ impl Asking {
             flights: Flights::new(0, 0, 0, None, 0),
             begun: 0,
             last: 0,
-            ended: false,
+            moved: 0,
             scheduled: 0,
             refused: 0,
+            late: Histogram::default(),
             latency: Histogram::default(),
         }
     }
 
     fn answered(&mut self, fleet: &mut Fleet, answer: Answer, now: Nanos) {
         let Some(flight) = self.flights.land(Place { lane: answer.who, id: 1 }) else { return };
+        self.moved = now;
         match answer.result {
             Ok((200, _)) => {
                 self.scheduled += 1;
@@ -139,20 +140,20 @@ impl Asking {
 
 impl Work for Asking {
     fn prepared(&mut self, fleet: &mut Fleet, now: Nanos) -> bool {
-        self.last = if self.last == 0 { now } else { self.last };
+        self.moved = if self.moved == 0 { now } else { self.moved };
         while self.asked < self.users.len() && self.asked < self.given + TOKENS_AT_A_TIME {
             let body = json!({ "userId": self.users[self.asked] }).to_string();
             let bytes = fleet.post("/v1/dev/token", None, &body);
             fleet.ask(Ask { who: self.asked, kind: AskKind::Token, intended: now, bytes, again: false });
             self.asked += 1;
         }
-        self.given >= self.users.len() || now > self.last + 2 * QUIET
+        self.given >= self.users.len() || now > self.moved + 2 * QUIET
     }
 
     fn start(&mut self, _: &mut Fleet, at: Nanos) {
         let pace = self.rate.map(|rate| Pace::new(at, rate));
         self.flights = Flights::new(self.lanes, 1, self.lanes, pace, at + self.duration);
-        (self.begun, self.last) = (at, at);
+        (self.begun, self.last, self.moved) = (at, at, at);
     }
 
     fn due(&mut self, fleet: &mut Fleet, now: Nanos) -> Option<Nanos> {
@@ -163,6 +164,7 @@ impl Work for Asking {
             let user = usize::try_from(flight.number).unwrap_or(0) % self.users.len();
             let bytes = fleet.post("/v1/schedule", self.tokens[user].as_deref(), &self.body);
             let intended = flight.intended;
+            self.late.record(now.saturating_sub(intended));
             fleet.ask(Ask { who: place.lane, kind: AskKind::Schedule, intended, bytes, again: false });
         }
         self.flights.next_at()
@@ -172,6 +174,7 @@ impl Work for Asking {
         if answer.kind == AskKind::Schedule {
             return self.answered(fleet, answer, now);
         }
+        self.moved = now;
         self.given += 1;
         match answer.result {
             Ok((200, body)) => self.tokens[answer.who] = token_of(&body),
@@ -181,13 +184,11 @@ impl Work for Asking {
     }
 
     fn done(&self, now: Nanos) -> bool {
-        let all_sent = self.ended || self.begun > 0 && (self.flights.ended(now) || self.flights.stuck());
-        let waited = now.saturating_sub(self.last.max(self.begun)) > QUIET + self.duration;
-        all_sent && (waited || self.flights.in_flight() == 0)
+        let settled = now.saturating_sub(self.moved) > QUIET || self.flights.in_flight() == 0;
+        self.begun > 0 && settled && self.flights.over(now, self.moved)
     }
 
     fn stop(&mut self) {
-        self.ended = true;
         self.flights.stop();
     }
 
@@ -196,13 +197,14 @@ impl Work for Asking {
     }
 
     fn finish(&mut self, tally: &mut Tally) {
-        tally.intended += self.flights.launched();
-        tally.aborted |= self.flights.stuck();
+        tally.intended += self.flights.launched() + self.flights.never_launched();
+        tally.aborted |= self.flights.aborted();
         tally.succeeded += self.scheduled;
         tally.set("asked", self.flights.launched());
         tally.set("scheduled", self.scheduled);
         tally.set("refused", self.refused);
-        tally.spans.insert("load".into(), self.last.saturating_sub(self.begun));
+        tally.spans.insert("scheduled".into(), self.last.saturating_sub(self.begun));
+        tally.latency("late", std::mem::take(&mut self.late));
         tally.latency("schedule", std::mem::take(&mut self.latency));
     }
 }

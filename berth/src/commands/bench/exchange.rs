@@ -13,7 +13,7 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 use super::{
     fleet::{Fleet, Work},
     histogram::Histogram,
-    pace::{Flights, Nanos, Pace, Place, SECOND},
+    pace::{Flights, Nanos, Pace, Place, QUIET},
     tally::Tally,
 };
 
@@ -22,9 +22,6 @@ const PULL: u32 = 1;
 
 /// Rows of a pull: the most there are.
 const PAGE: u32 = berth_proto::limits::PAGE_MAX;
-
-/// After the load, what is still on its way is waited for as long as something comes within this.
-const QUIET: Nanos = 5 * SECOND;
 
 /// Receivers tried at random before they are gone through in order: only when most are gone.
 const TRIES: usize = 64;
@@ -52,6 +49,8 @@ pub struct Shape {
 #[derive(Debug, Clone, Copy, Default)]
 struct Message {
     intended: Nanos,
+    /// Which receiver is to get it.
+    to: u32,
     accepted: bool,
     seen: u8,
 }
@@ -65,6 +64,18 @@ struct Receiver {
     /// The inbox seq up to which it pulled.
     cursor: u64,
     pulling: bool,
+    /// Lost, and not heard of since.
+    gone: bool,
+}
+
+/// When the last of each came.
+#[derive(Debug, Default)]
+struct Last {
+    accepted: Nanos,
+    notified: Nanos,
+    pulled: Nanos,
+    /// Of anything, refusals too.
+    moved: Nanos,
 }
 
 /// Senders and receivers.
@@ -75,11 +86,11 @@ pub struct Exchange {
     flights: Flights,
     /// By number, over the whole run: 16 bytes a message.
     messages: Vec<Message>,
-    targets: VecDeque<(u64, usize)>,
     receivers: Vec<Receiver>,
     begun: Nanos,
-    last: Nanos,
-    ended: bool,
+    last: Last,
+    /// Whether it was told to end early: what is on its way then is not waited for.
+    cut: bool,
     /// Whether nobody was left to send or to receive.
     aborted: bool,
     late: Histogram,
@@ -112,11 +123,10 @@ impl Exchange {
             random: SmallRng::seed_from_u64(seed),
             flights: Flights::new(0, 0, 0, None, 0),
             messages: Vec::new(),
-            targets: VecDeque::new(),
             receivers: std::iter::repeat_with(Receiver::default).take(receivers).collect(),
             begun: 0,
-            last: 0,
-            ended: false,
+            last: Last::default(),
+            cut: false,
             aborted: false,
             late: Histogram::default(),
             ack: Histogram::default(),
@@ -142,17 +152,18 @@ impl Exchange {
     }
 
     fn launch(&mut self, fleet: &mut Fleet, place: Place, number: u64, intended: Nanos, now: Nanos) {
-        self.messages.push(Message { intended, ..Message::default() });
-        let Some(nth) = self.target(fleet) else {
+        let target = self.target(fleet);
+        let to = target.map_or(0, |nth| u32::try_from(nth).expect("a client's number"));
+        self.messages.push(Message { intended, to, ..Message::default() });
+        let Some(nth) = target else {
             // It was not sent, and nothing more can be.
             self.flights.land(place);
             self.aborted = true;
-            self.stop();
+            self.flights.stop();
             return fleet.error("send:no-receiver-connected");
         };
         self.late.record(now.saturating_sub(intended));
         self.receivers[nth].expected.push_back(number);
-        self.targets.push_back((number, nth));
         let to = To::UserId(fleet.user(self.shape.senders + nth).to_owned());
         let send = SendRequest {
             client_msg_id: format!("{}-{number}", self.shape.run),
@@ -165,28 +176,19 @@ impl Exchange {
 
     /// The message will not come: nobody waits for it.
     fn forget(&mut self, number: u64) {
-        let place = self.targets.iter().position(|(known, _)| *known == number);
-        if let Some((_, nth)) = place.and_then(|place| self.targets.remove(place)) {
-            self.receivers[nth].expected.retain(|known| *known != number);
-        }
-    }
-
-    /// Drops the memory of who was to get what, once it is accepted: it is only needed to forget.
-    fn settle(&mut self, number: u64) {
-        if let Some(place) = self.targets.iter().position(|(known, _)| *known == number) {
-            self.targets.remove(place);
-        }
+        let to = self.message(number).to;
+        self.receivers[to as usize].expected.retain(|known| *known != number);
     }
 
     fn sent(&mut self, fleet: &mut Fleet, sender: usize, response: Response, now: Nanos) {
         let Some(flight) = self.flights.land(Place { lane: sender, id: response.id }) else { return };
+        self.last.moved = now;
         match response.result {
             Some(Answer::Send(_)) => {
                 self.counts.accepted += 1;
                 self.ack.record(now.saturating_sub(flight.intended));
                 self.message(flight.number).accepted = true;
-                self.last = now;
-                self.settle(flight.number);
+                self.last.accepted = now;
             }
             Some(Answer::Error(error)) => {
                 self.counts.refused += 1;
@@ -233,7 +235,7 @@ impl Exchange {
             }
             self.counts.pulled += 1;
             self.pulled.record(now.saturating_sub(message.intended));
-            self.last = now;
+            (self.last.pulled, self.last.moved) = (now, now);
         }
         if more {
             self.pull(fleet, nth);
@@ -259,7 +261,8 @@ impl Work for Exchange {
             let seq = fleet.seq(self.shape.senders + nth);
             (self.receivers[nth].told, self.receivers[nth].cursor) = (seq, seq);
         }
-        (self.begun, self.last) = (at, at);
+        self.begun = at;
+        self.last = Last { accepted: at, notified: at, pulled: at, moved: at };
         // Who did not get in sends nothing.
         for sender in (0..self.shape.senders).filter(|sender| !fleet.is_live(*sender)) {
             self.flights.close(sender);
@@ -279,6 +282,7 @@ impl Work for Exchange {
     fn told(&mut self, fleet: &mut Fleet, who: usize, seq: u64, by: Option<&[ConversationSeq]>, now: Nanos) {
         let Some(nth) = who.checked_sub(self.shape.senders).filter(|_| self.begun > 0) else { return };
         let receiver = &mut self.receivers[nth];
+        receiver.gone = false;
         let rows = seq.saturating_sub(receiver.told);
         receiver.told = receiver.told.max(seq);
         match by {
@@ -290,7 +294,7 @@ impl Work for Exchange {
             let intended = self.message(number).intended;
             self.notify.record(now.saturating_sub(intended));
             self.counts.notified += 1;
-            self.last = now;
+            (self.last.notified, self.last.moved) = (now, now);
         }
         if self.shape.pull {
             self.pull(fleet, nth);
@@ -313,7 +317,8 @@ impl Work for Exchange {
 
     fn lost(&mut self, fleet: &mut Fleet, who: usize, _: Nanos) {
         if let Some(nth) = who.checked_sub(self.shape.senders) {
-            self.receivers[nth].pulling = false;
+            let receiver = &mut self.receivers[nth];
+            (receiver.pulling, receiver.gone) = (false, true);
             return;
         }
         for flight in self.flights.close(who) {
@@ -324,13 +329,13 @@ impl Work for Exchange {
     }
 
     fn done(&self, now: Nanos) -> bool {
-        let all_sent = self.ended || self.begun > 0 && (self.flights.ended(now) || self.flights.stuck());
-        let waited = now.saturating_sub(self.last.max(self.begun)) > QUIET;
-        all_sent && (waited || self.flights.in_flight() == 0 && self.all_arrived())
+        let waited = now.saturating_sub(self.last.moved) > QUIET;
+        let settled = waited || self.flights.in_flight() == 0 && self.all_arrived();
+        self.begun > 0 && settled && self.flights.over(now, self.last.moved)
     }
 
     fn stop(&mut self) {
-        self.ended = true;
+        self.cut = true;
         self.flights.stop();
     }
 
@@ -342,9 +347,9 @@ impl Work for Exchange {
     fn finish(&mut self, tally: &mut Tally) {
         let counts = &self.counts;
         let launched = self.flights.launched();
-        tally.aborted |= self.aborted || self.flights.stuck();
+        tally.aborted |= self.aborted || self.flights.aborted();
         let arrived = if self.shape.pull { counts.pulled } else { counts.notified };
-        tally.intended += launched;
+        tally.intended += launched + self.flights.never_launched();
         tally.succeeded += counts.accepted.min(arrived);
         tally.set("sent", launched);
         tally.set("accepted", counts.accepted);
@@ -354,14 +359,20 @@ impl Work for Exchange {
         tally.set("notifies", counts.notifies);
         tally.set("notifiedByHeartbeat", counts.repaired);
         if self.shape.pull {
-            let lost = self.messages.iter().filter(|message| message.accepted && message.seen == 0).count();
+            // Who is gone cannot pull, and a run that was cut short waited for nobody: that loses nothing.
+            let here = |message: &&Message| !self.cut && !self.receivers[message.to as usize].gone;
+            let unseen = self.messages.iter().filter(|message| message.accepted && message.seen == 0);
+            let lost = unseen.filter(here).count();
             tally.set("pulled", counts.pulled);
             tally.set("pulls", counts.pulls);
             tally.set("duplicates", counts.duplicates);
             tally.set("gaps", counts.gaps);
             tally.set("lostMessages", lost as u64);
         }
-        tally.spans.insert("load".into(), self.last.saturating_sub(self.begun));
+        let Last { accepted, notified, pulled, .. } = self.last;
+        for (name, last) in [("accepted", accepted), ("notified", notified), ("pulled", pulled)] {
+            tally.spans.insert(name.into(), last.saturating_sub(self.begun));
+        }
         tally.latency("late", std::mem::take(&mut self.late));
         tally.latency("ack", std::mem::take(&mut self.ack));
         tally.latency("notify", std::mem::take(&mut self.notify));

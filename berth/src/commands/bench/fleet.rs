@@ -1,5 +1,5 @@
-//! The clients under one event loop: their sockets, heartbeats and losses. How they come to be connected is in `arrive`;
-//! what they are connected for is a [`Work`].
+//! The clients under one event loop: their sockets and losses. How they come to be connected is in `arrive`, their
+//! heartbeats are in `beats`; what they are connected for is a [`Work`].
 //!
 //! One thread, no task and no timer per client, so that the load generator leaves the machine to the server: an idle client
 //! is its socket and a [`Peer`].
@@ -21,6 +21,7 @@ use mio::{Events, Interest, Poll, Registry, Token, Waker, unix::SourceFd};
 
 use super::{
     arrive::{Arrival, Latencies},
+    beats::Unanswered,
     http::{Answer, Ask, Pool, kind_of},
     pace::{Nanos, Pace},
     stream::{Read1, Stream},
@@ -40,9 +41,6 @@ const LONGEST_WAIT: Duration = Duration::from_millis(100);
 
 /// Below this a wait is left to the exact timer.
 const EXACT: Nanos = 3_000_000;
-
-/// Heartbeats sent in one turn of the loop, so that answers are read between them.
-const BEATS_A_TURN: usize = 256;
 
 /// Nanoseconds since the start of this process's share, and their place on the wall clock, which all processes share.
 #[derive(Debug, Clone, Copy)]
@@ -126,8 +124,7 @@ pub(super) struct Peer {
     pub(super) arrival: Option<Box<Arrival>>,
     /// The newest inbox seq that it was told.
     pub(super) seq: u64,
-    /// When the heartbeat was sent that is not answered yet; 0: none.
-    beat_at: Nanos,
+    pub(super) beats: Unanswered,
     /// How often it began to connect.
     pub(super) attempt: u32,
     pub(super) step: Step,
@@ -168,9 +165,10 @@ pub struct Fleet {
     pub(super) addresses: HashMap<String, SocketAddr>,
     scratch: Vec<u8>,
     out: Vec<u8>,
-    beat: Vec<u8>,
+    pub(super) beat: Vec<u8>,
     pub(super) interval: Nanos,
-    beats: VecDeque<(Nanos, u32, u32)>,
+    /// When whose next heartbeat is due, and in which of its attempts.
+    pub(super) beats: BinaryHeap<Reverse<(Nanos, u32, u32)>>,
     pub(super) deadlines: VecDeque<(Nanos, u32, u32)>,
     pub(super) queue: VecDeque<u32>,
     pub(super) later: BinaryHeap<Reverse<(Nanos, u32)>>,
@@ -182,7 +180,18 @@ pub struct Fleet {
     /// Connected now.
     pub live: usize,
     pub(super) latencies: Latencies,
+    pub(super) frames: Frames,
     pub(super) tally: Tally,
+}
+
+/// The load's frames, of all clients together: what the server had to read and to write for it.
+#[derive(Debug, Default)]
+pub(super) struct Frames {
+    /// Requests sent.
+    sent: u64,
+    responses: u64,
+    /// Notifies of any client: the server also tells who sent, of the own message.
+    notifies: u64,
 }
 
 impl Fleet {
@@ -201,7 +210,7 @@ impl Fleet {
             stream: None,
             arrival: None,
             seq: 0,
-            beat_at: 0,
+            beats: Unanswered::default(),
             attempt: 0,
             step: Step::Waiting,
             lived: false,
@@ -220,7 +229,7 @@ impl Fleet {
             out: Vec::new(),
             beat,
             interval: 25_000_000_000,
-            beats: VecDeque::new(),
+            beats: BinaryHeap::new(),
             deadlines: VecDeque::new(),
             queue: VecDeque::new(),
             later: BinaryHeap::new(),
@@ -229,6 +238,7 @@ impl Fleet {
             arriving: 0,
             live: 0,
             latencies: Latencies::default(),
+            frames: Frames::default(),
             tally: Tally::default(),
             plan,
         })
@@ -282,6 +292,7 @@ impl Fleet {
         if let Some(stream) = self.peers[who].stream.as_mut() {
             // A broken connection also becomes readable: the loss is dealt with there.
             let _ = stream.send(&self.out);
+            self.frames.sent += 1;
         }
     }
 
@@ -337,29 +348,6 @@ impl Fleet {
                 work.http(self, answer, now);
             }
         }
-    }
-
-    /// Sends the heartbeats that are due; gives the time of the next.
-    fn beats_due(&mut self, now: Nanos) -> Option<Nanos> {
-        for _ in 0..BEATS_A_TURN {
-            let (at, who, attempt) = *self.beats.front()?;
-            if at > now {
-                return Some(at);
-            }
-            self.beats.pop_front();
-            let peer = &mut self.peers[who as usize];
-            if peer.step != Step::Live || peer.attempt != attempt {
-                continue;
-            }
-            if peer.beat_at > 0 {
-                self.tally.error("heartbeat:unanswered");
-            }
-            peer.beat_at = now;
-            // A broken connection also becomes readable: the loss is dealt with there.
-            let _ = peer.stream.as_mut().map(|stream| stream.send(&self.beat));
-            self.beats.push_back((now + self.interval, who, attempt));
-        }
-        Some(now)
     }
 
     pub(super) fn registry(&self) -> &Registry {
@@ -431,17 +419,19 @@ impl Fleet {
 
     fn incoming(&mut self, who: usize, incoming: Incoming, work: &mut dyn Work, now: Nanos) {
         let peer = &mut self.peers[who];
+        match &incoming {
+            Incoming::Frame(Frame::Response(_)) => self.frames.responses += 1,
+            Incoming::Frame(Frame::Notify(_)) => self.frames.notifies += 1,
+            _ => {}
+        }
         match incoming {
             Incoming::Frame(Frame::Notify(notify)) => {
                 peer.seq = peer.seq.max(notify.inbox_seq);
                 work.told(self, who, notify.inbox_seq, Some(&notify.conversations), now);
             }
             Incoming::Frame(Frame::HeartbeatAck(ack)) => {
-                if peer.beat_at > 0 {
-                    self.latencies.heartbeat.record(now - peer.beat_at);
-                    peer.beat_at = 0;
-                }
                 peer.seq = peer.seq.max(ack.inbox_seq);
+                self.beat_answered(who, now);
                 work.told(self, who, ack.inbox_seq, None, now);
             }
             Incoming::Frame(Frame::Response(response)) => work.answered(self, who, response, now),
@@ -483,9 +473,9 @@ impl Fleet {
     /// Counts a client as connected from now on.
     pub(super) fn lives(&mut self, who: usize, now: Nanos) {
         let peer = &mut self.peers[who];
-        (peer.step, peer.lived, peer.beat_at) = (Step::Live, true, 0);
+        (peer.step, peer.lived) = (Step::Live, true);
         self.live += 1;
-        self.beats.push_back((now + self.interval, u32::try_from(who).unwrap_or(u32::MAX), peer.attempt));
+        self.begin_beats(who, now);
     }
 
     /// What was counted of the clients, when the run is over.
@@ -493,6 +483,14 @@ impl Fleet {
         let connections = self.peers.len() as u64;
         let (latencies, live) = (self.latencies, self.live as u64);
         latencies.tell(&mut self.tally, connections, live);
+        let Frames { sent, responses, notifies } = self.frames;
+        for (name, count) in
+            [("requestFrames", sent), ("responseFrames", responses), ("notifyFrames", notifies)]
+        {
+            if sent > 0 {
+                self.tally.set(name, count);
+            }
+        }
         self.tally
     }
 }

@@ -12,15 +12,12 @@ use bytes::Bytes;
 use super::{
     fleet::{Fleet, Work},
     histogram::Histogram,
-    pace::{Flight, Flights, Nanos, Pace, Place, SECOND},
+    pace::{Flight, Flights, Nanos, Pace, Place, QUIET, SECOND},
     tally::Tally,
 };
 
 /// The warm-up message has reached everybody when all have it, or after this.
 const WARM_UP: Nanos = 20 * SECOND;
-
-/// After the load, what is still on its way is waited for as long as something comes within this.
-const QUIET: Nanos = 5 * SECOND;
 
 /// The only place in flight.
 const PLACE: Place = Place { lane: 0, id: 1 };
@@ -69,6 +66,7 @@ pub struct Group {
     notifies: u64,
     notified: u64,
     repaired: u64,
+    accepted_at: Nanos,
     late: Histogram,
     ack: Histogram,
     member: Histogram,
@@ -92,6 +90,7 @@ impl Group {
             notifies: 0,
             notified: 0,
             repaired: 0,
+            accepted_at: 0,
             late: Histogram::default(),
             ack: Histogram::default(),
             member: Histogram::default(),
@@ -113,11 +112,11 @@ impl Group {
 
     /// Messages that each member should have got.
     fn total(&self) -> u64 {
-        if self.shape.sends && (self.ended || self.flights.ended(Nanos::MAX)) {
+        if self.shape.sends && self.ended {
             return self.flights.launched();
         }
         // As many as fit: the sender sends them all, however late.
-        (0..).take_while(|k| self.pace.at(*k) < self.begun + self.shape.duration).count() as u64
+        self.pace.before(self.begun + self.shape.duration)
     }
 
     fn reached(&mut self, nth: usize, rows: u64, now: Nanos) {
@@ -213,6 +212,7 @@ impl Work for Group {
         match response.result {
             Some(Answer::Send(_)) => {
                 self.accepted += 1;
+                self.accepted_at = now;
                 self.ack.record(now.saturating_sub(flight.intended));
             }
             Some(Answer::Error(error)) => {
@@ -246,7 +246,6 @@ impl Work for Group {
         let sent = !self.shape.sends
             || self.flights.in_flight() == 0 && (self.ended || self.flights.next_at().is_none());
         let waited = now.saturating_sub(self.last.max(self.begun)) > QUIET;
-        // `total` is not cheap: it is asked only at the end.
         over && (waited || sent && self.members.len() as u64 * self.total() <= self.notified)
     }
 
@@ -260,7 +259,7 @@ impl Work for Group {
     }
 
     fn finish(&mut self, tally: &mut Tally) {
-        tally.aborted |= self.shape.sends && self.flights.stuck();
+        tally.aborted |= self.flights.aborted();
         let messages = match self.begun {
             0 => 0,
             // Cut short: what was sent of the last one is not known everywhere.
@@ -273,12 +272,13 @@ impl Work for Group {
             tally.set("sent", self.flights.launched());
             tally.set("accepted", self.accepted);
             tally.set("messages", messages);
+            tally.spans.insert("accepted".into(), self.accepted_at.saturating_sub(self.begun));
         }
         tally.set("deliveries", self.notified);
         tally.set("undelivered", (messages * self.members.len() as u64).saturating_sub(self.notified));
         tally.set("notifies", self.notifies);
         tally.set("notifiedByHeartbeat", self.repaired);
-        tally.spans.insert("load".into(), self.last.saturating_sub(self.begun));
+        tally.spans.insert("deliveries".into(), self.last.saturating_sub(self.begun));
         tally.latency("late", std::mem::take(&mut self.late));
         tally.latency("ack", std::mem::take(&mut self.ack));
         tally.latency("member", std::mem::take(&mut self.member));

@@ -5,7 +5,7 @@
 //! | `options` | the arguments |
 //! | `run` | one process's share: which clients, which load, the stages in order |
 //! | `conductor`, `workers` | when a stage begins; several processes by itself where one has too few descriptors |
-//! | `fleet`, `arrive` | the clients under one event loop; how they get in |
+//! | `fleet`, `arrive`, `beats` | the clients under one event loop; how they get in; their heartbeats |
 //! | `exchange`, `group`, `asking` | the loads: direct messages, a group, schedules, holding |
 //! | `pace` | when something is to be sent: fixed in advance for a rate (open loop), by free places otherwise |
 //! | `histogram`, `tally`, `watch`, `report` | what was measured, of several processes together, and how it is told |
@@ -13,6 +13,7 @@
 
 mod arrive;
 mod asking;
+mod beats;
 mod conductor;
 mod exchange;
 mod fleet;
@@ -44,8 +45,8 @@ use self::{
 };
 use crate::{exit::Failure, output::print};
 
-/// Descriptors of a process that are no client's: epoll, timer, pipes, HTTP connections, and some to spare.
-const OTHER_DESCRIPTORS: usize = 128;
+/// Descriptors of a process that are no client's: the HTTP connections, epoll, timer, pipes, and some to spare.
+const OTHER_DESCRIPTORS: usize = arrive::WINDOW + 128;
 
 /// Puts the load on, and tells what was measured. Exit code 3 when nothing succeeded, too much failed, or the load could not
 /// be carried to its end.

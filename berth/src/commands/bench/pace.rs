@@ -8,6 +8,9 @@ pub type Nanos = u64;
 /// Nanoseconds of a second.
 pub const SECOND: Nanos = 1_000_000_000;
 
+/// After the load, what is still on its way is waited for as long as something comes within this.
+pub const QUIET: Nanos = 5 * SECOND;
+
 /// `seconds` in nanoseconds; below zero is zero.
 pub fn nanos(seconds: f64) -> Nanos {
     (seconds * SECOND as f64) as Nanos
@@ -36,6 +39,20 @@ impl Pace {
     /// When the next one is due.
     pub fn next_at(&self) -> Nanos {
         self.at(self.next)
+    }
+
+    /// How many are due before `until`.
+    pub fn before(&self, until: Nanos) -> u64 {
+        let span = until.saturating_sub(self.start) as f64 / SECOND as f64;
+        // `at` rounds: the last one may be on either side of the estimate.
+        let mut count = (span * self.per_second) as u64;
+        while count > 0 && self.at(count - 1) >= until {
+            count -= 1;
+        }
+        while self.at(count) < until {
+            count += 1;
+        }
+        count
     }
 
     /// The next one's intended time, if it has come.
@@ -131,9 +148,28 @@ impl Flights {
         }
     }
 
-    /// Whether every lane is gone: nothing can be launched, ever.
+    /// Whether every lane is gone: nothing can be launched, ever. Without lanes from the start there was nothing to launch.
     pub fn stuck(&self) -> bool {
-        self.free.is_empty() && self.in_flight == 0
+        !self.open.is_empty() && self.free.is_empty() && self.in_flight == 0
+    }
+
+    /// Whether the launching is over: everything was launched, or nothing can be, or the end has come and nothing has moved
+    /// since `moved` for [`QUIET`]: a server that answers nothing any more keeps every place.
+    pub fn over(&self, now: Nanos, moved: Nanos) -> bool {
+        let given_up = now >= self.until && now.saturating_sub(moved) > QUIET;
+        self.open.is_empty() || self.ended(now) || self.stuck() || given_up
+    }
+
+    /// How many were intended and not launched: an open loop owes them all by its end.
+    pub fn never_launched(&self) -> u64 {
+        let pace = self.pace.as_ref().filter(|_| !self.open.is_empty());
+        pace.map_or(0, |pace| pace.before(self.until).saturating_sub(self.next))
+    }
+
+    /// Whether the load was not carried to its end by those who had to: it is over, and something was never launched or
+    /// nobody is left.
+    pub fn aborted(&self) -> bool {
+        self.stuck() || self.never_launched() > 0
     }
 
     /// How many are in flight.
@@ -254,7 +290,33 @@ mod tests {
         assert_eq!(flights.launch(1), None);
     }
 
+    #[test]
+    fn a_server_that_answers_nothing_ends_an_open_loop_and_leaves_it_owing() {
+        let mut flights = Flights::new(1, 1, 1, Some(Pace::new(0, 10.0)), SECOND);
+        assert!(flights.launch(0).is_some() && flights.launch(SECOND).is_none());
+        assert!(!flights.over(SECOND + QUIET, SECOND) && !flights.over(SECOND - 1, 0));
+        assert!(flights.over(SECOND + QUIET + 1, SECOND));
+        assert_eq!((flights.launched(), flights.never_launched(), flights.aborted()), (1, 9, true));
+        flights.stop();
+        assert_eq!((flights.never_launched(), flights.aborted()), (0, false), "nothing is owed to who stops");
+    }
+
+    #[test]
+    fn without_lanes_there_is_nothing_to_do_and_nothing_failed() {
+        for pace in [None, Some(Pace::new(0, 10.0))] {
+            let flights = Flights::new(0, 16, 32, pace, SECOND);
+            assert!(flights.over(0, 0) && !flights.aborted());
+        }
+    }
+
     proptest! {
+        #[test]
+        fn what_is_due_before_a_time_is_counted_exactly(rate in 0.5..100_000.0f64, span in 0..5 * SECOND) {
+            let (pace, until) = (Pace::new(7, rate), 7 + span);
+            let count = pace.before(until);
+            prop_assert!(pace.at(count) >= until && (count == 0 || pace.at(count - 1) < until));
+        }
+
         #[test]
         fn the_schedule_does_not_depend_on_when_it_is_looked_at(
             rate in 0.5..100_000.0f64,

@@ -4,18 +4,30 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
 
-use super::{histogram::Histogram, pace::Nanos, tally::Tally, watch::Watch};
+use super::{
+    histogram::Histogram,
+    pace::Nanos,
+    tally::{Generator, Tally},
+    watch::Watch,
+};
 
 /// A rate's name, what is counted, and the span it is divided by.
 const RATES: [(&str, &str, &str); 7] = [
     ("connectedPerSecond", "connected", "connected"),
-    ("acceptedPerSecond", "accepted", "load"),
-    ("notifiedPerSecond", "notified", "load"),
-    ("pulledPerSecond", "pulled", "load"),
-    ("deliveriesPerSecond", "deliveries", "load"),
-    ("scheduledPerSecond", "scheduled", "load"),
+    ("acceptedPerSecond", "accepted", "accepted"),
+    ("notifiedPerSecond", "notified", "notified"),
+    ("pulledPerSecond", "pulled", "pulled"),
+    ("deliveriesPerSecond", "deliveries", "deliveries"),
+    ("scheduledPerSecond", "scheduled", "scheduled"),
     ("heartbeatsPerSecond", "heartbeats", "held"),
 ];
+
+/// Cores that a process of the generator keeps busy on average from which on its figures are its own and not the server's: it
+/// has one thread, which is never busy all the time.
+const BOUND: f64 = 0.85;
+
+/// Stages shorter than this, in seconds, say nothing about what bounds them.
+const SHORT: f64 = 0.1;
 
 /// A finished run.
 pub struct Report {
@@ -43,7 +55,9 @@ impl Report {
             self.watch.stages().into_iter().map(|(name, seconds)| (name, json!(seconds))).collect();
         let latencies: Map<String, Value> =
             tally.latencies.iter().map(|(name, histogram)| (name.to_string(), latency(histogram))).collect();
-        let generator = tally.generator;
+        let generator = &tally.generator;
+        let cpu_by_stage: Map<String, Value> =
+            generator.stages.iter().map(|(stage, cpu)| (stage.to_string(), json!(seconds(*cpu)))).collect();
         json!({
             "bench": self.bench,
             "scheduler": self.scheduler,
@@ -58,10 +72,12 @@ impl Report {
             "errors": tally.errors,
             "stageSeconds": stages,
             "server": self.watch.used().iter().map(super::watch::Used::json).collect::<Vec<_>>(),
+            "serverGone": self.watch.gone().iter().map(|(pid, _)| pid).collect::<Vec<_>>(),
             "generator": {
                 "processes": generator.processes,
                 "cpuSeconds": seconds(generator.cpu),
-                "loadCpuSeconds": seconds(generator.load_cpu),
+                "cpuSecondsByStage": cpu_by_stage,
+                "boundIn": self.bound().into_iter().map(|(stage, _)| stage).collect::<Vec<_>>(),
                 "residentBytes": generator.resident,
             },
         })
@@ -102,10 +118,38 @@ impl Report {
                 used.resident_bytes as f64 / 1_048_576.0
             );
         }
+        for (pid, stage) in self.watch.gone() {
+            let _ = writeln!(
+                text,
+                "  server {pid} was not there at the end of {stage}: what it used is not known"
+            );
+        }
+        let generator = &tally.generator;
+        let _ = writeln!(
+            text,
+            "  generator: {} of one thread, {:.3} s CPU, {:.1} MiB resident",
+            if generator.processes == 1 {
+                "1 process".to_owned()
+            } else {
+                format!("{} processes", generator.processes)
+            },
+            seconds(generator.cpu),
+            generator.resident as f64 / 1_048_576.0
+        );
+        for (stage, cores) in self.bound() {
+            let _ = writeln!(
+                text,
+                "  generator-bound in {stage}: {cores:.2} cores a process; give it more --processes"
+            );
+        }
         let verdict = if self.ok { "ok" } else { "FAILED" };
         let (succeeded, intended) = (tally.succeeded, tally.intended);
         let _ = write!(text, "{verdict}: {succeeded} of {intended} succeeded");
         text
+    }
+
+    fn bound(&self) -> Vec<(String, f64)> {
+        bound(self.watch.stages(), &self.tally.generator)
     }
 
     fn rates(&self) -> Vec<(&'static str, f64)> {
@@ -123,6 +167,16 @@ impl Report {
             })
             .collect()
     }
+}
+
+/// Stages in which the generator was the limit, with the cores that each of its processes kept busy.
+fn bound(stages: Vec<(String, f64)>, generator: &Generator) -> Vec<(String, f64)> {
+    let long = stages.into_iter().filter(|(_, seconds)| *seconds >= SHORT);
+    let cores = long.map(|(stage, seconds)| {
+        let cores = generator.cores(&stage, seconds);
+        (stage, cores)
+    });
+    cores.filter(|(_, cores)| *cores > BOUND).collect()
 }
 
 fn latency(histogram: &Histogram) -> Value {
@@ -149,14 +203,16 @@ mod tests {
     use super::*;
 
     fn report() -> Report {
-        let mut tally = Tally { intended: 10, succeeded: 10, ..Tally::default() };
+        let generator = Generator { processes: 1, ..Generator::default() };
+        let mut tally = Tally { intended: 10, succeeded: 10, generator, ..Tally::default() };
         tally.set("accepted", 10);
-        tally.spans.insert("load".into(), 2_000_000_000);
+        tally.spans.insert("accepted".into(), 2_000_000_000);
         let mut ack = Histogram::default();
         (1..=100).for_each(|millis| ack.record(millis * 1_000_000));
         tally.latency("ack", ack);
         tally.error("send:UNAVAILABLE");
-        let mut watch = Watch::new(vec![std::process::id()]);
+        // There is no process 0.
+        let mut watch = Watch::new(vec![std::process::id(), 0]);
         watch.mark("load");
         watch.mark("end");
         Report {
@@ -186,6 +242,7 @@ mod tests {
             "rates",
             "scheduler",
             "server",
+            "serverGone",
             "stageSeconds",
             "succeeded",
             "transport",
@@ -203,12 +260,27 @@ mod tests {
                 && near(&ack["max"], 100.0)
         );
         assert_eq!(json["server"][0]["stage"], "load");
+        assert_eq!((json["server"].as_array().map(Vec::len), &json["serverGone"]), (Some(1), &json!([0])));
+    }
+
+    #[test]
+    fn a_generator_that_is_busy_all_the_time_says_so() {
+        let stages = [("connect", 4_000_000_000), ("settle", 9_000_000), ("load", 1_500_000_000)];
+        let stages = stages.map(|(stage, cpu)| (stage.into(), cpu));
+        let generator = Generator { processes: 2, stages: stages.into(), ..Generator::default() };
+        let took = |connect: f64| {
+            let took = [("connect", connect), ("settle", 0.01), ("load", 1.0)];
+            took.map(|(stage, seconds)| (stage.to_owned(), seconds)).to_vec()
+        };
+        assert_eq!(bound(took(2.0), &generator), [("connect".to_owned(), 1.0)]);
+        assert!(bound(took(2.5), &generator).is_empty(), "two processes of 0.8 and 0.75 cores");
     }
 
     #[test]
     fn the_tables_say_the_same() {
         let text = report().text();
-        for part in ["acceptedPerSecond", "5.0", "error send:UNAVAILABLE", "ok: 10 of 10 succeeded", "p99"] {
+        let parts = ["acceptedPerSecond", "5.0", "error send:UNAVAILABLE", "ok: 10 of 10 succeeded", "p99"];
+        for part in parts.into_iter().chain(["generator: 1 process", "server 0 was not there"]) {
             assert!(text.contains(part), "{part} in {text}");
         }
     }

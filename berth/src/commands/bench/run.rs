@@ -1,12 +1,12 @@
 //! One process's share of a run: its clients, its load, its stages.
 
-use std::{net::ToSocketAddrs, time::Duration};
+use std::{net::ToSocketAddrs, ops::Range, time::Duration};
 
 use anyhow::{Context, anyhow, ensure};
 use serde_json::json;
 
 use super::{
-    arrive::authority,
+    arrive::{WINDOW, authority},
     asking::{Asking, Hold},
     conductor::{Conductor, Progress},
     exchange::{self, Exchange},
@@ -16,13 +16,10 @@ use super::{
     options::{self, What},
     pace::{Nanos, nanos},
     system,
-    tally::{Generator, Tally},
+    tally::{Generator, Marks, Tally},
     workers::{Place, share},
 };
 use crate::{compose, exit::Failure};
-
-/// HTTP connections to the scheduler while clients get in.
-const LANES: usize = 16;
 
 /// Messages a second to a group where none is said.
 const GROUP_RATE: f64 = 2.0;
@@ -98,7 +95,8 @@ pub fn drive(what: &What, place: &Place, conductor: &mut dyn Conductor) -> anyho
         _ => share(what.senders(), place.index, place.of),
     };
     let plain_http = matches!(what, What::Schedule(_));
-    let lanes = if plain_http { receivers.len() } else { LANES };
+    // One for everybody who may ask at a time: a schedule's latency is the server's, not of a queue in here.
+    let lanes = if plain_http { receivers.len() } else { WINDOW.min(receivers.len() + senders.len()) };
     let pool = Pool::new(to, authority(&common.access.scheduler), lanes);
     let users = match what {
         What::Schedule(_) => Vec::new(),
@@ -107,7 +105,7 @@ pub fn drive(what: &What, place: &Place, conductor: &mut dyn Conductor) -> anyho
             senders.chain(receivers.clone().map(|nth| user(&place.run, 'r', nth))).collect()
         }
     };
-    let rate = common.rate.map(|rate| rate / place.of as f64);
+    let rate = common.rate.map(|rate| part(rate, receivers.len(), what.connections()));
     let plan = Plan {
         transport: common.transport,
         users,
@@ -117,21 +115,35 @@ pub fn drive(what: &What, place: &Place, conductor: &mut dyn Conductor) -> anyho
         reconnect: common.reconnect,
         connects_per_second: rate.filter(|_| matches!(what, What::Connect(_))),
     };
-    let mut work = work(what, place, &plan, senders.len());
+    let mut work = work(what, place, &plan, &senders);
     let mut fleet = Fleet::new(plan, pool)?;
     conductor.attach(fleet.waker());
-    let at_load = stages(what, &mut fleet, &mut *work, conductor)?;
-    let generator = Generator::own(system::usage("self").unwrap_or_default().0, at_load);
+    let mut marks = Marks::default();
+    stages(what, &mut fleet, &mut *work, conductor, &mut marks)?;
+    let generator = Generator::own(system::usage("self").unwrap_or_default().0, &marks);
     let mut tally = fleet.finish();
     work.finish(&mut tally);
     tally.generator = generator;
     Ok(tally)
 }
 
-fn work(what: &What, place: &Place, plan: &Plan, senders: usize) -> Box<dyn Work> {
+/// Of `whole`, the part of `here` out of `all`.
+fn part(whole: f64, here: usize, all: usize) -> f64 {
+    whole * here as f64 / all.max(1) as f64
+}
+
+/// What `senders` out of `all` keep in flight of `whole`: no more than 16 each, if all together can.
+fn in_flight(whole: usize, senders: &Range<usize>, all: usize) -> usize {
+    whole * senders.end / all.max(1) - whole * senders.start / all.max(1)
+}
+
+fn work(what: &What, place: &Place, plan: &Plan, senders: &Range<usize>) -> Box<dyn Work> {
     let common = what.common();
     let duration = |default: Duration| nanos(common.duration.unwrap_or(default).as_secs_f64());
-    let rate = common.rate.map(|rate| rate / place.of as f64);
+    // A process without senders sends nothing: the others have its share.
+    let rate = |rate: Option<f64>| {
+        rate.filter(|_| !senders.is_empty()).map(|rate| part(rate, senders.len(), what.senders()))
+    };
     let run = format!("{}-{}", place.run, place.index);
     let seed = rand::random();
     match what {
@@ -140,24 +152,27 @@ fn work(what: &What, place: &Place, plan: &Plan, senders: usize) -> Box<dyn Work
             Box::new(Hold::new(nanos(hold.as_secs_f64())))
         }
         What::Push(push) => {
-            let rate = rate.or(Some(PUSH_RATE / place.of as f64));
-            let (size, pull) = (push.size, push.pull);
             let shape = exchange::Shape {
                 run,
-                senders,
-                rate,
+                senders: senders.len(),
+                rate: rate(common.rate.or(Some(PUSH_RATE))),
                 in_flight: 0,
-                size,
+                size: push.size,
                 duration: duration(DURATION),
-                pull,
+                pull: push.pull,
             };
             Box::new(Exchange::new(shape, plan.users.len(), seed))
         }
         What::Send(send) => {
-            let in_flight = share(send.in_flight, place.index, place.of).len();
-            let (size, pull) = (send.size, true);
-            let shape =
-                exchange::Shape { run, senders, rate, in_flight, size, duration: duration(DURATION), pull };
+            let shape = exchange::Shape {
+                run,
+                senders: senders.len(),
+                rate: rate(common.rate),
+                in_flight: in_flight(send.in_flight, senders, what.senders()),
+                size: send.size,
+                duration: duration(DURATION),
+                pull: true,
+            };
             Box::new(Exchange::new(shape, plan.users.len(), seed))
         }
         What::Group(group) => {
@@ -175,6 +190,7 @@ fn work(what: &What, place: &Place, plan: &Plan, senders: usize) -> Box<dyn Work
             let users = share(schedule.users.max(place.of), place.index, place.of);
             let users = users.map(|nth| user(&place.run, 'u', nth)).collect();
             let lanes = share(what.connections(), place.index, place.of).len();
+            let rate = common.rate.map(|rate| part(rate, lanes, what.connections()));
             let secret = plan.jwt_secret.as_ref();
             let sign = secret.map(|secret| {
                 move |user: &str| compose::sign_token(secret, user, Duration::from_secs(24 * 3_600))
@@ -185,40 +201,40 @@ fn work(what: &What, place: &Place, plan: &Plan, senders: usize) -> Box<dyn Work
     }
 }
 
-/// The stages in order; ends early when told. Gives what this process had used when the load began.
+/// The stages in order; ends early when told. Notes what this process had used when each began.
 fn stages(
     what: &What,
     fleet: &mut Fleet,
     work: &mut dyn Work,
     conductor: &mut dyn Conductor,
-) -> anyhow::Result<system::Usage> {
+    marks: &mut Marks,
+) -> anyhow::Result<()> {
     let common = what.common();
     if common.schedule_first && fleet.len() > 0 {
-        begin(fleet, work, conductor, "schedule")?;
+        begin(fleet, work, conductor, marks, "schedule")?;
         fleet.begin(false);
         until(fleet, work, conductor, None, |fleet, _, _| fleet.outside() == 0)?;
     }
     if fleet.len() > 0 {
-        begin(fleet, work, conductor, "connect")?;
+        begin(fleet, work, conductor, marks, "connect")?;
         fleet.begin(true);
         until(fleet, work, conductor, None, |fleet, _, _| fleet.outside() == 0)?;
     }
     if !matches!(what, What::Connect(_)) {
-        let at = begin(fleet, work, conductor, "settle")?;
+        let at = begin(fleet, work, conductor, marks, "settle")?;
         let held = at + common.hold.map_or(0, |hold| nanos(hold.as_secs_f64()));
         until(fleet, work, conductor, Some(held), |_, _, now| now >= held)?;
         until(fleet, work, conductor, None, |fleet, work, now| work.prepared(fleet, now))?;
     }
-    let at = begin(fleet, work, conductor, "load")?;
-    let at_load = system::usage("self").unwrap_or_default().0;
-    fleet.forget_heartbeats();
+    let at = begin(fleet, work, conductor, marks, "load")?;
+    fleet.forget();
     work.start(fleet, at);
     until(fleet, work, conductor, None, |_, work, now| work.done(now))?;
     if conductor.stopped() {
         work.stop();
     }
-    begin(fleet, work, conductor, "end")?;
-    Ok(at_load)
+    begin(fleet, work, conductor, marks, "end")?;
+    Ok(())
 }
 
 /// Arrives at a stage and goes around until it begins; gives its time.
@@ -226,9 +242,11 @@ fn begin(
     fleet: &mut Fleet,
     work: &mut dyn Work,
     conductor: &mut dyn Conductor,
+    marks: &mut Marks,
     stage: &'static str,
 ) -> anyhow::Result<Nanos> {
     conductor.arrive(stage);
+    marks.push((stage, system::usage("self").unwrap_or_default().0.cpu));
     loop {
         if let Some(at) = conductor.go(&fleet.clock) {
             return Ok(at);
@@ -258,4 +276,28 @@ fn until(
         conductor.progress(&|| Progress { live, of, text: work.progress() });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn processes_share_out_all_that_is_in_flight(whole in 1..2_000usize, of in 1..16usize) {
+            let all = whole.div_ceil(berth_proto::limits::IN_FLIGHT);
+            let (mut sum, mut rates) = (0, 0.0);
+            for index in 0..of {
+                let senders = share(all, index, of);
+                let here = in_flight(whole, &senders, all);
+                prop_assert!(here <= senders.len() * berth_proto::limits::IN_FLIGHT);
+                prop_assert!(senders.is_empty() || here > 0, "{senders:?} of {all}");
+                (sum, rates) = (sum + here, rates + part(1.0, senders.len(), all));
+            }
+            prop_assert_eq!(sum, whole);
+            prop_assert!((rates - 1.0f64).abs() < 1e-9);
+        }
+    }
 }

@@ -8,6 +8,9 @@ use super::{histogram::Histogram, pace::Nanos, system::Usage};
 
 type Name = Cow<'static, str>;
 
+/// Counts that fail a run by themselves, however few there are: what Berth promises never happens.
+const NEVER: [&str; 3] = ["duplicates", "gaps", "lostMessages"];
+
 /// Counts, times and errors of a run or of one process's share.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tally {
@@ -36,24 +39,33 @@ pub struct Tally {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Round(Vec<u32>);
 
+/// The stages of one process, and its CPU in nanoseconds when each began.
+pub type Marks = Vec<(&'static str, u64)>;
+
 /// What the load generator itself used.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Generator {
     /// Processes.
     pub processes: u32,
     /// CPU of all, in nanoseconds.
     pub cpu: u64,
-    /// CPU of all in the stages that are the load itself, in nanoseconds.
-    pub load_cpu: u64,
+    /// CPU of all by stage, in nanoseconds.
+    pub stages: BTreeMap<Name, u64>,
     /// Resident anonymous memory of all at the end, in bytes.
     pub resident: u64,
 }
 
 impl Generator {
-    /// Adds what this process used: `load_cpu` since the mark.
-    pub fn own(usage: Usage, at_load: Usage) -> Self {
-        let load_cpu = usage.cpu.saturating_sub(at_load.cpu);
-        Self { processes: 1, cpu: usage.cpu, load_cpu, resident: usage.anonymous }
+    /// What this process used, between its marks and in all.
+    pub fn own(usage: Usage, marks: &Marks) -> Self {
+        let stages = marks.windows(2).map(|two| (two[0].0.into(), two[1].1.saturating_sub(two[0].1)));
+        Self { processes: 1, cpu: usage.cpu, stages: stages.collect(), resident: usage.anonymous }
+    }
+
+    /// Cores that one of the processes kept busy on average in a stage of so many seconds.
+    pub fn cores(&self, stage: &str, seconds: f64) -> f64 {
+        let cpu = self.stages.get(stage).map_or(0.0, |nanos| *nanos as f64 / 1e9);
+        if seconds > 0.0 { cpu / seconds / f64::from(self.processes.max(1)) } else { 0.0 }
     }
 }
 
@@ -103,7 +115,9 @@ impl Tally {
         self.aborted |= other.aborted;
         self.generator.processes += other.generator.processes;
         self.generator.cpu += other.generator.cpu;
-        self.generator.load_cpu += other.generator.load_cpu;
+        for (stage, cpu) in other.generator.stages {
+            *self.generator.stages.entry(stage).or_default() += cpu;
+        }
         self.generator.resident += other.generator.resident;
     }
 
@@ -124,10 +138,15 @@ impl Tally {
         self.latency("lastMember", last);
     }
 
-    /// Whether the run counts as good: it came to its end, something succeeded, and no more than `percent` of it failed.
+    /// Whether the run counts as good: it came to its end, nothing happened that never may, something succeeded, and no more
+    /// than `percent` of it failed.
     pub fn good(&self, percent: f64) -> bool {
         let failed = self.intended.saturating_sub(self.succeeded);
-        !self.aborted && self.succeeded > 0 && failed as f64 <= self.intended as f64 * percent / 100.0
+        let broken = NEVER.iter().any(|name| self.count(name) > 0);
+        !self.aborted
+            && !broken
+            && self.succeeded > 0
+            && failed as f64 <= self.intended as f64 * percent / 100.0
     }
 }
 
@@ -180,5 +199,16 @@ mod tests {
     fn nothing_done_is_not_good() {
         assert!(!Tally::default().good(100.0));
         assert!(!share(9, 1).good(1.0) && share(9, 1).good(10.0) && share(10, 1).good(0.0));
+    }
+
+    #[test]
+    fn one_broken_promise_is_not_good_whatever_may_fail() {
+        for name in NEVER {
+            let mut tally = share(10, 1);
+            tally.set(name, 0);
+            assert!(tally.good(0.0));
+            tally.set(name, 1);
+            assert!(!tally.good(100.0), "{name}");
+        }
     }
 }

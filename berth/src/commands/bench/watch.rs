@@ -57,7 +57,16 @@ impl Watch {
         pairs.map(|two| (two[0].stage.clone(), (two[1].at - two[0].at).as_secs_f64())).collect()
     }
 
-    /// Every process in every stage; a process that had gone is left out.
+    /// Processes that were not there any more when a stage ended, or never were, with the first such stage.
+    pub fn gone(&self) -> Vec<(u32, &str)> {
+        let stage = |nth: usize| {
+            let ends = self.marks.windows(2).find(|two| two[1].usage[nth].is_none());
+            ends.map(|two| two[0].stage.as_str())
+        };
+        self.pids.iter().enumerate().filter_map(|(nth, pid)| Some((*pid, stage(nth)?))).collect()
+    }
+
+    /// Every process in every stage; one that is gone is left out of that: see [`Watch::gone`].
     pub fn used(&self) -> Vec<Used> {
         let pairs = self.marks.windows(2);
         pairs
@@ -114,6 +123,7 @@ mod tests {
         assert_eq!(stages, ["connect", "load"]);
         let used = watch.used();
         assert_eq!(used.len(), 2, "process 0 is not there");
+        assert_eq!(watch.gone(), [(0, "connect")]);
         assert!(used.iter().all(|used| used.resident_bytes > 100_000 && used.cpu_seconds >= 0.0));
     }
 }
