@@ -19,7 +19,7 @@ pub struct Outlook {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Rest {
     /// Sorted by conversation, at most [`limits::NOTIFY_CONVERSATIONS`].
-    Moved(Vec<(u64, u64)>),
+    Moved(Vec<ConversationSeq>),
     /// More than the list may hold: look at everything.
     All,
 }
@@ -47,7 +47,7 @@ impl Outlook {
     pub fn merge(&mut self, inbox_seq: u64, conversations: &[ConversationSeq]) {
         self.known = self.known.max(inbox_seq);
         for moved in conversations {
-            self.merge_conversation(moved.conversation_id, moved.seq);
+            self.merge_conversation(*moved);
         }
     }
 
@@ -58,7 +58,7 @@ impl Outlook {
             None => {}
             Some(Rest::All) => self.rest = Some(Box::new(Rest::All)),
             Some(Rest::Moved(moved)) => {
-                moved.into_iter().for_each(|(conversation, seq)| self.merge_conversation(conversation, seq));
+                moved.into_iter().for_each(|moved| self.merge_conversation(moved));
             }
         }
     }
@@ -89,23 +89,18 @@ impl Outlook {
         match self.rest.take().map(|rest| *rest) {
             None => {}
             Some(Rest::All) => notify.sync_all = true,
-            Some(Rest::Moved(moved)) => {
-                notify.conversations = moved
-                    .into_iter()
-                    .map(|(conversation_id, seq)| ConversationSeq { conversation_id, seq })
-                    .collect();
-            }
+            Some(Rest::Moved(moved)) => notify.conversations = moved,
         }
         Some(notify)
     }
 
-    fn merge_conversation(&mut self, conversation: u64, seq: u64) {
+    fn merge_conversation(&mut self, newer: ConversationSeq) {
         let rest = self.rest.get_or_insert_with(|| Box::new(Rest::Moved(Vec::new())));
         let Rest::Moved(moved) = &mut **rest else { return };
-        match moved.binary_search_by_key(&conversation, |(id, _)| *id) {
-            Ok(at) => moved[at].1 = moved[at].1.max(seq),
+        match moved.binary_search_by_key(&newer.conversation_id, |one| one.conversation_id) {
+            Ok(at) => moved[at].seq = moved[at].seq.max(newer.seq),
             Err(_) if moved.len() == limits::NOTIFY_CONVERSATIONS => **rest = Rest::All,
-            Err(at) => moved.insert(at, (conversation, seq)),
+            Err(at) => moved.insert(at, newer),
         }
     }
 }

@@ -12,10 +12,14 @@ const SLOTS: i64 = 64;
 /// Milliseconds of one slot.
 const SLOT_MS: i64 = 1_000;
 
+/// Entries of one piece of a slot. A slot grows by pieces of one size: none of it is empty but a part of the last, and the
+/// pieces of a second that is over serve the next ones. A slot that grew as a whole would have up to as much again unused.
+const PIECE: usize = 64;
+
 /// The wheel. `T` names what is to be looked at.
 #[derive(Debug)]
 pub struct Wheel<T> {
-    slots: Vec<Vec<T>>,
+    slots: Vec<Vec<Vec<T>>>,
     /// The last second that was handed out.
     second: i64,
     entries: usize,
@@ -37,7 +41,15 @@ impl<T> Wheel<T> {
     /// of another second for an old one.
     pub fn arm(&mut self, deadline_ms: i64, entry: T) -> i64 {
         let second = self.second_for(deadline_ms);
-        self.slot(second).push(entry);
+        let slot = self.slot(second);
+        match slot.last_mut().filter(|piece| piece.len() < PIECE) {
+            Some(piece) => piece.push(entry),
+            None => {
+                let mut piece = Vec::with_capacity(PIECE);
+                piece.push(entry);
+                slot.push(piece);
+            }
+        }
         self.entries += 1;
         second
     }
@@ -49,14 +61,14 @@ impl<T> Wheel<T> {
         wanted.clamp(self.second + 1, self.second + SLOTS)
     }
 
-    /// Takes out what was armed for the seconds up to `now_ms`, each with its second, into `out`.
-    pub fn advance(&mut self, now_ms: i64, out: &mut Vec<(i64, T)>) {
+    /// Takes out what was armed for the seconds up to `now_ms`, in pieces with their second, into `out`.
+    pub fn advance(&mut self, now_ms: i64, out: &mut Vec<(i64, Vec<T>)>) {
         let now = now_ms.div_euclid(SLOT_MS);
         for second in self.second + 1..=now.min(self.second + SLOTS) {
             // The slot's memory goes with it: it comes back as connections are armed there again.
-            let entries = std::mem::take(self.slot(second));
-            self.entries -= entries.len();
-            out.extend(entries.into_iter().map(|entry| (second, entry)));
+            let pieces = std::mem::take(self.slot(second));
+            self.entries -= pieces.iter().map(Vec::len).sum::<usize>();
+            out.extend(pieces.into_iter().map(|piece| (second, piece)));
         }
         self.second = self.second.max(now);
     }
@@ -67,7 +79,7 @@ impl<T> Wheel<T> {
         (self.entries > 0).then_some((self.second + 1) * SLOT_MS)
     }
 
-    fn slot(&mut self, second: i64) -> &mut Vec<T> {
+    fn slot(&mut self, second: i64) -> &mut Vec<Vec<T>> {
         let index = usize::try_from(second.rem_euclid(SLOTS)).expect("a remainder of 64 is below 64");
         &mut self.slots[index]
     }
@@ -98,7 +110,9 @@ mod tests {
         fn advance(&mut self, now: i64) -> Vec<usize> {
             let (mut out, mut due) = (Vec::new(), Vec::new());
             self.wheel.advance(now, &mut out);
-            for (second, who) in out {
+            let entries =
+                out.into_iter().flat_map(|(second, piece)| piece.into_iter().map(move |who| (second, who)));
+            for (second, who) in entries {
                 if self.armed[who] != second {
                     continue;
                 }
@@ -111,6 +125,16 @@ mod tests {
                 }
             }
             due
+        }
+    }
+
+    #[test]
+    fn a_slot_has_room_for_no_more_than_a_piece_beyond_what_is_in_it() {
+        let mut wheel = Wheel::new(0);
+        for count in 1..1_000 {
+            let second = wheel.arm(5_000, count);
+            let room: usize = wheel.slot(second).iter().map(Vec::capacity).sum();
+            assert!(room < count + PIECE, "room for {room}, {count} are in it");
         }
     }
 

@@ -309,23 +309,28 @@ impl Worker {
     fn advance_wheel(&mut self) {
         let mut due = Vec::new();
         self.wheel.advance(self.now.steady_ms, &mut due);
-        for (second, place) in due {
-            let mut ask = false;
-            self.with_connection(place, |connection, cx| {
-                // Another second: the connection was armed again since, and this entry is an old one.
-                if connection.armed == second {
-                    connection.armed = i64::MAX;
-                    ask = connection.session.due(cx);
-                    if ask {
-                        // After a pause of this thread or machine, signs of life may still lie in the kernel: one
-                        // wake-up takes only EVENTS of them.
-                        connection.ask(cx);
-                    }
+        for (second, piece) in due {
+            piece.into_iter().for_each(|place| self.look_at(place, second));
+        }
+    }
+
+    /// The wheel's entry of that second came out.
+    fn look_at(&mut self, place: Place, second: i64) {
+        let mut ask = false;
+        self.with_connection(place, |connection, cx| {
+            // Another second: the connection was armed again since, and this entry is an old one.
+            if connection.armed == second {
+                connection.armed = i64::MAX;
+                ask = connection.session.due(cx);
+                if ask {
+                    // After a pause of this thread or machine, signs of life may still lie in the kernel: one
+                    // wake-up takes only EVENTS of them.
+                    connection.ask(cx);
                 }
-            });
-            if ask {
-                self.with(place, |session, cx| session.expire(cx));
             }
+        });
+        if ask {
+            self.with(place, |session, cx| session.expire(cx));
         }
     }
 

@@ -14,7 +14,10 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::SeqCst},
 };
 
-use berth_proto::wire::{NotifyConnections, to_gateway};
+use berth_proto::{
+    client::ConversationSeq,
+    wire::{NotifyConnection, NotifyConnections, to_gateway},
+};
 use support::{
     Site,
     client::{ALL, Client},
@@ -91,5 +94,20 @@ fn a_delivery_allocates_nothing() {
     });
     let own = 3 * CONNECTIONS * ROUNDS;
     assert!((own..own + OTHERS).contains(&singles), "{singles} allocations for {own} of the test's own");
+    // About a conversation too: the test makes three vectors of each; what is pending is a box and a list, which becomes the
+    // frame's; and JSON has its numbers as text.
+    let before = written();
+    let others = allocations(|| {
+        for round in 0..ROUNDS {
+            for handle in &handles {
+                let conversations = vec![ConversationSeq { conversation_id: 7, seq: 1 + round }];
+                let other = NotifyConnection { handle: *handle, inbox_seq: 2_000_000 + round, conversations };
+                site.logic.send(vec![to_gateway::Message::Notify(NotifyConnections::from_iter([other]))]);
+            }
+            eventually("all are written", || written() == before + CONNECTIONS * (round + 1));
+        }
+    });
+    let (own, ours) = (3 * CONNECTIONS * ROUNDS, 4 * CONNECTIONS * ROUNDS);
+    assert!(others < own + ours + OTHERS, "{others} allocations, {own} of them the test's own");
     drop(clients);
 }
