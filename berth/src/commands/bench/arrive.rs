@@ -16,7 +16,6 @@ use super::{
     http::{Answer, Ask, AskKind, kind_of},
     pace::{Nanos, Pace, SECOND},
     stream::Stream,
-    tally::Tally,
     wire::{self, Transport},
 };
 use crate::compose;
@@ -57,45 +56,6 @@ impl Arrival {
     fn of(intended: Nanos) -> Self {
         let (token, ticket, url) = <(String, String, String)>::default();
         Self { intended, since: intended, token, ticket, url, asked: 0 }
-    }
-}
-
-/// What is measured of connections.
-#[derive(Debug, Default)]
-pub(super) struct Latencies {
-    late: Histogram,
-    schedule: Histogram,
-    transport: Histogram,
-    welcome: Histogram,
-    connect: Histogram,
-    pub(super) heartbeat: Histogram,
-    connected: u64,
-    failed: u64,
-    reconnected: u64,
-    pub(super) lost: u64,
-    first_at: Nanos,
-    last_at: Nanos,
-}
-
-impl Latencies {
-    pub(super) fn tell(self, tally: &mut Tally, connections: u64, live: u64) {
-        if connections == 0 {
-            return;
-        }
-        tally.set("connections", connections);
-        tally.set("connected", self.connected);
-        tally.set("failed", self.failed);
-        tally.set("lost", self.lost);
-        tally.set("reconnected", self.reconnected);
-        tally.set("heldAtEnd", live);
-        tally.set("heartbeats", self.heartbeat.count());
-        tally.spans.insert("connected".into(), self.last_at.saturating_sub(self.first_at));
-        tally.latency("late", self.late);
-        tally.latency("schedule", self.schedule);
-        tally.latency("transport", self.transport);
-        tally.latency("welcome", self.welcome);
-        tally.latency("connect", self.connect);
-        tally.latency("heartbeat", self.heartbeat);
     }
 }
 

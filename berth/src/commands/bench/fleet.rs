@@ -20,9 +20,10 @@ use berth_proto::client::{
 use mio::{Events, Interest, Poll, Registry, Token, Waker, unix::SourceFd};
 
 use super::{
-    arrive::{Arrival, Latencies},
+    arrive::Arrival,
     beats::Unanswered,
     http::{Answer, Ask, Pool, kind_of},
+    latencies::Latencies,
     pace::{Nanos, Pace},
     stream::{Read1, Stream},
     system::Timer,

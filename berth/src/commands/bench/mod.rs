@@ -8,7 +8,7 @@
 //! | `fleet`, `arrive`, `beats` | the clients under one event loop; how they get in; their heartbeats |
 //! | `exchange`, `group`, `asking` | the loads: direct messages, a group, schedules, holding |
 //! | `pace` | when something is to be sent: fixed in advance for a rate (open loop), by free places otherwise |
-//! | `histogram`, `tally`, `watch`, `report` | what was measured, of several processes together, and how it is told |
+//! | `latencies`, `histogram`, `tally`, `watch`, `report` | what was measured, of several processes together, and how it is told |
 //! | `wire`, `stream`, `http`, `system` | frames, sockets, HTTP, the operating system |
 
 mod arrive;
@@ -20,6 +20,7 @@ mod fleet;
 mod group;
 mod histogram;
 mod http;
+mod latencies;
 mod options;
 mod pace;
 mod report;
