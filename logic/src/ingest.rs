@@ -11,7 +11,7 @@ use berth_proto::{
 
 use crate::{
     context::{Context, queue_error},
-    queue::{Pending, Record},
+    queue::{Appended, Pending, QueueError, Recalled, Record},
     store::{Conversation, Group},
 };
 
@@ -22,54 +22,89 @@ pub(crate) const ACK_DEADLINE: Duration = Duration::from_secs(10);
 /// seconds of spread on two cores, so that what is accepted arrives in seconds, whatever one group is flooded with.
 const GROUP_BACKLOG: u64 = 1_000_000;
 
+/// A send that waits for the queue's answer.
+pub(crate) enum Entered {
+    /// It was appended.
+    Appended(Pending),
+    /// It is refused, unless it is the repeat of one that was accepted when it was still allowed.
+    Refused(Recalled, client::Error),
+}
+
+impl Entered {
+    async fn answer(self) -> Result<Appended, client::Error> {
+        match self {
+            Self::Appended(pending) => pending.await.map_err(|error| queue_error(&error)),
+            Self::Refused(recalled, refusal) => match recalled.await {
+                Ok(Some(appended)) => Ok(appended),
+                // A repeat of something else is none.
+                Ok(None) | Err(QueueError::Conflict) => Err(refusal),
+                Err(error) => Err(queue_error(&error)),
+            },
+        }
+    }
+}
+
+/// Where a send goes.
+struct Destination {
+    conversation_id: u64,
+    /// The other member of a direct conversation.
+    peer: String,
+    /// Why nothing new goes there from this sender.
+    refusal: Option<client::Error>,
+}
+
 /// Checks a send, finds its conversation and enters it into the queue; sends of one caller are appended in the order
 /// of these calls. The answer comes from [`accepted`].
 pub(crate) async fn enter(
     context: &Context,
     sender: &str,
     request: client::SendRequest,
-) -> Result<Pending, client::Error> {
+) -> Result<Entered, client::Error> {
     validate::send(&request).map_err(|problem| ErrorCode::InvalidArgument.error(problem.to_string()))?;
     if let Some(behind) = context.too_far_behind() {
         let problem = format!("{behind} accepted messages wait to be delivered; retry later");
         return Err(ErrorCode::ResourceExhausted.error(problem));
     }
     let to = request.to.and_then(|target| target.to);
-    let (conversation_id, peer) = match to {
+    let destination = match to {
         Some(To::UserId(user)) => direct(context, sender, user).await?,
         Some(To::ConversationId(id)) => existing(context, sender, id).await?,
-        Some(To::GroupId(group)) => (named(context, sender, &group).await?, String::new()),
+        Some(To::GroupId(group)) => named(context, sender, &group).await?,
         None => return Err(ErrorCode::InvalidArgument.error("send.to is missing")),
     };
     let kind = if request.r#type.is_empty() { "text".to_owned() } else { request.r#type };
     let record = Record {
         message_id: 0,
-        conversation_id,
+        conversation_id: destination.conversation_id,
         sender: sender.to_owned(),
-        peer,
+        peer: destination.peer,
         client_msg_id: request.client_msg_id,
         r#type: kind,
         body: request.body,
         at_ms: context.now(),
     };
-    context.queue.append(record).map_err(|error| queue_error(&error))
+    let entered = match destination.refusal {
+        None => context.queue.append(record).map(Entered::Appended),
+        Some(refusal) => context.queue.recall(record).map(|recalled| Entered::Refused(recalled, refusal)),
+    };
+    entered.map_err(|error| queue_error(&error))
 }
 
-async fn direct(context: &Context, sender: &str, user: String) -> Result<(u64, String), client::Error> {
+async fn direct(context: &Context, sender: &str, user: String) -> Result<Destination, client::Error> {
     if user == SYSTEM_USER {
         return Err(ErrorCode::PermissionDenied.error("send.to.userId system belongs to the server"));
     }
     let id = context.store.direct(sender, &user, context.now()).await;
-    Ok((id.map_err(|error| context.store_error(&error))?, user))
+    let conversation_id = id.map_err(|error| context.store_error(&error))?;
+    Ok(Destination { conversation_id, peer: user, refusal: None })
 }
 
 /// A conversation that does not exist and one of other people are answered alike: ids are not to be probed.
-async fn existing(context: &Context, sender: &str, id: u64) -> Result<(u64, String), client::Error> {
+async fn existing(context: &Context, sender: &str, id: u64) -> Result<Destination, client::Error> {
     let conversation = context.store.conversation(id).await.map_err(|error| context.store_error(&error))?;
     let peer = match &conversation {
         Some(Conversation::Group(group)) => {
-            may_send(context, sender, group, || format!("conversation {id}")).await?;
-            return Ok((id, String::new()));
+            return to_group(context, sender, group, || format!("conversation {id}")).await;
         }
         Some(direct) => direct.peer_of(sender),
         None => None,
@@ -78,31 +113,33 @@ async fn existing(context: &Context, sender: &str, id: u64) -> Result<(u64, Stri
         Some(SYSTEM_USER) if sender != SYSTEM_USER => {
             Err(ErrorCode::PermissionDenied.error("the conversation with system cannot be answered"))
         }
-        Some(peer) => Ok((id, peer.to_owned())),
+        Some(peer) => Ok(Destination { conversation_id: id, peer: peer.to_owned(), refusal: None }),
         None => Err(ErrorCode::PermissionDenied.error(format!("you are no member of conversation {id}"))),
     }
 }
 
-async fn named(context: &Context, sender: &str, group_id: &str) -> Result<u64, client::Error> {
+async fn named(context: &Context, sender: &str, group_id: &str) -> Result<Destination, client::Error> {
     let group = context.store.group(group_id).await.map_err(|error| context.store_error(&error))?;
     let group = group.ok_or_else(|| ErrorCode::NotFound.error(format!("group {group_id} does not exist")))?;
-    may_send(context, sender, &group, || format!("group {group_id}")).await?;
-    Ok(group.conversation_id)
+    to_group(context, sender, &group, || format!("group {group_id}")).await
 }
 
 /// Members may send, and the server itself; nobody while the group has too much waiting.
-async fn may_send(
+async fn to_group(
     context: &Context,
     sender: &str,
     group: &Group,
     name: impl Fn() -> String,
-) -> Result<(), client::Error> {
+) -> Result<Destination, client::Error> {
     let id = group.conversation_id;
+    let mut destination = Destination { conversation_id: id, peer: String::new(), refusal: None };
     if sender != SYSTEM_USER {
         let member =
             context.store.is_member(id, sender).await.map_err(|error| context.store_error(&error))?;
         if !member {
-            return Err(ErrorCode::PermissionDenied.error(format!("you are no member of {}", name())));
+            let refusal = ErrorCode::PermissionDenied.error(format!("you are no member of {}", name()));
+            destination.refusal = Some(refusal);
+            return Ok(destination);
         }
     }
     let rows = context.spreads.backlog(id).saturating_mul(group.member_count);
@@ -110,19 +147,19 @@ async fn may_send(
         let problem = format!("{} has too many messages waiting to be delivered; retry later", name());
         return Err(ErrorCode::ResourceExhausted.error(problem));
     }
-    Ok(())
+    Ok(destination)
 }
 
 /// Waits for the queue's answer to what [`enter`] entered.
 pub(crate) async fn accepted(
     context: &Context,
-    pending: Pending,
+    entered: Entered,
 ) -> Result<client::SendResponse, client::Error> {
-    let answer = tokio::time::timeout(ACK_DEADLINE, pending).await.map_err(|_| {
+    let answer = tokio::time::timeout(ACK_DEADLINE, entered.answer()).await.map_err(|_| {
         ErrorCode::DeadlineExceeded
             .error("the message may or may not have been accepted; retry under the same clientMsgId")
     })?;
-    let appended = answer.map_err(|error| queue_error(&error))?;
+    let appended = answer?;
     if appended.duplicate {
         context.metrics.duplicates.increment(1);
     } else {
