@@ -16,7 +16,7 @@ use berth_logic::{
     Config, Logic, StoreChoice,
     kv::Embedded,
     metrics::QueueMetrics,
-    queue::{KvQueue, Queue, Record},
+    queue::{Disk, LogQueue, Queue, Record},
 };
 use berth_proto::{
     client,
@@ -60,9 +60,11 @@ fn main() {
 
 async fn measure(directory: &Path, time: Duration, flights: &[usize]) {
     let bare = BareLog::start(&directory.join("bare"));
-    let engine = Embedded::open(&directory.join("queue"), &KvQueue::SPACES, 8 << 20).expect("opens");
+    let names = Embedded::open(&directory.join("names"), &LogQueue::SPACES, 8 << 20).expect("opens");
+    let files = Disk::open(&directory.join("queue")).expect("opens");
     let registry = Registry::new(&metrics::NoopRecorder);
-    let queue = KvQueue::open(Arc::new(engine), 16, 0, QueueMetrics::new(registry)).expect("opens");
+    let queue =
+        LogQueue::open(Arc::new(files), Arc::new(names), 16, 0, QueueMetrics::new(registry)).expect("opens");
     let store = StoreChoice::Embedded(directory.join("logic"));
     let config = Config { listen: ([127, 0, 0, 1], 0).into(), ..Config::new("bench", store, "k".repeat(32)) };
     let logic = Logic::start(config, registry).await.expect("starts");

@@ -14,12 +14,12 @@ use crate::{
     config::{Config, StartError, StoreChoice},
     kv::{Embedded, Kv, Memory, Space},
     metrics::QueueMetrics,
-    queue::{KvQueue, Queue},
+    queue::{Disk, Files, InMemory, LogQueue, Queue},
     routes::{KvRoutes, Routes},
     store::{Epoch, KvStore, Store},
 };
 
-/// Block cache of the queue's database: it is read at its head, which is in memory anyway.
+/// Block cache of the queue's dedup rows: they are read for repeats, which are rare.
 const QUEUE_CACHE: u64 = 8 * 1024 * 1024;
 
 /// Block cache of the store's database.
@@ -38,25 +38,30 @@ pub(crate) struct Backends {
 
 /// Opens them.
 pub(crate) fn open(config: &Config, metrics: QueueMetrics, now_ms: i64) -> Result<Backends, StartError> {
-    let (queue, store, epoch, marker): (Arc<dyn Kv>, Arc<dyn Kv>, _, _) = match &config.store {
-        StoreChoice::Memory => (
-            Arc::new(Memory::new(KvQueue::SPACES.len())),
-            Arc::new(Memory::new(store_spaces().len())),
-            // Each start begins empty: cursors of an earlier one must not be believed.
-            Epoch::Is(u64::try_from(now_ms).unwrap_or(1).max(1)),
-            None,
-        ),
-        StoreChoice::Embedded(directory) => {
-            let (marker, epoch) = Marker::set(directory, &config.os_boot_id)
-                .map_err(|source| StartError::Directory { path: directory.clone(), source })?;
-            let queue = Embedded::open(&directory.join("queue"), &KvQueue::SPACES, QUEUE_CACHE)?;
-            let store = Embedded::open(&directory.join("store"), &store_spaces(), STORE_CACHE)?;
-            (Arc::new(queue), Arc::new(store), epoch, Some(marker))
-        }
-    };
+    let (files, names, store, epoch, marker): (Arc<dyn Files>, Arc<dyn Kv>, Arc<dyn Kv>, _, _) =
+        match &config.store {
+            StoreChoice::Memory => (
+                Arc::new(InMemory::default()),
+                Arc::new(Memory::new(LogQueue::SPACES.len())),
+                Arc::new(Memory::new(store_spaces().len())),
+                // Each start begins empty: cursors of an earlier one must not be believed.
+                Epoch::Is(u64::try_from(now_ms).unwrap_or(1).max(1)),
+                None,
+            ),
+            StoreChoice::Embedded(directory) => {
+                let (marker, epoch) = Marker::set(directory, &config.os_boot_id)
+                    .map_err(|source| StartError::Directory { path: directory.clone(), source })?;
+                let queue = directory.join("queue");
+                let files = Disk::open(&queue)?;
+                // Before the log is read: it is locked while another process has it open.
+                let names = Embedded::open(&queue.join("names"), &LogQueue::SPACES, QUEUE_CACHE)?;
+                let store = Embedded::open(&directory.join("store"), &store_spaces(), STORE_CACHE)?;
+                (Arc::new(files), Arc::new(names), Arc::new(store), epoch, Some(marker))
+            }
+        };
     let lease_ms = i64::try_from(config.lease.as_millis()).unwrap_or(i64::MAX);
     Ok(Backends {
-        queue: Arc::new(KvQueue::open(queue, config.partitions, config.node, metrics)?),
+        queue: Arc::new(LogQueue::open(files, names, config.partitions, config.node, metrics)?),
         routes: Arc::new(
             KvRoutes::open(store.clone(), ROUTES, lease_ms, now_ms)?.with_devices(config.sessions_per_user),
         ),

@@ -18,7 +18,7 @@ use crate::{
 pub enum StoreChoice {
     /// In this process: gone with it.
     Memory,
-    /// In two databases under this directory.
+    /// In a log and two databases under this directory.
     Embedded(PathBuf),
 }
 

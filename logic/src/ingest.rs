@@ -11,7 +11,7 @@ use berth_proto::{
 
 use crate::{
     context::{Context, queue_error},
-    queue::{Pending, Record},
+    queue::{Appended, Pending, QueueError, Recalled, Record},
     spread::Entered,
     store::{Conversation, Group},
 };
@@ -19,11 +19,32 @@ use crate::{
 /// How long a sender waits for his ack: far above a slow sync, below a client's patience.
 pub(crate) const ACK_DEADLINE: Duration = Duration::from_secs(10);
 
-/// A send that was entered into the queue.
-pub(crate) struct Sending {
-    pending: Pending,
-    /// Of a message to a group.
-    entered: Option<Entered>,
+/// A send that waits for the queue's answer.
+pub(crate) enum Sending {
+    /// It was appended; where it goes to a group, it takes part in what waits there.
+    Appended(Pending, Option<Entered>),
+    /// It is refused, unless it is the repeat of one that was accepted when it was still allowed.
+    Refused(Recalled, client::Error),
+}
+
+impl Sending {
+    async fn answer(self) -> Result<Appended, client::Error> {
+        match self {
+            Self::Appended(pending, entered) => {
+                let appended = pending.await.map_err(|error| queue_error(&error))?;
+                if let (Some(entered), false) = (entered, appended.duplicate) {
+                    entered.stays();
+                }
+                Ok(appended)
+            }
+            Self::Refused(recalled, refusal) => match recalled.await {
+                Ok(Some(appended)) => Ok(appended),
+                // A repeat of something else is none.
+                Ok(None) | Err(QueueError::Conflict) => Err(refusal),
+                Err(error) => Err(queue_error(&error)),
+            },
+        }
+    }
 }
 
 /// Checks a send, finds its conversation and enters it into the queue; sends of one caller are appended in the order
@@ -46,8 +67,9 @@ pub(crate) async fn enter(
         None => return Err(ErrorCode::InvalidArgument.error("send.to is missing")),
     };
     let (peer, entered) = match to {
-        Recipient::Peer(peer) => (peer, None),
-        Recipient::Group(entered) => (String::new(), Some(entered)),
+        Recipient::Peer(peer) => (peer, Ok(None)),
+        Recipient::Group(entered) => (String::new(), Ok(Some(entered))),
+        Recipient::Nobody(refusal) => (String::new(), Err(refusal)),
     };
     let kind = if request.r#type.is_empty() { "text".to_owned() } else { request.r#type };
     let record = Record {
@@ -60,14 +82,19 @@ pub(crate) async fn enter(
         body: request.body,
         at_ms: context.now(),
     };
-    let pending = context.queue.append(record).map_err(|error| queue_error(&error))?;
-    Ok(Sending { pending, entered })
+    let sending = match entered {
+        Ok(entered) => context.queue.append(record).map(|pending| Sending::Appended(pending, entered)),
+        Err(refusal) => context.queue.recall(record).map(|recalled| Sending::Refused(recalled, refusal)),
+    };
+    sending.map_err(|error| queue_error(&error))
 }
 
 /// Who gets a message.
 enum Recipient {
     Peer(String),
     Group(Entered),
+    /// Nothing new goes there from this sender.
+    Nobody(client::Error),
 }
 
 async fn direct(context: &Context, sender: &str, user: String) -> Result<(u64, Recipient), client::Error> {
@@ -83,8 +110,7 @@ async fn existing(context: &Context, sender: &str, id: u64) -> Result<(u64, Reci
     let conversation = context.store.conversation(id).await.map_err(|error| context.store_error(&error))?;
     let peer = match &conversation {
         Some(Conversation::Group(group)) => {
-            let entered = may_send(context, sender, group, || format!("conversation {id}")).await?;
-            return Ok((id, Recipient::Group(entered)));
+            return Ok((id, to_group(context, sender, group, || format!("conversation {id}")).await?));
         }
         Some(direct) => direct.peer_of(sender),
         None => None,
@@ -101,17 +127,16 @@ async fn existing(context: &Context, sender: &str, id: u64) -> Result<(u64, Reci
 async fn named(context: &Context, sender: &str, group_id: &str) -> Result<(u64, Recipient), client::Error> {
     let group = context.store.group(group_id).await.map_err(|error| context.store_error(&error))?;
     let group = group.ok_or_else(|| ErrorCode::NotFound.error(format!("group {group_id} does not exist")))?;
-    let entered = may_send(context, sender, &group, || format!("group {group_id}")).await?;
-    Ok((group.conversation_id, Recipient::Group(entered)))
+    Ok((group.conversation_id, to_group(context, sender, &group, || format!("group {group_id}")).await?))
 }
 
 /// Members may send, and the server itself, once it is synced that they may; nobody while too much waits.
-async fn may_send(
+async fn to_group(
     context: &Context,
     sender: &str,
     group: &Group,
     name: impl Fn() -> String,
-) -> Result<Entered, client::Error> {
+) -> Result<Recipient, client::Error> {
     let id = group.conversation_id;
     let since = if sender == SYSTEM_USER {
         // Since there is such a group.
@@ -119,33 +144,35 @@ async fn may_send(
     } else {
         context.store.joined(id, sender).await.map_err(|error| context.store_error(&error))?
     };
-    let since =
-        since.ok_or_else(|| ErrorCode::PermissionDenied.error(format!("you are no member of {}", name())))?;
+    let Some(since) = since else {
+        let refusal = ErrorCode::PermissionDenied.error(format!("you are no member of {}", name()));
+        return Ok(Recipient::Nobody(refusal));
+    };
     if !context.syncs.covers(&group.group_id, since) {
         let problem = format!("a change of {} is not yet on the disk; retry", name());
         return Err(ErrorCode::Unavailable.error(problem));
     }
-    context.spreads.enter(id, group.member_count).ok_or_else(|| {
+    let entered = context.spreads.enter(id, group.member_count).ok_or_else(|| {
         let problem = format!("{} has too many messages waiting to be delivered; retry later", name());
         ErrorCode::ResourceExhausted.error(problem)
-    })
+    })?;
+    Ok(Recipient::Group(entered))
 }
 
 /// Waits for the queue's answer to what [`enter`] entered.
 pub(crate) async fn accepted(
     context: &Context,
-    Sending { pending, entered }: Sending,
+    sending: Sending,
 ) -> Result<client::SendResponse, client::Error> {
-    let answer = tokio::time::timeout(ACK_DEADLINE, pending).await.map_err(|_| {
+    let answer = tokio::time::timeout(ACK_DEADLINE, sending.answer()).await.map_err(|_| {
         ErrorCode::DeadlineExceeded
             .error("the message may or may not have been accepted; retry under the same clientMsgId")
     })?;
-    let appended = answer.map_err(|error| queue_error(&error))?;
+    let appended = answer?;
     if appended.duplicate {
         context.metrics.duplicates.increment(1);
     } else {
         context.metrics.accepted.increment(1);
-        entered.into_iter().for_each(Entered::stays);
     }
     Ok(client::SendResponse {
         message_id: appended.message_id,

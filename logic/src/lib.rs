@@ -10,7 +10,8 @@
 //! clients whose cursors may point at rows that came out in another order.
 //!
 //! Backends are written against [`queue::Queue`], [`store::Store`] and [`routes::Routes`] and pass one conformance
-//! suite; both of this crate's are written once over [`kv::Kv`] (fjall, or maps in memory).
+//! suite; both of this crate's are written once: the queue over [`queue::Files`] (a directory, or memory), the rest over
+//! [`kv::Kv`] (fjall, or maps in memory).
 
 mod backend;
 mod commit;
@@ -18,6 +19,8 @@ mod config;
 #[cfg(test)]
 mod conformance;
 mod context;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod gateways;
 mod group;
 mod http;

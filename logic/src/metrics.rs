@@ -18,6 +18,12 @@ pub struct QueueMetrics {
     pub sync: Histogram,
     /// Synced batches; appended / batches is the mean batch.
     pub batches: Counter,
+    /// Files of the log.
+    pub segments: Gauge,
+    /// What they hold.
+    pub bytes: Gauge,
+    /// Names of accepted messages that are not durable rows yet.
+    pub recent_names: Gauge,
 }
 
 impl QueueMetrics {
@@ -38,6 +44,17 @@ impl QueueMetrics {
             batches: registry.counter(
                 "berth_logic_queue_batches_total",
                 "Synced writes of the ingest queue; accepted messages over this is the mean group commit.",
+                &[],
+            ),
+            segments: registry.gauge("berth_logic_queue_segments", "Segment files of the ingest queue.", &[]),
+            bytes: registry.gauge(
+                "berth_logic_queue_bytes",
+                "Bytes of the ingest queue's segment files.",
+                &[],
+            ),
+            recent_names: registry.gauge(
+                "berth_logic_queue_recent_names",
+                "Names of accepted messages that are in memory because their rows are not durable yet.",
                 &[],
             ),
         }

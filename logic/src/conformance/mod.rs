@@ -17,7 +17,7 @@ use crate::{
     backend::ROUTES,
     kv::{Embedded, Kv, Memory},
     metrics::Metrics,
-    queue::{KvQueue, Queue, QueueError},
+    queue::{Disk, Files, LogQueue, Queue, QueueError},
     routes::{KvRoutes, Routes},
     store::{Epoch, KvStore, Store},
 };
@@ -43,13 +43,14 @@ pub(crate) trait Place: Send + Sync {
 
 /// Backends over an engine.
 pub(crate) trait Engines: Send + Sync {
-    fn queue_engine(&self) -> Arc<dyn Kv>;
+    fn queue_parts(&self) -> (Arc<dyn Files>, Arc<dyn Kv>);
     fn store_engine(&self) -> Arc<dyn Kv>;
 }
 
 impl<E: Engines> Place for E {
     fn queue(&self, partitions: u16) -> Result<Arc<dyn Queue>, QueueError> {
-        let queue = KvQueue::open(self.queue_engine(), partitions, 7, no_metrics().queue)?;
+        let (files, names) = self.queue_parts();
+        let queue = LogQueue::open(files, names, partitions, 7, no_metrics().queue)?;
         Ok(Arc::new(queue))
     }
 
@@ -64,19 +65,20 @@ impl<E: Engines> Place for E {
 
 /// The memory engine: what it holds lives as long as the place.
 pub(crate) struct InMemory {
-    queue: Arc<Memory>,
+    files: Arc<crate::queue::InMemory>,
+    names: Arc<Memory>,
     store: Arc<Memory>,
 }
 
 impl InMemory {
     pub(crate) fn new() -> Self {
-        Self { queue: Arc::new(Memory::new(2)), store: Arc::new(Memory::new(4)) }
+        Self { files: Arc::default(), names: Arc::new(Memory::new(1)), store: Arc::new(Memory::new(4)) }
     }
 }
 
 impl Engines for InMemory {
-    fn queue_engine(&self) -> Arc<dyn Kv> {
-        self.queue.clone()
+    fn queue_parts(&self) -> (Arc<dyn Files>, Arc<dyn Kv>) {
+        (self.files.clone(), self.names.clone())
     }
 
     fn store_engine(&self) -> Arc<dyn Kv> {
@@ -101,8 +103,9 @@ impl OnDisk {
 }
 
 impl Engines for OnDisk {
-    fn queue_engine(&self) -> Arc<dyn Kv> {
-        self.open("queue", &KvQueue::SPACES)
+    fn queue_parts(&self) -> (Arc<dyn Files>, Arc<dyn Kv>) {
+        let files = Disk::open(&self.directory.path().join("queue")).expect("the directory can be used");
+        (Arc::new(files), self.open("queue/names", &LogQueue::SPACES))
     }
 
     fn store_engine(&self) -> Arc<dyn Kv> {
@@ -141,6 +144,7 @@ macro_rules! every_check {
                 check_another_partition_count,
                 check_wait,
                 check_purge_forgets_only_old_names,
+                check_recall_enters_nothing,
                 check_close,
             ],
             store: [

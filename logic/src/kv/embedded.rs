@@ -2,7 +2,7 @@
 //!
 //! Every batch is flushed to the operating system before it returns, so that kill -9 loses nothing. fjall holds its
 //! journal's lock while it syncs, so there is no group commit inside it: whoever wants many durable writes a second
-//! batches them (see `queue::kv`). After a failed write or sync fjall refuses all further writes until it is reopened.
+//! has a log of his own (see `queue`). After a failed write or sync fjall refuses all further writes until it is reopened.
 
 use std::{ops::ControlFlow, path::Path};
 
@@ -14,7 +14,7 @@ use super::{Batch, Direction, Durability, Kv, KvError, Space, View, Visit};
 /// Flush and compaction threads of a database: one flushes while the other compacts.
 const WORKERS: usize = 2;
 
-/// Bytes of writes a keyspace gathers in memory before it writes a table: a quarter of fjall's own choice, since six
+/// Bytes of writes a keyspace gathers in memory before it writes a table: a quarter of fjall's own choice, since five
 /// keyspaces have one each, and since lookups among fewer rows miss the processor's caches less.
 const MEMTABLE: u64 = 16 * 1024 * 1024;
 

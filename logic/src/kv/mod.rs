@@ -1,7 +1,8 @@
 //! The ordered key-value engine under the embedded and the memory backends, and what every engine promises.
 //!
 //! An engine is local: its calls block for microseconds (a memtable, the page cache) or, where they sync, for one
-//! `fdatasync`. Domain backends (`KvQueue`, `KvStore`, `KvRoutes`) are written once over [`Kv`].
+//! `fdatasync`. Domain backends (`KvStore`, `KvRoutes`, the queue's dedup rows) are written
+//! once over [`Kv`].
 
 mod embedded;
 mod key;

@@ -1,5 +1,7 @@
-//! What was accepted lately under which `client_msg_id`: rows in day windows, so that old ones go by the window.
+//! What was accepted lately under which `client_msg_id`, and its durable rows: in day windows, so that old ones go by
+//! the window.
 
+use prost::Message;
 use ring::digest::{Context, SHA256};
 
 use crate::{
@@ -8,11 +10,28 @@ use crate::{
 };
 
 /// The space of dedup rows.
-pub(super) const DEDUP: Space = Space(1);
+pub(super) const DEDUP: Space = Space(0);
+
+/// Bytes of a row's key: its window and its name.
+pub(super) const KEY: usize = 18;
 
 /// What was accepted.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Seen {
+    pub(super) partition: u16,
+    pub(super) offset: u64,
+    pub(super) message_id: u64,
+    pub(super) conversation_id: u64,
+    pub(super) at_ms: i64,
+    pub(super) fingerprint: Fingerprint,
+    /// The queue's own time when it was accepted, for its age: unlike `at_ms` it never goes back with the clock, so
+    /// that a name accepted after such a step is as old as it looks.
+    pub(super) noted_ms: i64,
+}
+
+/// The same as a row.
+#[derive(Clone, PartialEq, Message)]
+struct Row {
     #[prost(uint32, tag = "1")]
     partition: u32,
     #[prost(uint64, tag = "2")]
@@ -25,45 +44,71 @@ pub(super) struct Seen {
     at_ms: i64,
     #[prost(bytes = "vec", tag = "6")]
     fingerprint: Vec<u8>,
-    /// The queue's own time when it was accepted, for its age: unlike `at_ms` it never goes back with the clock, so
-    /// that a name accepted after such a step is as old as it looks.
     #[prost(int64, tag = "7")]
     noted_ms: i64,
 }
 
 impl Seen {
-    pub(super) fn of(
-        record: &Record,
+    /// What to answer to a message of this conversation and fingerprint that comes under the same name.
+    pub(super) fn answer(
+        &self,
+        conversation_id: u64,
         fingerprint: Fingerprint,
-        (partition, offset): (u16, u64),
-        noted_ms: i64,
-    ) -> Self {
-        Self {
-            partition: partition.into(),
-            offset,
-            message_id: record.message_id,
-            conversation_id: record.conversation_id,
-            at_ms: record.at_ms,
-            fingerprint: fingerprint.to_vec(),
-            noted_ms,
-        }
-    }
-
-    /// What to answer to `record`, which comes under the same name.
-    pub(super) fn answer(&self, record: &Record, fingerprint: Fingerprint) -> Result<Appended, QueueError> {
-        let same = self.conversation_id == record.conversation_id && self.fingerprint == fingerprint;
+    ) -> Result<Appended, QueueError> {
+        let same = self.conversation_id == conversation_id && self.fingerprint == fingerprint;
         if same { Ok(self.appended(true)) } else { Err(QueueError::Conflict) }
     }
 
     pub(super) fn appended(&self, duplicate: bool) -> Appended {
         Appended {
-            partition: u16::try_from(self.partition).expect("written from a u16"),
+            partition: self.partition,
             offset: self.offset,
             message_id: self.message_id,
             conversation_id: self.conversation_id,
             at_ms: self.at_ms,
             duplicate,
         }
+    }
+
+    /// Whether its name still means it.
+    pub(super) fn holds(&self, now_ms: i64) -> bool {
+        now_ms - self.noted_ms < DEDUP_MS
+    }
+
+    /// The window its row is in.
+    pub(super) fn window(&self) -> u16 {
+        window(self.noted_ms)
+    }
+
+    /// The row's value.
+    pub(super) fn row(&self) -> Vec<u8> {
+        let row = Row {
+            partition: self.partition.into(),
+            offset: self.offset,
+            message_id: self.message_id,
+            conversation_id: self.conversation_id,
+            at_ms: self.at_ms,
+            fingerprint: self.fingerprint.to_vec(),
+            noted_ms: self.noted_ms,
+        };
+        row.encode_to_vec()
+    }
+}
+
+impl TryFrom<Row> for Seen {
+    type Error = KvError;
+
+    fn try_from(row: Row) -> Result<Self, KvError> {
+        let wrong = |what: &str| KvError { action: KvError::DECODE, detail: format!("a dedup row's {what}") };
+        Ok(Self {
+            partition: row.partition.try_into().map_err(|_| wrong("partition"))?,
+            offset: row.offset,
+            message_id: row.message_id,
+            conversation_id: row.conversation_id,
+            at_ms: row.at_ms,
+            fingerprint: row.fingerprint.try_into().map_err(|_| wrong("fingerprint"))?,
+            noted_ms: row.noted_ms,
+        })
     }
 }
 
@@ -80,23 +125,31 @@ pub(super) fn name(record: &Record) -> Name {
     *hash.finish().as_ref().first_chunk().expect("SHA-256 has 32 bytes")
 }
 
-/// The key of a row that is written now.
-pub(super) fn key(name: &Name, now_ms: i64) -> Vec<u8> {
-    at(window(now_ms), name)
+/// The key of a row.
+pub(super) fn key(window: u16, name: &Name) -> [u8; KEY] {
+    let mut key = [0; KEY];
+    key[..2].copy_from_slice(&window.to_be_bytes());
+    key[2..].copy_from_slice(name);
+    key
 }
 
-/// What was accepted under this name within [`DEDUP_MS`] before `now_ms` (the queue's own time): this window's row, or the one of the window
-/// before it.
-pub(super) fn find(view: &dyn View, name: &Name, now_ms: i64) -> Result<Option<Seen>, KvError> {
-    for window in [window(now_ms), window(now_ms).saturating_sub(1)] {
-        if let Some(bytes) = view.get(DEDUP, &at(window, name))? {
-            let seen: Seen = crate::kv::decode(bytes)?;
-            if now_ms - seen.noted_ms < DEDUP_MS {
-                return Ok(Some(seen));
-            }
-        }
-    }
-    Ok(None)
+/// Window and name of a row's key.
+pub(super) fn parts(key: &[u8]) -> Option<(u16, Name)> {
+    let (window, name) = key.split_first_chunk()?;
+    Some((u16::from_be_bytes(*window), name.try_into().ok()?))
+}
+
+/// The windows that a name accepted within [`DEDUP_MS`] before `now_ms` (the queue's own time) can be in: this one and the
+/// one before it, since they are as long as the promise.
+pub(super) fn windows(now_ms: i64) -> [u16; 2] {
+    [window(now_ms), window(now_ms).saturating_sub(1)]
+}
+
+/// The row of this window, if its name still means it.
+pub(super) fn find(view: &dyn View, window: u16, name: &Name, now_ms: i64) -> Result<Option<Seen>, KvError> {
+    let Some(bytes) = view.get(DEDUP, &key(window, name))? else { return Ok(None) };
+    let seen = Seen::try_from(crate::kv::decode::<Row>(bytes)?)?;
+    Ok(Some(seen).filter(|seen| seen.holds(now_ms)))
 }
 
 /// Where the next purge goes on, so that it does not walk over the tombstones of those before.
@@ -137,14 +190,7 @@ pub(super) fn expired(
     Ok(keys)
 }
 
-/// Windows are as long as the promise, so this one and the one before cover it. In 16 bits: until the year 2149.
+/// In 16 bits: until the year 2149.
 fn window(now_ms: i64) -> u16 {
     u16::try_from(now_ms.div_euclid(DEDUP_MS).max(0)).unwrap_or(u16::MAX)
-}
-
-fn at(window: u16, name: &Name) -> Vec<u8> {
-    let mut key = Vec::with_capacity(18);
-    key.extend_from_slice(&window.to_be_bytes());
-    key.extend_from_slice(name);
-    key
 }

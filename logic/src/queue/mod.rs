@@ -4,8 +4,7 @@
 //! types.
 
 mod dedup;
-mod kv;
-mod writer;
+mod log;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
@@ -13,7 +12,9 @@ use prost::bytes::Bytes;
 use ring::digest::{SHA256, digest};
 use thiserror::Error;
 
-pub use self::kv::KvQueue;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use self::log::check_segment;
+pub use self::log::{Disk, Files, InMemory, LogFile, LogQueue};
 use crate::kv::KvError;
 
 /// For how long the same `client_msg_id` of a sender means the same message: 24 h, in milliseconds (PROTOCOL.md).
@@ -104,6 +105,36 @@ pub enum QueueError {
         /// What was asked for.
         asked: u16,
     },
+    /// A segment of the log is not what was written. Nothing is cut off or left out: what is behind it was acknowledged.
+    #[error(
+        "{file} of the ingest queue is damaged at byte {position}: {problem}; acknowledged messages are in it or behind it, so restore the whole data directory from a backup"
+    )]
+    Damaged {
+        /// Which file of the queue's directory.
+        file: String,
+        /// Where in it.
+        position: u64,
+        /// What is wrong there.
+        problem: String,
+    },
+    /// The directory holds a queue that an earlier version wrote.
+    #[error(
+        "{directory} holds an ingest queue of an earlier version's format, which this version does not read; begin with another data directory"
+    )]
+    OldFormat {
+        /// Which.
+        directory: String,
+    },
+    /// A file cannot be used.
+    #[error("the ingest queue could not {action} {file}: {detail}")]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// With which file or directory.
+        file: String,
+        /// What the operating system says.
+        detail: String,
+    },
     /// The engine below failed.
     #[error(transparent)]
     Engine(#[from] KvError),
@@ -111,6 +142,9 @@ pub enum QueueError {
 
 /// Resolves when the message is durable, or was not accepted.
 pub type Pending = BoxFuture<'static, Result<Appended, QueueError>>;
+
+/// Resolves to what was accepted, or to None.
+pub type Recalled = BoxFuture<'static, Result<Option<Appended>, QueueError>>;
 
 /// A record as it was read back.
 #[derive(Debug, Clone)]
@@ -142,6 +176,13 @@ pub trait Queue: Send + Sync {
     /// # Errors
     /// [`QueueError::Full`] at the bound of waiting appends; [`QueueError::Closed`].
     fn append(&self, record: Record) -> Result<Pending, QueueError>;
+
+    /// Asks whether a message was accepted before, and enters nothing: resolves to what an append of it would answer as a
+    /// repeat, or to None where it would be new. It sees every append that was called before it. Does not wait.
+    ///
+    /// # Errors
+    /// As [`Queue::append`]; the answer is [`QueueError::Conflict`] where the name means another message.
+    fn recall(&self, record: Record) -> Result<Recalled, QueueError>;
 
     /// The records after `after`, in order: at most `limit`, at least one if there is one.
     ///

@@ -1,22 +1,26 @@
-//! An engine that fails and crashes when a test says so: it knows what was synced and what was only written.
+//! An engine, with files beside it, that fails and crashes when a test says so: it knows what was synced and what was
+//! only written.
 
 use std::sync::{
     Arc, Mutex,
     atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
+use rand::rngs::SmallRng;
+
+use super::disk::{Folder, Fuse};
 use crate::kv::{Batch, Durability, Kv, KvError, Memory, Space, View};
 
-/// Two databases in memory: what a process sees, and what the disk has.
-pub(super) struct Volatile {
+/// Two databases in memory: what a process sees, and what the disk has. A queue also has files on it.
+pub(crate) struct Volatile {
     spaces: usize,
     live: Memory,
     disk: Mutex<Disk>,
-    fail: AtomicBool,
     refuse_sync: AtomicBool,
     refuse_spread: AtomicBool,
     syncs: AtomicUsize,
-    crashed: AtomicBool,
+    fuse: Arc<Fuse>,
+    files: Arc<Folder>,
 }
 
 struct Disk {
@@ -25,25 +29,36 @@ struct Disk {
 }
 
 impl Volatile {
-    pub(super) fn new(spaces: usize) -> Arc<Self> {
-        Self::holding(spaces, &Memory::new(spaces))
+    pub(crate) fn new(spaces: usize) -> Arc<Self> {
+        let fuse = Arc::new(Fuse::default());
+        let files = Folder::empty(fuse.clone());
+        Self::holding(spaces, &Memory::new(spaces), fuse, files)
     }
 
-    fn holding(spaces: usize, content: &Memory) -> Arc<Self> {
+    fn holding(spaces: usize, content: &Memory, fuse: Arc<Fuse>, files: Arc<Folder>) -> Arc<Self> {
         let (live, synced) = (Memory::new(spaces), Memory::new(spaces));
         for copy in [&live, &synced] {
             copy_into(content, copy, spaces);
         }
         let disk = Mutex::new(Disk { synced, unsynced: Vec::new() });
-        let no = || AtomicBool::new(false);
-        let (fail, refuse_sync, refuse_spread, crashed) = (no(), no(), no(), no());
+        let (refuse_sync, refuse_spread) = (AtomicBool::new(false), AtomicBool::new(false));
         let syncs = AtomicUsize::new(0);
-        Arc::new(Self { spaces, live, disk, fail, refuse_sync, refuse_spread, syncs, crashed })
+        Arc::new(Self { spaces, live, disk, refuse_sync, refuse_spread, syncs, fuse, files })
+    }
+
+    /// The files beside the database.
+    pub(crate) fn files(&self) -> Arc<Folder> {
+        self.files.clone()
     }
 
     /// From now on writes and syncs fail, or work again.
-    pub(super) fn fail(&self, fail: bool) {
-        self.fail.store(fail, Ordering::SeqCst);
+    pub(crate) fn fail(&self, fail: bool) {
+        self.fuse.blow(fail);
+    }
+
+    /// So many writes, syncs and changes of names go through, then all fail.
+    pub(crate) fn fail_after(&self, calls: u64) {
+        self.fuse.blow_after(calls);
     }
 
     /// From now on syncs alone fail, or work again.
@@ -57,29 +72,38 @@ impl Volatile {
     }
 
     /// From now on batches that take rows off the outbox fail, or work again.
-    pub(super) fn refuse_spread(&self, refuse: bool) {
+    pub(crate) fn refuse_spread(&self, refuse: bool) {
         self.refuse_spread.store(refuse, Ordering::SeqCst);
     }
 
-    /// The operating system ends here: nothing later counts. What the disk had, as the next start finds it.
-    pub(super) fn crash(&self) -> Arc<Self> {
+    /// The operating system ends here: nothing later counts. What the disk had, as the next start finds it: nothing that
+    /// was not synced.
+    pub(crate) fn crash(&self) -> Arc<Self> {
+        self.end(|files, fuse| files.crash(fuse))
+    }
+
+    /// The same, but some of what was not synced is there, and some of that in parts.
+    pub(crate) fn tear(&self, random: &mut SmallRng) -> Arc<Self> {
+        self.end(|files, fuse| files.tear(fuse, random))
+    }
+
+    fn end(&self, files: impl FnOnce(&Folder, Arc<Fuse>) -> Arc<Folder>) -> Arc<Self> {
         let disk = self.disk.lock().expect("not poisoned");
-        self.crashed.store(true, Ordering::SeqCst);
-        Self::holding(self.spaces, &disk.synced)
+        self.fuse.blow(true);
+        let fuse = Arc::new(Fuse::default());
+        Self::holding(self.spaces, &disk.synced, fuse.clone(), files(&self.files, fuse))
     }
 
     /// The process ends here: what was written is there.
-    pub(super) fn kill(&self) -> Arc<Self> {
+    pub(crate) fn kill(&self) -> Arc<Self> {
         let _disk = self.disk.lock().expect("not poisoned");
-        self.crashed.store(true, Ordering::SeqCst);
-        Self::holding(self.spaces, &self.live)
+        self.fuse.blow(true);
+        let fuse = Arc::new(Fuse::default());
+        Self::holding(self.spaces, &self.live, fuse.clone(), self.files.kill(fuse))
     }
 
     fn check(&self, action: &'static str) -> Result<(), KvError> {
-        if self.fail.load(Ordering::SeqCst) || self.crashed.load(Ordering::SeqCst) {
-            return Err(KvError { action, detail: "no space left on device".to_owned() });
-        }
-        Ok(())
+        self.fuse.check().map_err(|error| KvError { action, detail: error.to_string() })
     }
 }
 

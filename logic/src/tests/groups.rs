@@ -83,7 +83,7 @@ async fn members_are_told_and_get_what_is_said() {
 #[tokio::test]
 async fn changes_say_how_it_stands_and_what_cannot_be() {
     let recorder = Counting::default();
-    let logic = super::counted(&recorder, Volatile::new(2), Volatile::new(4)).await;
+    let logic = super::counted(&recorder, Volatile::new(1), Volatile::new(4)).await;
     let context = logic.context();
     put(&logic, "team", &["carol", "alice", "bob"]).await;
     let added = group::add(context, "team", named(&["dave", "alice"])).await.expect("added");
@@ -137,7 +137,7 @@ async fn a_change_of_thousands_is_made_once_however_often_it_is_asked() {
 async fn killed_in_the_middle_of_a_fan_out_everybody_gets_everything_once() {
     const USERS: usize = 600;
     const MESSAGES: usize = 20;
-    let (mut queue, mut store) = (Volatile::new(2), Volatile::new(4));
+    let (mut queue, mut store) = (Volatile::new(1), Volatile::new(4));
     let users: Vec<String> = (0..USERS).map(|n| format!("u{n:03}")).collect();
     for round in 0..4 {
         let logic = over(config(StoreChoice::Memory), queue.clone(), store.clone(), Epoch::Keep).await;
@@ -172,7 +172,7 @@ async fn killed_in_the_middle_of_a_fan_out_everybody_gets_everything_once() {
 
 #[tokio::test]
 async fn after_a_power_cut_answered_changes_and_accepted_messages_are_there() {
-    let (queue, store) = (Volatile::new(2), Volatile::new(4));
+    let (queue, store) = (Volatile::new(1), Volatile::new(4));
     let logic = over(config(StoreChoice::Memory), queue.clone(), store.clone(), Epoch::Keep).await;
     let gateway = Gateway::attach(&logic, "g1", 1);
     let alice = gateway.open("alice", "d", 1).await;
@@ -298,9 +298,28 @@ async fn what_is_not_even_committed_bounds_what_a_group_accepts() {
 }
 
 #[tokio::test]
+async fn a_repeat_of_what_was_accepted_is_answered_after_the_sender_was_removed() {
+    let logic = in_memory().await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let bob = gateway.open("bob", "d", 1).await;
+    let team = put(&logic, "team", &["alice", "bob"]).await;
+    let first = sent(&bob, "c-1", "team", "x").await;
+    group::remove(logic.context(), "team", named(&["bob"])).await.expect("removed");
+    let by_id = send_to("c-1", To::ConversationId(team.conversation_id), "x");
+    for again in [to_group("c-1", "team", "x"), by_id] {
+        let Answer::Send(repeat) = bob.ask(again).await else { panic!("it was accepted before") };
+        assert_eq!(repeat, client::SendResponse { duplicate: true, ..first.clone() });
+    }
+    for other in [to_group("c-1", "team", "another body"), to_group("c-2", "team", "x")] {
+        assert_eq!(bob.refused(other).await.0, "PERMISSION_DENIED");
+    }
+    logic.stop().await;
+}
+
+#[tokio::test]
 async fn a_sender_who_is_removed_behind_his_ack_is_told() {
     let store = Volatile::new(4);
-    let logic = over(config(StoreChoice::Memory), Volatile::new(2), store.clone(), Epoch::Keep).await;
+    let logic = over(config(StoreChoice::Memory), Volatile::new(1), store.clone(), Epoch::Keep).await;
     let gateway = Gateway::attach(&logic, "g1", 1);
     let (alice, bob) = (gateway.open("alice", "d", 1).await, gateway.open("bob", "d", 2).await);
     put(&logic, "team", &["alice", "bob"]).await;

@@ -92,7 +92,7 @@ async fn presence_and_disconnect() {
 #[tokio::test]
 async fn what_may_be_tried_again_says_when() {
     let store = Volatile::new(4);
-    let logic = over(config(StoreChoice::Memory), Volatile::new(2), store.clone(), Epoch::Keep).await;
+    let logic = over(config(StoreChoice::Memory), Volatile::new(1), store.clone(), Epoch::Keep).await;
     store.fail(true);
     let body = json!({"to": {"userId": "alice"}, "clientMsgId": "n-1"});
     let (status, problem) = ask(&logic, "/v1/messages", body).await;

@@ -1,7 +1,8 @@
 //! The whole of logic in one process, with a gateway that a test holds in its hand.
 
 mod damage;
-mod engine;
+mod disk;
+pub(crate) mod engine;
 mod faults;
 mod gateway;
 mod giant;
@@ -16,13 +17,14 @@ use std::{sync::Arc, time::Duration};
 
 use berth_proto::metric::Registry;
 
+use self::engine::Volatile;
 use crate::{
     Config, Logic, StartError, StoreChoice,
     backend::{Backends, Marker, ROUTES},
     conformance::no_metrics,
     kv::Kv,
     metrics::Metrics,
-    queue::KvQueue,
+    queue::LogQueue,
     routes::KvRoutes,
     store::{Epoch, KvStore},
 };
@@ -46,13 +48,13 @@ pub(super) async fn in_memory() -> Logic {
     Logic::start(config(StoreChoice::Memory), registry).await.expect("starts")
 }
 
-/// A logic over given engines.
-pub(super) async fn over(config: Config, queue: Arc<dyn Kv>, store: Arc<dyn Kv>, epoch: Epoch) -> Logic {
+/// A logic over given engines; the queue's has its files too.
+pub(super) async fn over(config: Config, queue: Arc<Volatile>, store: Arc<dyn Kv>, epoch: Epoch) -> Logic {
     try_over(config, queue, store, epoch, None).await.expect("starts")
 }
 
 /// The same, with metrics that a test reads.
-async fn counted(counting: &recorder::Counting, queue: Arc<dyn Kv>, store: Arc<dyn Kv>) -> Logic {
+async fn counted(counting: &recorder::Counting, queue: Arc<Volatile>, store: Arc<dyn Kv>) -> Logic {
     let config = config(StoreChoice::Memory);
     let metrics = Metrics::new(Registry::new(counting));
     with(config, queue, store, Epoch::Keep, None, metrics).await.expect("starts")
@@ -61,7 +63,7 @@ async fn counted(counting: &recorder::Counting, queue: Arc<dyn Kv>, store: Arc<d
 /// The same, where it may be refused.
 pub(super) async fn try_over(
     config: Config,
-    queue: Arc<dyn Kv>,
+    queue: Arc<Volatile>,
     store: Arc<dyn Kv>,
     epoch: Epoch,
     marker: Option<Marker>,
@@ -71,7 +73,7 @@ pub(super) async fn try_over(
 
 async fn with(
     config: Config,
-    queue: Arc<dyn Kv>,
+    queue: Arc<Volatile>,
     store: Arc<dyn Kv>,
     epoch: Epoch,
     marker: Option<Marker>,
@@ -79,7 +81,9 @@ async fn with(
 ) -> Result<Logic, StartError> {
     let now = (config.clock)();
     let backends = Backends {
-        queue: Arc::new(KvQueue::open(queue, config.partitions, 0, metrics.queue.clone()).expect("opens")),
+        queue: Arc::new(
+            LogQueue::open(queue.files(), queue, config.partitions, 0, metrics.queue.clone()).expect("opens"),
+        ),
         routes: Arc::new(KvRoutes::open(store.clone(), ROUTES, 15_000, now).expect("opens")),
         store: Arc::new(KvStore::open(store, 0, epoch).expect("opens")),
         marker,
@@ -88,7 +92,7 @@ async fn with(
 }
 
 /// Polls until `check` gives something.
-pub(super) async fn until<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn until<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
     let begun = std::time::Instant::now();
     loop {
         if let Some(found) = check().await {
