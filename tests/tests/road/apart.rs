@@ -53,10 +53,16 @@ async fn a_role_without_a_key_it_needs_refuses_to_start_and_names_it() -> TestRe
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_role_cannot_be_told_is_exit_code_1_and_says_why() -> TestResult {
-    let keys = tempfile::NamedTempFile::new()?;
-    std::fs::write(&keys, "[auth]\njwks_file = \"/nonexistent/jwks.json\"\n")?;
-    let keys = keys.path().to_str().context("a path of ASCII")?;
-    let cases: [(&[&str], &str); 12] = [
+    let folder = tempfile::tempdir()?;
+    let file = |name: &str, text: &str| -> anyhow::Result<String> {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text)?;
+        Ok(path.to_str().context("a path of ASCII")?.to_owned())
+    };
+    let keys = &file("keys", "[auth]\njwks_file = \"/nonexistent/jwks.json\"\n")?;
+    let short = &file("short", "[logic]\nlease_seconds = 7\n")?;
+    let cases: [(&[&str], &str); 13] = [
+        (&["logic", "--store", "memory", "--config", short], "logic.lease_seconds = 7; 8 to"),
         (&["scheduler", "--config", keys], "auth.jwks_file = \"/nonexistent/jwks.json\""),
         (&["logic", "--store", "redis://127.0.0.1:6379"], "not built yet"),
         (&["logic", "--store", "disk"], "store.backend = \"disk\""),
