@@ -167,9 +167,12 @@ impl<'a> Change<'a> {
         let id = group.conversation_id;
         let writing = context.syncs.write(&group.group_id, group.version).ok_or_else(too_many_unsynced)?;
         let changed = context.store.change_members(id, joins, leaves, *limits, context.now()).await;
-        drop(writing);
         let changed = changed.map_err(|error| context.store_error(&error))?;
         let Changed { moved, joined, left, member_count, refused } = changed;
+        match joined + left {
+            0 => writing.nothing(),
+            _ => drop(writing),
+        }
         if let Some(refused) = refused {
             let refused = refusal(&group.group_id, &refused);
             self.tell().await?;

@@ -51,6 +51,17 @@ struct Unsynced {
 pub(crate) struct Writing<'a> {
     syncs: &'a Syncs,
     group_id: &'a str,
+    /// Everything before it was synced.
+    first: bool,
+}
+
+impl Writing<'_> {
+    /// It turned out that there was nothing to write.
+    pub(crate) fn nothing(self) {
+        if self.first {
+            self.syncs.ledger().unsynced.remove(self.group_id);
+        }
+    }
 }
 
 impl Syncs {
@@ -87,12 +98,13 @@ impl Syncs {
     /// wait to be synced.
     pub(crate) fn write<'a>(&'a self, group_id: &'a str, version: u64) -> Option<Writing<'a>> {
         let mut ledger = self.ledger();
-        if ledger.unsynced.len() >= GROUPS && !ledger.unsynced.contains_key(group_id) {
+        let first = !ledger.unsynced.contains_key(group_id);
+        if first && ledger.unsynced.len() >= GROUPS {
             return None;
         }
         let new = Unsynced { synced: version, open: true, covered_by: 0 };
         ledger.unsynced.entry(group_id.to_owned()).or_insert(new).open = true;
-        Some(Writing { syncs: self, group_id })
+        Some(Writing { syncs: self, group_id, first })
     }
 
     /// Whether everything that was changed of a group is synced.
@@ -178,7 +190,11 @@ mod tests {
             .await
             .expect("synced");
         assert!(!syncs.covers("g", 5) && !syncs.covers("new", 1));
+        syncs.write("g", 5).expect("room").nothing();
+        assert!(!syncs.has("g"), "what was written before is not synced by that");
         syncs.sync(async { Ok(()) }).await.expect("synced");
         assert!(syncs.has("g") && syncs.covers("new", 1));
+        syncs.write("g", 5).expect("room").nothing();
+        assert!(syncs.has("g"));
     }
 }

@@ -252,6 +252,8 @@ async fn what_changes_nothing_syncs_nothing() {
     let (before, begun) = (store.syncs(), std::time::Instant::now());
     for _ in 0..100 {
         put(&logic, "team", &["alice", "bob"]).await;
+        group::add(logic.context(), "team", named(&["alice"])).await.expect("as it is");
+        group::remove(logic.context(), "team", named(&["carol"])).await.expect("as it is");
     }
     // Beside the one a second that there is anyhow.
     let beside = begun.elapsed().as_secs() as usize + 2;
