@@ -160,6 +160,15 @@ impl Default for Gateway {
     }
 }
 
+impl Gateway {
+    /// Why clients cannot be told `advertise`, if they cannot.
+    fn advertise_problem(&self) -> Option<String> {
+        let text = &self.advertise;
+        let checked = if text.is_empty() { Ok(()) } else { berth_link::check_address(text) };
+        checked.err().map(|problem| format!("gateway.advertise: {problem}"))
+    }
+}
+
 /// The logic tier.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -310,11 +319,7 @@ impl Config {
         range("logic.sessions_per_user", self.logic.sessions_per_user.into(), 1, 10_000);
         range("logic.inbox_lifetime_hours", self.logic.inbox_lifetime_hours.into(), 1, 24 * 3_650);
         problems.extend(self.gateway.limit_problems());
-        if !self.gateway.advertise.is_empty()
-            && let Err(problem) = berth_link::check_address(&self.gateway.advertise)
-        {
-            problems.push(format!("gateway.advertise: {problem}"));
-        }
+        problems.extend(self.gateway.advertise_problem());
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
             problems.push(format!("log.filter = {:?} is no filter: {error}", self.log.filter));
         }
