@@ -322,6 +322,14 @@ fn a_half_made_segment_was_never_written_to() {
 }
 
 #[test]
+fn a_queue_of_an_earlier_format_is_refused_and_left_alone() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    std::fs::create_dir(directory.path().join("keyspaces")).expect("makes a directory");
+    let refused = super::Disk::open(directory.path()).err().expect("refused").to_string();
+    assert!(refused.starts_with(&directory.path().display().to_string()), "{refused}");
+}
+
+#[test]
 fn a_header_of_another_version_is_named() {
     let (disk, name, _) = written(1);
     disk.files().damage(&name, |bytes| bytes[8] = 9);
