@@ -214,7 +214,7 @@ async fn a_repeat_of_what_was_accepted_is_answered_after_the_sender_was_removed(
     let by_id = send_to("c-1", To::ConversationId(team.conversation_id), "x");
     for again in [to_group("c-1", "team", "x"), by_id] {
         let Answer::Send(repeat) = bob.ask(again).await else { panic!("it was accepted before") };
-        assert_eq!(repeat, client::SendResponse { duplicate: true, ..first.clone() });
+        assert_eq!(repeat, client::SendResponse { duplicate: true, ..first });
     }
     for other in [to_group("c-1", "team", "another body"), to_group("c-2", "team", "x")] {
         assert_eq!(bob.refused(other).await.0, "PERMISSION_DENIED");
