@@ -28,6 +28,9 @@ const STORE_CACHE: u64 = 64 * 1024 * 1024;
 /// Where routes are: a fourth space of the store's database.
 pub(crate) const ROUTES: Space = Space(KvStore::SPACES.len() as u8);
 
+/// What a queue is over: the files of its log, and its dedup rows.
+type Log = (Arc<dyn Files>, Arc<dyn Kv>);
+
 /// What a logic works over.
 pub(crate) struct Backends {
     pub(crate) queue: Arc<dyn Queue>,
@@ -38,30 +41,28 @@ pub(crate) struct Backends {
 
 /// Opens them.
 pub(crate) fn open(config: &Config, metrics: QueueMetrics, now_ms: i64) -> Result<Backends, StartError> {
-    let (files, names, store, epoch, marker): (Arc<dyn Files>, Arc<dyn Kv>, Arc<dyn Kv>, _, _) =
-        match &config.store {
-            StoreChoice::Memory => (
-                Arc::new(InMemory::default()),
-                Arc::new(Memory::new(LogQueue::SPACES.len())),
-                Arc::new(Memory::new(store_spaces().len())),
-                // Each start begins empty: cursors of an earlier one must not be believed.
-                Epoch::Is(u64::try_from(now_ms).unwrap_or(1).max(1)),
-                None,
-            ),
-            StoreChoice::Embedded(directory) => {
-                let (marker, epoch) = Marker::set(directory, &config.os_boot_id)
-                    .map_err(|source| StartError::Directory { path: directory.clone(), source })?;
-                let queue = directory.join("queue");
-                let files = Disk::open(&queue)?;
-                // Before the log is read: it is locked while another process has it open.
-                let names = Embedded::open(&queue.join("names"), &LogQueue::SPACES, QUEUE_CACHE)?;
-                let store = Embedded::open(&directory.join("store"), &store_spaces(), STORE_CACHE)?;
-                (Arc::new(files), Arc::new(names), Arc::new(store), epoch, Some(marker))
-            }
-        };
+    let (queue, store, epoch, marker): (Log, Arc<dyn Kv>, _, _) = match &config.store {
+        StoreChoice::Memory => (
+            (Arc::new(InMemory::default()), Arc::new(Memory::new(LogQueue::SPACES.len()))),
+            Arc::new(Memory::new(store_spaces().len())),
+            // Each start begins empty: cursors of an earlier one must not be believed.
+            Epoch::Is(u64::try_from(now_ms).unwrap_or(1).max(1)),
+            None,
+        ),
+        StoreChoice::Embedded(directory) => {
+            let (marker, epoch) = Marker::set(directory, &config.os_boot_id)
+                .map_err(|source| StartError::Directory { path: directory.clone(), source })?;
+            let queue = directory.join("queue");
+            let files = Disk::open(&queue)?;
+            // Before the log is read: it is locked while another process has it open.
+            let names = Embedded::open(&queue.join("names"), &LogQueue::SPACES, QUEUE_CACHE)?;
+            let store = Embedded::open(&directory.join("store"), &store_spaces(), STORE_CACHE)?;
+            ((Arc::new(files), Arc::new(names)), Arc::new(store), epoch, Some(marker))
+        }
+    };
     let lease_ms = i64::try_from(config.lease.as_millis()).unwrap_or(i64::MAX);
     Ok(Backends {
-        queue: Arc::new(LogQueue::open(files, names, config.partitions, config.node, metrics)?),
+        queue: Arc::new(LogQueue::open(queue.0, queue.1, config.partitions, config.node, metrics)?),
         routes: Arc::new(
             KvRoutes::open(store.clone(), ROUTES, lease_ms, now_ms)?.with_devices(config.sessions_per_user),
         ),

@@ -88,7 +88,12 @@ impl Disk {
         if path.join("keyspaces").exists() {
             return Err(QueueError::OldFormat { directory: path.display().to_string() });
         }
-        fs::create_dir_all(path).map_err(|error| QueueError::File {
+        let make = || {
+            fs::create_dir_all(path)?;
+            // Its own name must last as long as what is in it.
+            path.parent().map_or(Ok(()), |above| fs::File::open(above)?.sync_all())
+        };
+        make().map_err(|error| QueueError::File {
             action: "make the directory",
             file: path.display().to_string(),
             detail: error.to_string(),

@@ -231,7 +231,7 @@ pub(super) fn batch(bytes: &[u8], seed: u64) -> Result<Batch<'_>, Problem> {
     }
     let content = match kind {
         kind if kind == Kind::Records as u16 => Content::Records(entries(body, count)?),
-        kind if kind == Kind::Trimmed as u16 && length % 8 == 0 => {
+        kind if kind == Kind::Trimmed as u16 && length.is_multiple_of(8) => {
             let marks = body.chunks_exact(8).map(|mark| Reader(mark).u64());
             Content::Trimmed(marks.collect::<Result<_, _>>()?)
         }

@@ -25,7 +25,7 @@ pub(super) struct Slot {
 /// What one record that is ready costs beside its bytes: the struct, its allocations, its slot.
 const OVERHEAD: usize = 320;
 
-/// The records of all partitions that are not trimmed: 40 bytes each. How many there can be is bounded by what logic
+/// The records of all partitions that are not trimmed: 32 bytes each. How many there can be is bounded by what logic
 /// accepts ahead of commit (`Config::most_behind`).
 #[derive(Debug)]
 pub(super) struct Index {

@@ -9,10 +9,11 @@ use prost::bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
+    files::LogFile,
     frame::{Checkpoint, Encoder, Header, RECORD},
     index::Place,
     names::Names,
-    shared::{Shared, create, failed, file_name},
+    shared::{Segment, Shared, create, failed, file_name},
 };
 use crate::{
     queue::{Appended, Fingerprint, QueueError, Record, dedup::Name, dedup::Seen},
@@ -49,7 +50,7 @@ pub(super) struct Ask {
 /// The segment that is written to.
 pub(super) struct Active {
     pub(super) number: u64,
-    pub(super) file: Arc<dyn super::files::LogFile>,
+    pub(super) file: Arc<dyn LogFile>,
     pub(super) seed: u64,
     /// Where the next batch goes.
     pub(super) at: u64,
@@ -272,7 +273,7 @@ impl Writer {
 }
 
 impl Active {
-    pub(super) fn new(segment: &super::shared::Segment, seed: u64) -> Self {
+    pub(super) fn new(segment: &Segment, seed: u64) -> Self {
         Self { number: segment.number, file: segment.file.clone(), seed, at: segment.bytes, records: 0 }
     }
 }

@@ -199,7 +199,9 @@ fn segments_go_once_they_are_trimmed_and_their_names_are_rows() {
 fn a_segment_is_kept_while_its_rows_are_not_durable() {
     let disk = Volatile::new(1);
     let mut parts = open(&disk, 1).expect("opens");
-    (0..12).for_each(|n| drop(accept(&mut parts, &format!("c{n}"))));
+    for n in 0..12 {
+        accept(&mut parts, &format!("c{n}"));
+    }
     parts.shared.index().trim(0, 12);
     disk.fail_after(1);
     parts.folder.step().expect_err("rows are written, their sync fails");
@@ -261,7 +263,9 @@ fn the_writer_waits_for_names_to_become_rows() {
     let folder =
         super::Folder { rows: rows.clone(), filter: parts.folder.filter.clone(), shared: shared.clone() };
     let writing = std::thread::spawn(move || {
-        (0..300).for_each(|n| drop(accept(&mut parts, &format!("c{n}"))));
+        for n in 0..300 {
+            accept(&mut parts, &format!("c{n}"));
+        }
         parts
     });
     while !writing.is_finished() {
@@ -319,6 +323,14 @@ fn a_half_made_segment_was_never_written_to() {
             assert_eq!(accept(&mut parts, "next").offset, 3);
         }
     }
+}
+
+#[test]
+fn a_queue_of_an_earlier_format_is_refused_and_left_alone() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    std::fs::create_dir(directory.path().join("keyspaces")).expect("makes a directory");
+    let refused = super::Disk::open(directory.path()).err().expect("refused").to_string();
+    assert!(refused.starts_with(&directory.path().display().to_string()), "{refused}");
 }
 
 #[test]
