@@ -211,6 +211,7 @@ impl Logic {
         let synced = upkeep::sync_and_trim(&context).await;
         context.queue.close().await;
         // The databases join their threads when they are dropped.
+        let failed = context.queue.health().is_err();
         let closed = tokio::task::spawn_blocking(move || Arc::try_unwrap(context).map(drop).is_ok()).await;
         match (synced, marker) {
             (Err(error), _) => {
@@ -220,6 +221,9 @@ impl Logic {
                 tracing::error!(
                     "the databases are still in use; the next start treats this as an unclean end"
                 );
+            }
+            (Ok(()), Some(_)) if failed => {
+                tracing::warn!("the ingest queue had failed; the next start treats this as an unclean end");
             }
             (Ok(()), Some(marker)) => {
                 if let Err(error) = marker.remove() {

@@ -4,7 +4,14 @@
 //! journal's lock while it syncs, so there is no group commit inside it: whoever wants many durable writes a second
 //! has a log of his own (see `queue`). After a failed write or sync fjall refuses all further writes until it is reopened.
 
-use std::{ops::ControlFlow, path::Path};
+use std::{
+    ffi::OsStr,
+    fs::{self, File, OpenOptions},
+    io,
+    ops::ControlFlow,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
 use prost::bytes::Bytes;
@@ -18,8 +25,12 @@ const WORKERS: usize = 2;
 /// keyspaces have one each, and since lookups among fewer rows miss the processor's caches less.
 const MEMTABLE: u64 = 16 * 1024 * 1024;
 
+/// Bytes of a journal that are written once more at a time.
+const REWRITE: usize = 1024 * 1024;
+
 /// A database on disk.
 pub struct Embedded {
+    path: PathBuf,
     spaces: Vec<Keyspace>,
     /// After the keyspaces: fields drop in order, and the database joins its threads when it drops last.
     database: Database,
@@ -44,7 +55,7 @@ impl Embedded {
             })
             .collect::<Result<_, _>>()
             .map_err(refuse)?;
-        Ok(Self { spaces, database })
+        Ok(Self { path: path.to_owned(), spaces, database })
     }
 }
 
@@ -71,6 +82,45 @@ impl Kv for Embedded {
 
     fn sync(&self) -> Result<(), KvError> {
         self.database.persist(PersistMode::SyncData).map_err(|error| failed("sync", &error))
+    }
+
+    /// Of what fjall keeps only its journals: a table is not used before its own sync went through. Flushing the memtables
+    /// would not do, since the journal that is written to stays, and replay ends where it has a hole.
+    fn rewrite(&self) -> Result<(), KvError> {
+        let refuse = |error: io::Error| KvError {
+            action: "write its journals once more",
+            detail: format!("{}: {error}", self.path.display()),
+        };
+        rewrite_journals(&self.path).map_err(refuse)
+    }
+}
+
+fn rewrite_journals(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension() != Some(OsStr::new("jnl")) {
+            continue;
+        }
+        match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => rewrite_in_place(&file)?,
+            // Everything in it came to be in tables, and fjall removed it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    File::open(directory)?.sync_all()
+}
+
+/// The same bytes at the same places: cut off anywhere, it has changed nothing.
+fn rewrite_in_place(file: &File) -> io::Result<()> {
+    let (mut at, mut bytes) = (0, vec![0; REWRITE]);
+    loop {
+        let count = file.read_at(&mut bytes, at)?;
+        if count == 0 {
+            return file.sync_all();
+        }
+        file.write_all_at(&bytes[..count], at)?;
+        at += count as u64;
     }
 }
 

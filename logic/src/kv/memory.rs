@@ -45,6 +45,10 @@ impl Kv for Memory {
     fn sync(&self) -> Result<(), KvError> {
         Ok(())
     }
+
+    fn rewrite(&self) -> Result<(), KvError> {
+        Ok(())
+    }
 }
 
 struct MemoryView<'a>(RwLockReadGuard<'a, Maps>);

@@ -124,4 +124,12 @@ pub trait Kv: Send + Sync + 'static {
     /// # Errors
     /// When the disk does not say so.
     fn sync(&self) -> Result<(), KvError>;
+
+    /// Writes once more, durably, what may be visible though a sync of it failed. The kernel shows what it could not write
+    /// and counts it as written, to this process and to the next; later syncs that succeed then prove nothing, neither
+    /// about that nor about what a log has behind it. For a start that an unclean end came before, before any other write.
+    ///
+    /// # Errors
+    /// When it cannot be read back, or the disk does not say that it has it.
+    fn rewrite(&self) -> Result<(), KvError>;
 }

@@ -9,7 +9,7 @@ use std::sync::{
 use rand::rngs::SmallRng;
 
 use super::disk::{Folder, Fuse};
-use crate::kv::{Batch, Durability, Kv, KvError, Memory, Space, View};
+use crate::kv::{Batch, Direction, Durability, Kv, KvError, Memory, Space, View};
 
 /// Two databases in memory: what a process sees, and what the disk has. A queue also has files on it.
 pub(crate) struct Volatile {
@@ -26,21 +26,22 @@ pub(crate) struct Volatile {
 struct Disk {
     synced: Memory,
     unsynced: Vec<Batch>,
+    /// A sync failed. The kernel counts what it was to write as written, shows it, and never writes it; what is written
+    /// behind that is not found again by whoever reads the disk. Until all of it is written once more.
+    hole: bool,
 }
 
 impl Volatile {
     pub(crate) fn new(spaces: usize) -> Arc<Self> {
         let fuse = Arc::new(Fuse::default());
         let files = Folder::empty(fuse.clone());
-        Self::holding(spaces, &Memory::new(spaces), fuse, files)
+        let disk = Disk { synced: Memory::new(spaces), unsynced: Vec::new(), hole: false };
+        Self::of(spaces, &Memory::new(spaces), disk, fuse, files)
     }
 
-    fn holding(spaces: usize, content: &Memory, fuse: Arc<Fuse>, files: Arc<Folder>) -> Arc<Self> {
-        let (live, synced) = (Memory::new(spaces), Memory::new(spaces));
-        for copy in [&live, &synced] {
-            copy_into(content, copy, spaces);
-        }
-        let disk = Mutex::new(Disk { synced, unsynced: Vec::new() });
+    /// What a process finds that sees `content`.
+    fn of(spaces: usize, content: &Memory, disk: Disk, fuse: Arc<Fuse>, files: Arc<Folder>) -> Arc<Self> {
+        let (live, disk) = (copy(content, spaces), Mutex::new(disk));
         let (refuse_sync, refuse_spread) = (AtomicBool::new(false), AtomicBool::new(false));
         let syncs = AtomicUsize::new(0);
         Arc::new(Self { spaces, live, disk, refuse_sync, refuse_spread, syncs, fuse, files })
@@ -61,7 +62,7 @@ impl Volatile {
         self.fuse.blow_after(calls);
     }
 
-    /// From now on syncs alone fail, or work again.
+    /// From now on syncs alone fail, before they touch anything, or work again.
     pub(super) fn refuse_sync(&self, refuse: bool) {
         self.refuse_sync.store(refuse, Ordering::SeqCst);
     }
@@ -91,15 +92,19 @@ impl Volatile {
         let disk = self.disk.lock().expect("not poisoned");
         self.fuse.blow(true);
         let fuse = Arc::new(Fuse::default());
-        Self::holding(self.spaces, &disk.synced, fuse.clone(), files(&self.files, fuse))
+        let synced = copy(&disk.synced, self.spaces);
+        let left = Disk { synced, unsynced: Vec::new(), hole: false };
+        Self::of(self.spaces, &disk.synced, left, fuse.clone(), files(&self.files, fuse))
     }
 
-    /// The process ends here: what was written is there.
+    /// The process ends here: what was written is there, and as durable as it was.
     pub(crate) fn kill(&self) -> Arc<Self> {
-        let _disk = self.disk.lock().expect("not poisoned");
+        let disk = self.disk.lock().expect("not poisoned");
         self.fuse.blow(true);
         let fuse = Arc::new(Fuse::default());
-        Self::holding(self.spaces, &self.live, fuse.clone(), self.files.kill(fuse))
+        let unsynced = disk.unsynced.iter().map(|batch| Batch { writes: batch.writes.clone() }).collect();
+        let left = Disk { synced: copy(&disk.synced, self.spaces), unsynced, hole: disk.hole };
+        Self::of(self.spaces, &self.live, left, fuse.clone(), self.files.kill(fuse))
     }
 
     fn check(&self, action: &'static str) -> Result<(), KvError> {
@@ -131,7 +136,9 @@ impl Kv for Volatile {
 
     fn sync(&self) -> Result<(), KvError> {
         let mut disk = self.disk.lock().expect("not poisoned");
-        self.check("sync")?;
+        let passed = self.check("sync");
+        disk.hole |= passed.is_err();
+        passed?;
         if self.refuse_sync.load(Ordering::SeqCst) {
             return Err(KvError { action: "sync", detail: "input/output error".to_owned() });
         }
@@ -139,18 +146,29 @@ impl Kv for Volatile {
         disk.settle();
         Ok(())
     }
+
+    fn rewrite(&self) -> Result<(), KvError> {
+        let mut disk = self.disk.lock().expect("not poisoned");
+        self.check("write once more")?;
+        disk.hole = false;
+        disk.settle();
+        Ok(())
+    }
 }
 
 impl Disk {
     fn settle(&mut self) {
+        if self.hole {
+            return;
+        }
         for batch in self.unsynced.drain(..) {
             self.synced.write(batch, Durability::Synced).expect("memory");
         }
     }
 }
 
-fn copy_into(from: &Memory, to: &Memory, spaces: usize) {
-    use crate::kv::Direction;
+fn copy(from: &Memory, spaces: usize) -> Memory {
+    let to = Memory::new(spaces);
     let mut batch = Batch::default();
     for space in (0..).take(spaces).map(Space) {
         let visit = &mut |key: &[u8], value: &[u8]| {
@@ -160,4 +178,5 @@ fn copy_into(from: &Memory, to: &Memory, spaces: usize) {
         from.view().scan(space, &[], &[u8::MAX; 200], Direction::Forward, visit).expect("memory");
     }
     to.write(batch, Durability::Synced).expect("memory");
+    to
 }

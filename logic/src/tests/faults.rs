@@ -118,6 +118,53 @@ async fn after_a_failed_sync_the_next_start_raises_the_epoch() {
 }
 
 #[tokio::test]
+async fn what_a_failed_sync_left_in_the_kernel_is_written_once_more_before_it_is_relied_on() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (queue, store) = engines();
+    let start = async |queue: &Arc<Volatile>, store: &Arc<Volatile>| {
+        let (marker, epoch) = Marker::set(directory.path(), "boot-1").expect("writable");
+        let config = config(StoreChoice::Memory);
+        try_over(config, queue.clone(), store.clone(), epoch, Some(marker)).await.expect("starts")
+    };
+    let marked = || std::fs::read_to_string(directory.path().join("open")).expect("the mark is there");
+    let logic = start(&queue, &store).await;
+    store.fail(true);
+    until("a sync failed", async || marked().is_empty().then_some(())).await;
+    let (queue, store) = (queue.kill(), store.kill());
+    logic.stop().await;
+    let logic = start(&queue, &store).await;
+    let alice = Gateway::attach(&logic, "g1", 1).open("alice", "d", 1).await;
+    alice.sent("c-1", "bob", "x").await;
+    alice.notified(1).await;
+    // It syncs the store, and the queue forgets what the store has.
+    logic.stop().await;
+    let (queue, store) = (queue.crash(), store.crash());
+    let logic = start(&queue, &store).await;
+    let bob = Gateway::attach(&logic, "g1", 2).open("bob", "d", 1).await;
+    assert_eq!(bob.messages().await.len(), 1, "durable, though it is behind what was not");
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn after_a_failure_of_the_queue_a_clean_end_counts_as_unclean() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (queue, store) = engines();
+    let (marker, _) = Marker::set(directory.path(), "boot-1").expect("writable");
+    let logic = try_over(config(StoreChoice::Memory), queue.clone(), store, Epoch::Keep, Some(marker)).await;
+    let logic = logic.expect("starts");
+    let alice = Gateway::attach(&logic, "g1", 1).open("alice", "d", 1).await;
+    queue.fail(true);
+    assert_eq!(code(alice.send("c-1", "bob", "x").await), "UNAVAILABLE");
+    queue.fail(false);
+    logic.stop().await;
+    let left = std::fs::read_to_string(directory.path().join("open")).expect("the mark is there");
+    assert_eq!(
+        left, "boot-1",
+        "so that what may not be durable is written once more; the store is not in doubt"
+    );
+}
+
+#[tokio::test]
 async fn a_failed_sync_of_a_change_of_members_counts_like_any_other() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let (queue, store) = engines();

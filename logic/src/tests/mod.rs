@@ -20,13 +20,11 @@ use berth_proto::metric::Registry;
 use self::engine::Volatile;
 use crate::{
     Config, Logic, StartError, StoreChoice,
-    backend::{Backends, Marker, ROUTES},
+    backend::{Marker, Opened},
     conformance::no_metrics,
     kv::Kv,
     metrics::Metrics,
-    queue::LogQueue,
-    routes::KvRoutes,
-    store::{Epoch, KvStore},
+    store::Epoch,
 };
 
 /// How long a test waits for what must happen: far above what it takes, so that only a fault meets it.
@@ -80,14 +78,8 @@ async fn with(
     metrics: Metrics,
 ) -> Result<Logic, StartError> {
     let now = (config.clock)();
-    let backends = Backends {
-        queue: Arc::new(
-            LogQueue::open(queue.files(), queue, config.partitions, 0, metrics.queue.clone()).expect("opens"),
-        ),
-        routes: Arc::new(KvRoutes::open(store.clone(), ROUTES, 15_000, now).expect("opens")),
-        store: Arc::new(KvStore::open(store, 0, epoch).expect("opens")),
-        marker,
-    };
+    let opened = Opened { files: queue.files(), names: queue, store, epoch, marker };
+    let backends = opened.backends(&config, metrics.queue.clone(), now)?;
     Logic::over(config, backends, metrics).await
 }
 

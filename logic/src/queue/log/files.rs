@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
-use crate::queue::QueueError;
+use crate::{backend::make_directory, queue::QueueError};
 
 /// A directory without subdirectories.
 pub trait Files: Send + Sync + 'static {
@@ -88,12 +88,7 @@ impl Disk {
         if path.join("keyspaces").exists() {
             return Err(QueueError::OldFormat { directory: path.display().to_string() });
         }
-        let make = || {
-            fs::create_dir_all(path)?;
-            // Its own name must last as long as what is in it.
-            path.parent().map_or(Ok(()), |above| fs::File::open(above)?.sync_all())
-        };
-        make().map_err(|error| QueueError::File {
+        make_directory(path).map_err(|error| QueueError::File {
             action: "make the directory",
             file: path.display().to_string(),
             detail: error.to_string(),

@@ -10,6 +10,7 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 use super::{append, open, record};
 use crate::{
     conformance::NOW,
+    kv::Kv,
     queue::{Appended, DEDUP_MS, QueueError, Record, log::Parts},
     tests::engine::Volatile,
 };
@@ -102,8 +103,11 @@ impl Run {
 
     /// The process ends, or the machine does, or the queue is closed; then it starts again, perhaps in vain at first.
     fn end(&mut self) {
+        let mut unclean = self.parts.shared.failed().is_some();
         loop {
-            self.disk = match self.random.random_range(0..4) {
+            let end = self.random.random_range(0..4);
+            unclean |= end < 3;
+            self.disk = match end {
                 0 => self.disk.kill(),
                 1 => self.disk.crash(),
                 2 => self.disk.tear(&mut self.random),
@@ -115,7 +119,9 @@ impl Run {
             if self.random.random_range(0..3) == 0 {
                 self.disk.fail_after(self.random.random_range(0..12));
             }
-            match open(&self.disk, PARTITIONS) {
+            // As logic does where it finds the mark of an unclean end.
+            let rewritten = if unclean { self.disk.rewrite() } else { Ok(()) };
+            match rewritten.map_err(QueueError::from).and_then(|()| open(&self.disk, PARTITIONS)) {
                 Ok(parts) => {
                     self.parts = parts;
                     break;
@@ -123,7 +129,7 @@ impl Run {
                 Err(QueueError::Damaged { file, position, problem }) => {
                     panic!("{file} at {position}: {problem}")
                 }
-                Err(_) => {}
+                Err(_) => unclean = true,
             }
         }
         self.disk.fail_after(u64::MAX);
