@@ -30,7 +30,7 @@ const SWEEP_ROWS: usize = 500;
 const SWEEP_REST: u32 = 60;
 
 /// Dedup rows removed a step, once a second: as many as one machine accepts in that time at its best, so that a whole
-/// day's rows go within a day whatever the load was; a batch that holds up the queue's writer for milliseconds.
+/// day's rows go within a day whatever the load was. The queue's writer does not wait for it.
 const PURGE_ROWS: usize = 20_000;
 
 /// A sync or trim that failed.

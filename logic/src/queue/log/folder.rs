@@ -112,8 +112,8 @@ impl Folder {
         match self.try_load() {
             Ok(()) => {}
             Err(error) => {
-                // Every name asks the rows then, and the writer meets what is wrong with them.
-                tracing::warn!(%error, "the dedup rows could not be read through");
+                // The filter says "perhaps" of every name then: the writer asks the rows, and refuses what it cannot tell.
+                tracing::warn!(%error, "the dedup rows could not be read through: each new message is looked up in them until a restart");
             }
         }
     }

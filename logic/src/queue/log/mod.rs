@@ -50,7 +50,8 @@ use crate::{
     snowflake::Snowflake,
 };
 
-/// Asks that may wait for the writer. At 32 KiB a body this is 128 MiB at worst, and a second's work at least.
+/// Asks that may wait for the writer. At 32 KiB a body, which each has twice (decoded, and as it is written), this is
+/// 256 MiB at worst, and a second's work at least.
 const WAITING: usize = 4096;
 
 /// Bytes of records one read returns before it stops.
@@ -158,6 +159,8 @@ impl Queue for LogQueue {
         // The id is beside what is written here, where the writer puts it.
         record.message_id = 0;
         let payload = record.encode_to_vec().into();
+        // It may stay ready for long, and must not keep the buffer that it was received in.
+        record.body = Bytes::copy_from_slice(&record.body);
         let answered = self.ask(record, Wanted::Append(payload))?;
         Ok(Box::pin(async move { answered.await.ok().transpose()?.flatten().ok_or(QueueError::Closed) }))
     }
@@ -217,6 +220,9 @@ impl Queue for LogQueue {
     fn health(&self) -> Result<(), String> {
         if let Some(reason) = self.shared.failed() {
             return Err(format!("the ingest queue stopped accepting: {reason}"));
+        }
+        if let Some(stuck) = self.shared.stuck(Instant::now()) {
+            return Err(stuck);
         }
         match &*self.asks.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(asks) if asks.is_closed() => {
@@ -358,6 +364,7 @@ impl Parts {
                 active,
                 next_batch: found.next_batch,
                 encoder: Encoder::default(),
+                unreadable: 0,
                 shared: shared.clone(),
             },
             folder: folder(),

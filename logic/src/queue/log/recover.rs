@@ -92,7 +92,7 @@ impl Recovered {
                         file = name,
                         position = at,
                         bytes = bytes.len() - at,
-                        "the last batch of the ingest log is not whole; it was never acknowledged, and is cut off"
+                        "the last batch of the ingest log was not synced as a whole, so nothing in it was acknowledged; it is cut off"
                     );
                     break;
                 }

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use tokio::sync::Notify;
@@ -12,7 +13,7 @@ use super::{
     frame::Header,
     index::Index,
 };
-use crate::{metrics::QueueMetrics, queue::QueueError, queue::dedup::Name};
+use crate::{ingest::ACK_DEADLINE, metrics::QueueMetrics, queue::QueueError, queue::dedup::Name};
 
 /// How much of what the log keeps, and where.
 #[derive(Debug, Clone, Copy)]
@@ -89,6 +90,8 @@ pub(super) struct Shared {
     pub(super) changed: Condvar,
     heads: Mutex<Vec<u64>>,
     failed: Mutex<Option<String>>,
+    /// When the oldest was asked of what the writer has taken up and not answered.
+    taken_up: Mutex<Option<Instant>>,
     index: Mutex<Index>,
     segments: Mutex<Segments>,
 }
@@ -112,6 +115,7 @@ impl Shared {
             changed: Condvar::new(),
             heads: Mutex::new(heads[..usize::from(partitions)].to_vec()),
             failed: Mutex::default(),
+            taken_up: Mutex::default(),
             index: Mutex::new(index),
             segments: Mutex::new(segments),
         }
@@ -125,7 +129,7 @@ impl Shared {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Nobody takes the index while he holds this.
+    /// The index may be taken while this is held, never the other way around.
     pub(super) fn segments(&self) -> MutexGuard<'_, Segments> {
         self.segments.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -137,6 +141,20 @@ impl Shared {
     /// Why nothing is accepted any more, if so.
     pub(super) fn failed(&self) -> Option<String> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The writer takes up what was asked then, or has answered all.
+    pub(super) fn take_up(&self, oldest: Option<Instant>) {
+        *self.taken_up.lock().unwrap_or_else(PoisonError::into_inner) = oldest;
+    }
+
+    /// Says so, if the writer does not come to an answer: the disk hangs, or the folder is behind.
+    pub(super) fn stuck(&self, now: Instant) -> Option<String> {
+        let oldest = (*self.taken_up.lock().unwrap_or_else(PoisonError::into_inner))?;
+        let waited = now.saturating_duration_since(oldest);
+        (waited > ACK_DEADLINE).then(|| {
+            format!("a message has waited for {} s to be written; is the disk alive?", waited.as_secs())
+        })
     }
 
     /// Ends accepting for good.

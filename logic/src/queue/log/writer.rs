@@ -1,7 +1,8 @@
 //! The one thread that appends: it takes what waits, writes it as one synced batch, then answers all of it.
 //!
 //! Group commit by nature: while a batch syncs the next one gathers. A failed write ends accepting for good: the
-//! records may or may not be on the disk, and a later success would prove nothing about them.
+//! records may or may not be on the disk, and a later success would prove nothing about them. A failed read costs only
+//! whoever asked.
 
 use std::{sync::Arc, time::Instant};
 
@@ -16,6 +17,7 @@ use super::{
     shared::{Segment, Shared, create, failed, file_name},
 };
 use crate::{
+    kv::KvError,
     queue::{Appended, Fingerprint, QueueError, Record, dedup::Name, dedup::Seen},
     snowflake::Snowflake,
 };
@@ -68,6 +70,8 @@ pub(super) struct Writer {
     pub(super) active: Active,
     pub(super) next_batch: u64,
     pub(super) encoder: Encoder,
+    /// Asks that were refused since a dedup row could not be read.
+    pub(super) unreadable: u64,
 }
 
 type Answer = (oneshot::Sender<Reply>, Instant, Reply);
@@ -80,11 +84,13 @@ impl Writer {
     pub(super) fn run(mut self, mut asks: mpsc::Receiver<Ask>) {
         let mut batch = Vec::with_capacity(BATCH);
         while asks.blocking_recv_many(&mut batch, BATCH) > 0 {
+            self.shared.take_up(batch.first().map(|ask| ask.asked));
             for (answer, asked, result) in self.answer(&mut batch) {
                 self.shared.metrics.append.record(asked.elapsed().as_secs_f64());
                 // A caller that stopped waiting is no error: the message is durable all the same.
                 let _ = answer.send(result);
             }
+            self.shared.take_up(None);
         }
         self.note_trimmed();
     }
@@ -143,13 +149,7 @@ impl Writer {
         let mut entered = Vec::with_capacity(asks.len());
         for Ask { record, wanted, fingerprint, name, partition, answer, asked } in asks.drain(..) {
             let result = self.decide(record, wanted, fingerprint, name, partition, &mut entered);
-            // Into the answers first: whoever asked must hear of a failure with everybody else.
-            let failure =
-                result.as_ref().err().filter(|error| !matches!(error, QueueError::Conflict)).cloned();
             answers.push((answer, asked, result));
-            if let Some(failure) = failure {
-                return Err(failure);
-            }
         }
         if entered.is_empty() {
             return Ok(());
@@ -175,7 +175,10 @@ impl Writer {
     ) -> Reply {
         let latest = &mut self.checkpoint.latest_ms;
         *latest = record.at_ms.max(*latest);
-        let seen = self.names.find(&name, *latest)?;
+        let seen = match self.names.find(&name, *latest) {
+            Ok(seen) => seen,
+            Err(error) => return Err(self.unreadable(error)),
+        };
         let payload = match (seen, wanted) {
             (Some(seen), _) => return seen.answer(record.conversation_id, fingerprint).map(Some),
             (None, Wanted::Recall) => return Ok(None),
@@ -199,6 +202,16 @@ impl Writer {
         entered.push((partition, at, length, Arc::new(record)));
         self.names.enter(name, seen);
         Ok(Some(seen.appended(false)))
+    }
+
+    /// A name that cannot be looked up is refused, since it may have been accepted before: it alone, nothing was entered.
+    fn unreadable(&mut self, error: KvError) -> QueueError {
+        self.unreadable += 1;
+        // Each doubling, so that a client that goes on trying does not fill the log.
+        if self.unreadable.is_power_of_two() {
+            tracing::error!(%error, refused = self.unreadable, "dedup rows cannot be read: messages under names that may be in them are refused; restore the data directory from a backup");
+        }
+        error.into()
     }
 
     /// Writes the batch that was encoded; where it is.

@@ -4,6 +4,7 @@ mod simulation;
 
 use std::sync::Arc;
 
+use prost::bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{
@@ -14,7 +15,8 @@ use super::{
 };
 use crate::{
     conformance::{NOW, no_metrics},
-    kv::Kv,
+    ingest::ACK_DEADLINE,
+    kv::{Batch, Durability, Kv},
     queue::{Appended, LogQueue, Queue, QueueError, Record, dedup, fingerprint, partition_of},
     tests::engine::Volatile,
 };
@@ -253,6 +255,32 @@ async fn records_that_are_not_ready_any_more_are_read_from_their_segments() {
     assert!(matches!(queue.read(0, 0, 1).await, Err(QueueError::Closed)));
 }
 
+#[tokio::test]
+async fn a_record_that_is_ready_keeps_nothing_but_itself() {
+    let disk = Volatile::new(1);
+    let rows: Arc<dyn Kv> = disk.clone();
+    let queue = LogQueue::start(open(&disk, 1).expect("opens"), rows).expect("starts");
+    let received = Bytes::from(vec![b'x'; 4096]);
+    let record = Record { body: received.slice(8..16), ..record("a", "c", "x") };
+    queue.append(record).expect("room").await.expect("accepted");
+    assert!(received.is_unique(), "the buffer that it came in is free");
+    queue.close().await;
+}
+
+#[test]
+fn a_writer_that_answers_nobody_is_no_health() {
+    let disk = Volatile::new(1);
+    let shared = open(&disk, 1).expect("opens").shared;
+    let asked = std::time::Instant::now();
+    assert_eq!(shared.stuck(asked + 2 * ACK_DEADLINE), None, "nobody asks");
+    shared.take_up(Some(asked));
+    assert_eq!(shared.stuck(asked + ACK_DEADLINE), None);
+    let stuck = shared.stuck(asked + 2 * ACK_DEADLINE).expect("stuck");
+    assert!(stuck.contains("20 s"), "{stuck}");
+    shared.take_up(None);
+    assert_eq!(shared.stuck(asked + 2 * ACK_DEADLINE), None);
+}
+
 #[test]
 fn the_writer_waits_for_names_to_become_rows() {
     let disk = Volatile::new(1);
@@ -309,6 +337,37 @@ async fn rows_that_cannot_be_written_end_it() {
     assert!(accepted <= 31, "nobody waits for ever, and nothing is forgotten: {accepted}");
     assert!(queue.health().is_err());
     queue.close().await;
+}
+
+#[test]
+fn a_name_whose_row_cannot_be_read_costs_nobody_else() {
+    let disk = Volatile::new(1);
+    let mut parts = open(&disk, 1).expect("opens");
+    (0..30).for_each(|n| drop(accept(&mut parts, &format!("c{n}"))));
+    while parts.shared.segments().unfolded().is_some() {
+        parts.folder.step().expect("folds");
+    }
+    accept(&mut parts, "the writer forgets what has rows");
+    let damaged = dedup::name(&record("a", "c0", "x"));
+    let mut batch = Batch::default();
+    let [window, _] = dedup::windows(NOW);
+    batch.put(dedup::DEDUP, dedup::key(window, &damaged), vec![0xff; 5]);
+    disk.write(batch, Durability::Synced).expect("writes");
+    for restarted in [false, true] {
+        if restarted {
+            parts.shared.index().trim(0, 31);
+            parts.folder.step().expect("removes");
+            parts = open(&disk.kill(), 1).expect("opens");
+            parts.loader.try_load().expect("loads");
+        }
+        let new = format!("new {restarted}");
+        let records = [record("a", &new, "x"), record("a", "c0", "x"), record("a", "c1", "x")];
+        let answers = append(&mut parts, &records);
+        assert!(!answers[0].as_ref().expect("accepted").duplicate);
+        assert!(matches!(answers[1], Err(QueueError::Engine(_))), "{:?}", answers[1]);
+        assert!(answers[2].as_ref().expect("answered").duplicate);
+        assert_eq!(parts.shared.failed(), None);
+    }
 }
 
 #[test]
