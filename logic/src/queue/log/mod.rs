@@ -292,7 +292,7 @@ impl Shared {
 
     fn payload(&self, partition: u16, offset: u64, place: Place) -> Result<(Bytes, u64), QueueError> {
         let file = file_name(place.segment);
-        let segment = self.segments().list.iter().find(|segment| segment.number == place.segment).cloned();
+        let segment = self.segments().get(place.segment).cloned();
         let segment = segment.ok_or_else(|| QueueError::Failed(format!("{file} is not there any more")))?;
         let mut bytes = vec![0; place.length as usize];
         segment.file.read_at(&mut bytes, place.at).map_err(|error| failed("read", &file, &error))?;

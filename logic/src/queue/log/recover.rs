@@ -21,7 +21,7 @@ pub(super) struct Recovered {
     pub(super) checkpoint: Checkpoint,
     pub(super) segments: VecDeque<Segment>,
     pub(super) index: Index,
-    /// The names of all records, by segment.
+    /// The names of records that may have no durable rows yet, by segment.
     names: Vec<(u64, Vec<(Name, Seen)>)>,
     pub(super) next_segment: u64,
     pub(super) next_batch: u64,
@@ -137,6 +137,9 @@ impl Recovered {
             own.latest_ms = own.latest_ms.max(theirs.latest_ms);
             own.folded = own.folded.max(theirs.folded);
         }
+        // They have rows: a log that waits for one partition is long, and not all of it need be in memory at once.
+        let folded = own.folded;
+        self.names.retain(|(segment, _)| *segment > folded);
         self.index.grow(&own.trimmed);
         self.partitions = Some(header.partitions);
         Ok(())
@@ -176,11 +179,9 @@ impl Recovered {
 }
 
 impl Recovered {
-    /// Names that may have no durable rows yet.
+    /// Names that may have no durable rows yet; of two messages under one, the later.
     pub(super) fn recent(&mut self) -> HashMap<Name, Seen> {
-        let folded = self.checkpoint.folded;
-        let names = std::mem::take(&mut self.names).into_iter();
-        names.filter(|(segment, _)| *segment > folded).flat_map(|(_, names)| names).collect()
+        std::mem::take(&mut self.names).into_iter().flat_map(|(_, names)| names).collect()
     }
 }
 

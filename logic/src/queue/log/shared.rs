@@ -64,6 +64,12 @@ pub(super) struct Segments {
 }
 
 impl Segments {
+    /// The one of this number, if it is there: they count on without a gap.
+    pub(super) fn get(&self, number: u64) -> Option<&Segment> {
+        let first = self.list.front()?.number;
+        self.list.get(usize::try_from(number.checked_sub(first)?).ok()?)
+    }
+
     /// The next one to fold.
     pub(super) fn unfolded(&self) -> Option<&Segment> {
         self.list.iter().find(|segment| segment.number > self.folded && segment.sealed.is_some())
