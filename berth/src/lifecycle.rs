@@ -59,14 +59,16 @@ impl Signals {
         runtime: &Handle,
         start: impl FnOnce() -> Result<T, E>,
     ) -> Result<(T, Self), E> {
-        let (started, done) = oneshot::channel::<()>();
+        let (started, mut done) = oneshot::channel::<()>();
         let listening = runtime.spawn(async move {
             tokio::select! {
+                biased;
+                // Once the start is done, a signal is for the gentle stop.
+                _ = &mut done => self,
                 () = self.stop() => {
                     tracing::info!("stopped by a signal during the start");
                     std::process::exit(ENDED_BY_A_SIGNAL)
                 }
-                _ = done => self,
             }
         });
         let begun = start()?;

@@ -188,6 +188,7 @@ impl Worker {
         self.refresh_env();
         for place in std::mem::take(&mut self.again) {
             self.with_connection(place, |connection, _| connection.again = false);
+            self.crowd_out();
         }
         for event in events {
             match event.token() {
@@ -257,6 +258,8 @@ impl Worker {
         let handle = Handle::unpack(packed as u64);
         let place = Place { slot: handle.slot, generation: handle.generation };
         self.with_connection(place, |connection, cx| connection.on_ready(cx, ready));
+        // Not once for all events of a wake-up: together they may bring four times what may be kept.
+        self.crowd_out();
     }
 
     /// Lets `act` work on a session, then moves its bytes. False: there is no such connection.

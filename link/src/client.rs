@@ -182,6 +182,7 @@ impl<D: Dialect> Remote<D> {
             connected: Arc::clone(&connected),
             let_go: let_go.clone(),
             trouble: Arc::clone(&self.trouble),
+            forgetful: AtomicBool::new(false),
         };
         self.tasks.spawn_on(dialer.run(queue), &self.runtime);
         Arc::new(RemoteLink::<D> { batches, connected, let_go })

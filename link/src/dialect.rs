@@ -48,6 +48,9 @@ pub trait Dialect: Send + Sync + 'static {
     /// The time that `message` is answered with, if it is one whose answer proves that all before it was heard.
     fn asks_for_proof(message: &Self::Up) -> Option<i64>;
 
+    /// Lets the answer to such a `message` prove no more than that to an earlier one, of that time.
+    fn prove_only(message: &mut Self::Up, said_ms: i64);
+
     /// That time, if `message` is such an answer.
     fn proves(message: &Self::Down) -> Option<i64>;
 
@@ -102,6 +105,12 @@ impl Dialect for LogicDialect {
         match &message.message {
             Some(to_logic::Message::Renew(renew)) => Some(renew.now_ms),
             _ => None,
+        }
+    }
+
+    fn prove_only(message: &mut wire::ToLogic, said_ms: i64) {
+        if let Some(to_logic::Message::Renew(renew)) = &mut message.message {
+            renew.now_ms = said_ms;
         }
     }
 
@@ -197,6 +206,8 @@ impl Dialect for SchedulerDialect {
     fn asks_for_proof(_: &wire::ToScheduler) -> Option<i64> {
         None
     }
+
+    fn prove_only(_: &mut wire::ToScheduler, _: i64) {}
 
     fn proves(_: &wire::FromScheduler) -> Option<i64> {
         None

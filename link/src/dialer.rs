@@ -26,7 +26,8 @@ use crate::{
     client::{CONNECT_TIMEOUT, MESSAGE, Trouble},
     dialect::Dialect,
     memory::Memory,
-    outgoing::Waiting,
+    metrics::Up,
+    outgoing::{self, Waiting},
     turns::OVERTAKEN_CODE,
 };
 
@@ -58,6 +59,20 @@ pub(crate) struct Dialer<D: Dialect> {
     /// The gateway needs the link no more.
     pub(crate) let_go: CancellationToken,
     pub(crate) trouble: Trouble,
+    /// The operator was told that what was said could not be remembered.
+    pub(crate) forgetful: AtomicBool,
+}
+
+/// A link that is up, until this is dropped, by a panic too: nobody must take it for one that carries.
+struct Carrying<'a> {
+    connected: &'a AtomicBool,
+    _up: Up,
+}
+
+impl Drop for Carrying<'_> {
+    fn drop(&mut self) {
+        self.connected.store(false, Ordering::Release);
+    }
 }
 
 /// A stream of batches each way.
@@ -75,8 +90,9 @@ impl<D: Dialect> Dialer<D> {
             match opened {
                 Ok(streams) => {
                     let since = Instant::now();
-                    self.is_up();
+                    let carrying = self.is_up();
                     let loss = self.carry(std::mem::take(&mut again), &memory, &mut queue, streams).await;
+                    drop(carrying);
                     self.is_down(&loss);
                     again = lock(&memory).take(Instant::now());
                     while let Some(batch) = queue.try_next() {
@@ -97,18 +113,16 @@ impl<D: Dialect> Dialer<D> {
         }
     }
 
-    fn is_up(&self) {
+    fn is_up(&self) -> Carrying<'_> {
         tracing::info!(role = D::ROLE, to = %self.config.endpoint.uri(), "link up");
         self.note(None);
-        self.config.metrics.attaches.increment(1);
-        self.config.metrics.attached.increment(1.0);
+        let carrying = Carrying { connected: &self.connected, _up: self.config.metrics.up() };
         self.connected.store(true, Ordering::Release);
         self.down.network(true);
+        carrying
     }
 
     fn is_down(&self, loss: &Loss) {
-        self.connected.store(false, Ordering::Release);
-        self.config.metrics.attached.decrement(1.0);
         let to = self.config.endpoint.uri();
         if self.let_go.is_cancelled() {
             return tracing::info!(role = D::ROLE, %to, "link ended");
@@ -186,7 +200,7 @@ impl<D: Dialect> Dialer<D> {
         (up, down): Streams<D>,
     ) -> Loss {
         // Before anything is said: the link may be down already.
-        note::<D>(&mut lock(memory), &again);
+        self.remember(memory, &again);
         let too_late = || Loss::Broke("nobody took the last words".to_owned());
         let mut downward = pin!(self.hear(down, memory));
         // Also while what is said finds no room: a peer that takes nothing must not hold up a stop.
@@ -212,10 +226,12 @@ impl<D: Dialect> Dialer<D> {
         up: mpsc::Sender<D::UpBatch>,
     ) {
         // The first batch may be empty. It says that this end has heard the answer: see `server::FIRST_WORD`.
-        let mut messages = again;
+        let mut parts = if again.is_empty() { vec![again] } else { outgoing::split(again) };
         loop {
-            if up.send(D::up_batch(messages)).await.is_err() {
-                return;
+            for part in parts.drain(..) {
+                if up.send(D::up_batch(part)).await.is_err() {
+                    return;
+                }
             }
             let next = tokio::select! {
                 biased;
@@ -223,8 +239,19 @@ impl<D: Dialect> Dialer<D> {
                 () = self.let_go.cancelled() => None,
             };
             let Some(batch) = next else { return };
-            messages = D::up_messages(batch);
-            note::<D>(&mut lock(memory), &messages);
+            let messages = D::up_messages(batch);
+            self.remember(memory, &messages);
+            parts.push(messages);
+        }
+    }
+
+    /// Remembers what of a batch about to be said must not be lost.
+    fn remember(&self, memory: &Mutex<Memory<D::Up>>, messages: &[D::Up]) {
+        let forgotten = note::<D>(&mut lock(memory), messages);
+        self.config.metrics.forgotten.increment(forgotten);
+        if forgotten > 0 && !self.forgetful.swap(true, Ordering::Relaxed) {
+            let to = self.config.endpoint.uri();
+            tracing::warn!(role = D::ROLE, %to, "more was said than is remembered: what a break loses of it stays lost");
         }
     }
 
@@ -249,16 +276,18 @@ impl<D: Dialect> Dialer<D> {
     }
 }
 
-/// Remembers what of a batch about to be said must not be lost.
-fn note<D: Dialect>(memory: &mut Memory<D::Up>, messages: &[D::Up]) {
+/// Remembers what of `messages` must not be lost; how many others are forgotten for it, though nobody is known to have heard them.
+fn note<D: Dialect>(memory: &mut Memory<D::Up>, messages: &[D::Up]) -> u64 {
+    let mut forgotten = 0;
     for message in messages {
         if D::outlives_the_link(message) {
-            memory.remember(message.clone());
+            forgotten += u64::from(memory.remember(message.clone()));
         }
         if let Some(said_ms) = D::asks_for_proof(message) {
             memory.renewal(said_ms);
         }
     }
+    forgotten
 }
 
 fn lock<M>(memory: &Mutex<Memory<M>>) -> MutexGuard<'_, Memory<M>> {

@@ -33,12 +33,15 @@ impl<M> Memory<M> {
         Self { heard: VecDeque::new(), said: VecDeque::new(), left: 0, renewals: VecDeque::new() }
     }
 
-    pub(crate) fn remember(&mut self, message: M) {
+    /// Whether one that nobody is known to have heard is forgotten for it.
+    pub(crate) fn remember(&mut self, message: M) -> bool {
         self.said.push_back(message);
-        if self.heard.len() + self.said.len() > MOST && self.heard.pop_front().is_none() {
+        let forgets = self.heard.len() + self.said.len() > MOST && self.heard.pop_front().is_none();
+        if forgets {
             self.said.pop_front();
             self.left += 1;
         }
+        forgets
     }
 
     /// A renewal is said that is answered with this time.
@@ -128,12 +131,10 @@ mod tests {
         }
         assert_eq!(memory.renewals.len(), 1);
         memory.proven(0, Instant::now());
-        for message in some..3 * some {
-            memory.remember(message);
-        }
-        assert!(memory.heard.is_empty(), "what was heard goes first");
+        let forgotten = (some..3 * some).filter(|message| memory.remember(*message)).count();
+        assert!(forgotten == 0 && memory.heard.is_empty(), "what was heard goes first");
         memory.renewal(20);
-        memory.remember(3 * some);
+        assert!(memory.remember(3 * some), "one that was not is told of");
         memory.proven(20, Instant::now());
         assert_eq!(memory.said, [3 * some], "the count goes on");
         let kept = memory.take(Instant::now());

@@ -8,9 +8,9 @@ use metrics::{Counter, Gauge};
 #[derive(Clone)]
 pub struct LinkMetrics {
     /// Links that are up.
-    pub(crate) attached: Gauge,
+    attached: Gauge,
     /// Times a link came up, the first time included.
-    pub(crate) attaches: Counter,
+    attaches: Counter,
     /// Times a link that was up broke.
     pub(crate) breaks: Counter,
     /// Attempts that were turned away: a wrong cluster key, or no valid gateway.
@@ -23,6 +23,17 @@ pub struct LinkMetrics {
     pub(crate) batches_in: Counter,
     /// Batches that found the link's queue full.
     pub(crate) full: Counter,
+    /// Messages that would be said again after a break and were too many to be remembered.
+    pub(crate) forgotten: Counter,
+}
+
+/// Counts a link as up until it is dropped, however its task ends.
+pub(crate) struct Up(Gauge);
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
 }
 
 /// The names of one role's series.
@@ -34,6 +45,7 @@ struct Names {
     batches: &'static str,
     bytes: &'static str,
     full: &'static str,
+    forgotten: &'static str,
 }
 
 macro_rules! names {
@@ -46,6 +58,7 @@ macro_rules! names {
             batches: concat!("berth_", $role, "_link_batches_total"),
             bytes: concat!("berth_", $role, "_link_sent_bytes_total"),
             full: concat!("berth_", $role, "_link_full_total"),
+            forgotten: concat!("berth_", $role, "_link_forgotten_total"),
         }
     };
 }
@@ -91,6 +104,17 @@ impl LinkMetrics {
             batches_in: batches("in"),
             bytes_out: counter(names.bytes, "Bytes of messages handed to the network."),
             full: counter(names.full, "Batches that a link had no room for."),
+            forgotten: counter(
+                names.forgotten,
+                "Messages that would be said again after a break and were too many to be remembered.",
+            ),
         }
+    }
+
+    /// A link came up.
+    pub(crate) fn up(&self) -> Up {
+        self.attaches.increment(1);
+        self.attached.increment(1.0);
+        Up(self.attached.clone())
     }
 }

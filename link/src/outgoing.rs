@@ -102,7 +102,7 @@ impl<B: Message> Outgoing<B> {
 }
 
 /// In order, in parts of at most [`BATCH`] or of one message.
-fn split<M: Message>(messages: Vec<M>) -> Vec<Vec<M>> {
+pub(crate) fn split<M: Message>(messages: Vec<M>) -> Vec<Vec<M>> {
     let mut parts: Vec<Vec<M>> = Vec::new();
     let mut room = 0;
     for message in messages {

@@ -270,11 +270,10 @@ impl<D: Dialect> Attached<D> {
         let up = D::attach(service, self.gateway.clone(), Arc::clone(&down));
         let mut receiving = Receiving::<D>::new(up, down);
         tracing::info!(role = D::ROLE, gateway = gateway_id, boot, "link up");
-        self.metrics.attaches.increment(1);
-        self.metrics.attached.increment(1.0);
+        let link_is_up = self.metrics.up();
         let reason = asked.run_until_cancelled(self.receive(first, stream, &mut receiving)).await;
         self.down.open.store(false, Ordering::Release);
-        self.metrics.attached.decrement(1.0);
+        drop(link_is_up);
         match reason {
             Some(Err(status)) => {
                 self.metrics.breaks.increment(1);

@@ -96,10 +96,16 @@ fn respond(downs: &mut Downs, acked: Acked) {
 
 async fn handle(context: &Arc<Context>, taken: &mut Vec<Arrived>, acks: &mut Acks, downs: &mut Downs) {
     let mut opens = Vec::new();
+    let mut ending = std::collections::HashSet::new();
     taken.retain_mut(|arrived| match &mut arrived.message {
-        Up::Open(open) => {
+        // Behind the end of a session of the same user, which may make room for it, an opening waits for its turn.
+        Up::Open(open) if !ending.contains(&open.user_id) => {
             opens.push((arrived.gateway.clone(), std::mem::take(open)));
             false
+        }
+        Up::Close(close) => {
+            ending.insert(close.user_id.clone());
+            true
         }
         _ => true,
     });
@@ -121,7 +127,8 @@ async fn handle(context: &Arc<Context>, taken: &mut Vec<Arrived>, acks: &mut Ack
                 }
             }
             Up::Refresh(refresh) => refresh_inboxes(context, gateway, refresh, downs).await,
-            Up::Open(_) | Up::Renew(_) => {}
+            Up::Open(opening) => open(context, vec![(gateway, opening)], downs).await,
+            Up::Renew(_) => {}
         }
     }
 }

@@ -53,7 +53,8 @@ impl LogicService for Service {
         let attachment = self.gateways.attach(key.clone(), down);
         tracing::info!(gateway = key.id, boot = key.boot, "a gateway attached");
         if self.control.try_send(Control::Attached(key.clone())).is_err() {
-            // Its lease begins with its first session or renewal then; only older boots of it live on until theirs end.
+            // Its lease begins with its first session or renewal then, after that of an older boot that took its place;
+            // otherwise older boots of it only live on until theirs end.
             tracing::warn!(
                 gateway = key.id,
                 "the attachment could not be noted: the control queue is full or closed"

@@ -1,6 +1,6 @@
 //! A client's task: schedule, connect, serve, and again, until something ends it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use berth_proto::{
     client::{Disconnect, Hello, Welcome, client_frame, server_frame},
@@ -77,13 +77,15 @@ pub(crate) struct Driver {
     heartbeat: HeartbeatParameters,
     /// Which scheduler to ask.
     scheduler: usize,
+    /// Asks in a row that no scheduler answered.
+    unanswered: usize,
 }
 
 impl Driver {
     pub fn new(core: Core, state: watch::Sender<State>) -> Self {
         let endpoints = Endpoints::new(core.options.transports.clone());
         let (reconnect, heartbeat) = Default::default();
-        Self { core, state, endpoints, reconnect, heartbeat, scheduler: 0 }
+        Self { core, state, endpoints, reconnect, heartbeat, scheduler: 0, unanswered: 0 }
     }
 
     /// The client's life: until it is closed.
@@ -312,8 +314,13 @@ impl Driver {
             let options = &self.core.options;
             let schedulers = &options.schedulers;
             let scheduler = &schedulers[self.scheduler % schedulers.len()];
-            let within = if schedulers.len() > 1 { http::DEADLINE_OF_SEVERAL } else { http::DEADLINE };
-            match schedule::fetch_within(within, scheduler, &token, &self.request()).await {
+            let within = patience(schedulers.len(), self.unanswered);
+            let answer = schedule::fetch_within(within, scheduler, &token, &self.request()).await;
+            self.unanswered = match answer {
+                Err(ScheduleError::Unreachable(_)) => self.unanswered.saturating_add(1),
+                _ => 0,
+            };
+            match answer {
                 Ok(answer) => return Ok(self.scheduled(&answer)),
                 Err(ScheduleError::Refused(problem)) if matches!(problem.status, 401 | 403) => {
                     if refused.is_some() {
@@ -363,6 +370,12 @@ impl Driver {
     }
 }
 
+/// How long to wait for a scheduler's answer. Where another one can be asked, one that is slow is not worth waiting for, until
+/// all of them were: then it is the network.
+fn patience(schedulers: usize, unanswered: usize) -> Duration {
+    if unanswered < schedulers && schedulers > 1 { http::DEADLINE_OF_SEVERAL } else { http::DEADLINE }
+}
+
 /// A scheduler's answer that no repeat would change.
 fn refusal(problem: &Problem) -> StopReason {
     let Problem { status, reason, detail, .. } = problem.clone();
@@ -400,5 +413,23 @@ async fn keep_cursor(mailbox: &Mailbox, store: &Arc<dyn CursorStore>) {
         );
         mailbox.unsaved(cursor);
         sleep(from_ms(SAVE_AGAIN_MS)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_too_slow_for_every_scheduler_is_waited_for() {
+        assert_eq!(patience(1, 0), http::DEADLINE);
+        for (unanswered, within) in [
+            (0, http::DEADLINE_OF_SEVERAL),
+            (2, http::DEADLINE_OF_SEVERAL),
+            (3, http::DEADLINE),
+            (9, http::DEADLINE),
+        ] {
+            assert_eq!(patience(3, unanswered), within, "{unanswered} in a row");
+        }
     }
 }

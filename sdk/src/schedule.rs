@@ -14,7 +14,8 @@ pub enum ScheduleError {
     /// The address is none, or the token is not a line of text.
     #[error("{0}")]
     Invalid(String),
-    /// No answer in time: 10 s, or 3 s for a client that has another scheduler to ask.
+    /// No answer in time: 10 s, or 3 s for a client that has another scheduler to ask and was not
+    /// left without an answer by all of them.
     #[error("{0}")]
     Unreachable(String),
     /// The scheduler answered with a problem.

@@ -11,7 +11,7 @@ use crate::{
 /// Bytes kept over all workers for peers that have not said hello: incomplete heads of requests and incomplete hellos. A
 /// whole budget of honest ones (8,192 by default), each in the middle of a hello of 2 KiB, fits in; whoever keeps more than
 /// that share gives way when all of it is used.
-const BYTES: usize = 16 * 1024 * 1024;
+pub(super) const BYTES: usize = 16 * 1024 * 1024;
 
 /// A worker's share of the bounds. However small the gateway, those who have not said hello never take the half of it.
 pub(super) fn share(shared: &Shared) -> Pending<Place> {

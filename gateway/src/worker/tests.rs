@@ -125,6 +125,32 @@ fn a_hello_that_lies_in_the_kernel_is_read_before_its_deadline_is_held_against_i
 }
 
 #[test]
+fn what_is_kept_before_hello_is_bounded_within_a_wake_up_too() {
+    let mut bench = Bench::new();
+    let hello = [&berth_proto::tcp::prefix(60_000)[..], &[0; 59_000]].concat();
+    // All but the end of each: together more than may be kept.
+    let peers = pending::BYTES / hello.len() + 10;
+    let mut clients = Vec::with_capacity(peers);
+    for _ in 0..peers {
+        // What one address may do in a second is another matter.
+        bench.worker.now.steady_ms += 10;
+        let mut client = bench.connect();
+        client.write_all(&hello).expect("sends");
+        clients.push(client);
+    }
+    let places: Vec<Place> = bench.worker.table.iter().map(|(place, _)| place).collect();
+    for place in places {
+        while bench.worker.table.get(place).is_some_and(|connection| connection.input_memory() < hello.len())
+        {
+            bench.worker.on_ready(Bench::packed(place), READABLE);
+            let kept: usize = bench.worker.table.iter().map(|(_, one)| one.input_memory()).sum();
+            assert!(kept <= pending::BYTES, "{kept} bytes");
+        }
+    }
+    assert!(bench.worker.table.len() < peers, "some gave way");
+}
+
+#[test]
 fn of_what_was_read_only_the_incomplete_frame_is_kept() {
     let mut bench = Bench::new();
     let mut client = bench.connect();

@@ -260,6 +260,20 @@ pub(super) async fn check_late_words_of_a_dead_boot(place: &dyn Place) {
     epoch(&routes, opening("alice", "d", &old, 5), NOW).await;
     assert_eq!(open(&routes, opening("alice", "d", &new, 6), NOW).await, Opened::Superseded);
     assert_eq!(live(&routes, "alice").await[0].gateway, old);
+    // Once that one is gone, the other serves again, also after a restart between: it is told to announce its sessions.
+    drop(routes);
+    let routes = place.routes(NOW);
+    let later = NOW + LEASE_MS;
+    assert!(!routes.renew(&new, 1, later - 1).await.expect("renews"), "the last one still lives");
+    assert_eq!(routes.expire(later).await.expect("expires"), std::slice::from_ref(&old));
+    assert_eq!(open(&routes, opening("bob", "d", &new, 7), later).await, Opened::Superseded, "a late word");
+    assert!(routes.renew(&new, 1, later).await.expect("renews"), "forgotten");
+    let again = Opening { announced: there, ..opening("alice", "d", &new, 2) };
+    assert_eq!(epoch(&routes, again, later).await, there);
+    assert!(!routes.renew(&new, 1, later).await.expect("renews"), "it announces");
+    assert_eq!(live(&routes, "alice").await[0].gateway, new);
+    assert!(!routes.renew(&old, 1, later).await.expect("renews"), "and has the id for itself");
+    assert_eq!(open(&routes, opening("alice", "d", &old, 8), later).await, Opened::Superseded);
 }
 
 pub(super) async fn check_too_many_devices(place: &dyn Place) {

@@ -40,9 +40,9 @@ pub(super) async fn disconnect(call: Call) -> Answer {
     for route in &routes {
         downs.close(route, CloseCode::Kicked, reason);
     }
-    // Not those whose gateway is away: they are not closed.
-    let lost = downs.flush(&context.gateways);
-    call::json(&json!({ "sessions": routes.len().saturating_sub(lost) }))
+    // Not those whose gateway is away or takes nothing now: they are not closed, or later.
+    let untold = downs.flush(&context.gateways);
+    call::json(&json!({ "sessions": routes.len().saturating_sub(untold) }))
 }
 
 fn invalid(detail: impl Into<String>) -> client::Error {

@@ -48,8 +48,10 @@ struct Lease {
     ended: bool,
     /// It ended before; the boot has yet to announce its sessions again.
     forgotten: bool,
-    /// Another boot of the gateway attached since: what of this one still comes is late.
+    /// Another boot of the gateway attached since: what of this one still comes is late, while that one lives.
     superseded: bool,
+    /// The operator was told that two processes share the id.
+    warned: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -139,7 +141,8 @@ impl KvRoutes {
                 table.alive.insert(row.number, key.clone());
             }
             let LeaseRow { number, forgotten, superseded, .. } = row;
-            let lease = Lease { number, expires_at_ms: now_ms + lease_ms, ended, forgotten, superseded };
+            let expires_at_ms = now_ms + lease_ms;
+            let lease = Lease { number, expires_at_ms, ended, forgotten, superseded, warned: false };
             table.leases.insert(key, lease);
         }
         if !batch.is_empty() {
@@ -182,13 +185,23 @@ impl KvRoutes {
         let forgotten = known.is_some();
         let number = self.number(table, 0)?;
         let expires_at_ms = now_ms + self.lease_ms;
-        let lease = Lease { number, expires_at_ms, ended: false, forgotten, superseded: false };
+        let (ended, superseded, warned) = (false, false, false);
+        let lease = Lease { number, expires_at_ms, ended, forgotten, superseded, warned };
         let mut batch = Batch::default();
         self.put_lease(&mut batch, gateway, &lease, 0);
         self.kv.write(batch, Durability::Buffered)?;
         table.alive.insert(number, gateway.clone());
         table.leases.insert(gateway.clone(), lease);
         Ok(Some(number))
+    }
+
+    /// The boot is the one process of its gateway's id: the leases of all others end, its own begins or goes on.
+    fn take_over(&self, table: &mut Table, gateway: &GatewayKey, now_ms: i64) -> Result<(), KvError> {
+        self.end(table, now_ms, true, |key, _| key.id == gateway.id && key.boot != gateway.boot)?;
+        if let Some(lease) = table.leases.get_mut(gateway) {
+            (lease.superseded, lease.warned) = (false, false);
+        }
+        self.lease(table, gateway, now_ms).map(drop)
     }
 
     fn put_lease(&self, batch: &mut Batch, gateway: &GatewayKey, lease: &Lease, ended_at_ms: i64) {
@@ -285,13 +298,8 @@ impl KvRoutes {
 #[async_trait]
 impl Routes for KvRoutes {
     async fn attach(&self, gateway: &GatewayKey, now_ms: i64) -> Result<(), RoutesError> {
-        let mut table = self.table();
-        self.end(&mut table, now_ms, true, |key, _| key.id == gateway.id && key.boot != gateway.boot)?;
         // Whoever attaches is alive, though a later boot may have been there.
-        if let Some(lease) = table.leases.get_mut(gateway) {
-            lease.superseded = false;
-        }
-        self.lease(&mut table, gateway, now_ms)?;
+        self.take_over(&mut self.table(), gateway, now_ms)?;
         Ok(())
     }
 
@@ -400,6 +408,16 @@ impl Routes for KvRoutes {
     async fn renew(&self, gateway: &GatewayKey, sessions: u64, now_ms: i64) -> Result<bool, RoutesError> {
         let mut table = self.table();
         let unknown = !table.leases.contains_key(gateway);
+        if table.leases.get(gateway).is_some_and(|lease| lease.superseded) {
+            match table.alive.values().find(|other| other.id == gateway.id) {
+                // The boot that took its place is gone, and this one still serves.
+                None => self.take_over(&mut table, gateway, now_ms)?,
+                Some(other) => {
+                    let other = other.boot;
+                    warn_once(&mut table, gateway, other);
+                }
+            }
+        }
         if self.lease(&mut table, gateway, now_ms)?.is_none() {
             return Ok(false);
         }
@@ -414,6 +432,19 @@ impl Routes for KvRoutes {
         let mut table = self.table();
         self.end(&mut table, now_ms, false, |_, lease| lease.expires_at_ms <= now_ms)
             .map_err(RoutesError::from)
+    }
+}
+
+/// Tells the operator that a process serves nobody, since another one has its id.
+fn warn_once(table: &mut Table, gateway: &GatewayKey, other: u64) {
+    if let Some(lease) = table.leases.get_mut(gateway).filter(|lease| !lease.warned) {
+        lease.warned = true;
+        tracing::warn!(
+            gateway = gateway.id,
+            boot = gateway.boot,
+            other,
+            "two processes have one gateway id: the boot that attached last serves until its lease ends; stop one"
+        );
     }
 }
 

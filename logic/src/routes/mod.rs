@@ -115,7 +115,8 @@ pub enum RoutesError {
 #[async_trait]
 pub trait Routes: Send + Sync {
     /// A gateway attached: its lease begins or goes on; leases of other boots of the same gateway id end, since an id
-    /// has one process. What such a boot said before and comes later begins no lease and takes nobody's place.
+    /// has one process. What such a boot said before and comes later begins no lease and takes nobody's place, until it
+    /// renews and no other boot of the id has a lease any more.
     async fn attach(&self, gateway: &GatewayKey, now_ms: i64) -> Result<(), RoutesError>;
 
     /// Registers sessions, in order, in one atomic step. A new one takes the place of the device's earlier one, unless it was

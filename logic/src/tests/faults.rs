@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use berth_proto::{
     client::response::Result as Answer,
-    wire::{self, to_logic::Message as Up},
+    wire::{self, to_gateway::Message as Down, to_logic::Message as Up},
 };
 
 use super::{
@@ -298,6 +298,32 @@ async fn a_gateway_that_falls_silent_loses_its_routes_and_announces_them_again()
     let again = silent.try_open("alice", "d", 1, alice.opened.session_epoch).await;
     assert_eq!((again.error, again.session_epoch), (None, alice.opened.session_epoch));
     assert!(bob.online("alice").await);
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn a_session_that_ends_makes_room_for_one_that_opens_right_behind_it() {
+    let logic = in_memory().await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let mut epochs = Vec::new();
+    for handle in 0..crate::routes::DEVICES as u64 {
+        epochs.push(gateway.open("alice", &format!("d{handle}"), handle).await.opened.session_epoch);
+    }
+    // Often, since a lane may take the two one by one.
+    for (handle, session_epoch) in (100..).zip(epochs) {
+        let device = |handle: u64| format!("d{handle}");
+        let (user_id, handle_before) = ("alice".to_owned(), handle - 100);
+        let close =
+            wire::CloseSession { user_id, device_id: device(handle_before), session_epoch, handle: 0 };
+        let (user_id, device_id) = ("alice".to_owned(), device(handle));
+        let open = wire::OpenSession { handle, user_id, device_id, ..Default::default() };
+        gateway.say_all(vec![Up::Close(close), Up::Open(open)]);
+        let opened = |message: &Down| match message {
+            Down::Opened(opened) if opened.handle == handle => Some(opened.clone()),
+            _ => None,
+        };
+        assert_eq!(gateway.hear("SessionOpened", opened).await.error, None);
+    }
     logic.stop().await;
 }
 

@@ -252,7 +252,7 @@ async fn a_notify_that_a_cut_link_swallowed_comes_when_it_is_healed() -> TestRes
         let breaks = sum("breaks_total");
         ensure!(breaks == 1.0 || (role == Role::Logic && breaks == 0.0), "{role:?}: {breaks} breaks");
         ensure!(sum("batches_total") > 0.0 && sum("sent_bytes_total") > 0.0, "{role:?} says nothing");
-        let quiet = ["full_total", "attempts_refused_total"];
+        let quiet = ["full_total", "attempts_refused_total", "forgotten_total"];
         let there = quiet.iter().all(|what| scrape.has(&format!("berth_{name}_link_{what}")));
         ensure!(there && quiet.iter().all(|what| sum(what) == 0.0), "{role:?}");
     }
