@@ -71,6 +71,11 @@ impl Volatile {
         self.syncs.load(Ordering::SeqCst)
     }
 
+    /// How many batches were written since the last sync.
+    pub(super) fn writes(&self) -> usize {
+        self.disk.lock().expect("not poisoned").unsynced.len()
+    }
+
     /// From now on batches that take rows off the outbox fail, or work again.
     pub(crate) fn refuse_spread(&self, refuse: bool) {
         self.refuse_spread.store(refuse, Ordering::SeqCst);
