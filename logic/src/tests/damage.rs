@@ -135,6 +135,9 @@ async fn a_damaged_member_costs_himself_and_can_be_removed() {
     let found = group::get(logic.context(), "team", None, 9).await.expect("reads");
     assert_eq!((found.members.len(), found.member_count), (2, 2));
     put(&logic, "team", &["alice", "bob", "carol"]).await;
+    let request = Method::Conversations(client::ConversationsRequest::default());
+    let Answer::Conversations(list) = bob.ask(request).await else { panic!("he has a list") };
+    assert_eq!((list.conversations.len(), list.total_unread), (1, 0), "it is on it once: {list:?}");
     say(&bob, "again", "team").await;
     until("he is a member like any other", async || {
         named(&alice).await.contains(&"again".to_owned()).then_some(())
