@@ -359,7 +359,7 @@ async fn a_change_that_waits_for_the_store_holds_up_no_lane() {
     let gateway = Gateway::attach(&logic, "g1", 1);
     let alice = gateway.open("alice", "d", 1).await;
     group::put(logic.context(), "team", named(&["alice"])).await.expect("made");
-    let (done, told) = std::sync::mpsc::channel();
+    let (done, told) = std::sync::mpsc::sync_channel(1);
     let (holding, held) = tokio::sync::oneshot::channel();
     let holder = std::thread::spawn(move || {
         store.hold(|| holding.send(()).expect("it waits"), &told, super::DEADLINE)

@@ -48,14 +48,11 @@ fn create(txn: &mut Txn<'_>, id: u64, first: &str, second: &str) -> Conversation
 /// The partition's mark, if these records go on from it or from before.
 pub(super) fn mark_below(txn: &Txn<'_>, partition: u16, records: &[Stored]) -> Result<u64, StoreError> {
     let mark = txn.get(STATE, row::mark(partition).bytes())?.map_or(0, |bytes| last_number(&bytes));
-    let mut expected = mark + 1;
-    for Stored { offset, .. } in records.iter().filter(|stored| stored.offset > mark) {
-        if *offset != expected {
-            return Err(StoreError::Gap { partition, mark: expected - 1, offset: *offset });
-        }
-        expected += 1;
+    let offsets = records.iter().map(|stored| stored.offset).filter(|offset| *offset > mark);
+    match (mark..).zip(offsets).find(|(before, offset)| *offset != before + 1) {
+        Some((mark, offset)) => Err(StoreError::Gap { partition, mark, offset }),
+        None => Ok(mark),
     }
-    Ok(mark)
 }
 
 /// Applies records in order that [`mark_below`] found to go on; those at or below the partition's mark are done already.
