@@ -1,7 +1,8 @@
 //! Commit: queue records into the store, each partition strictly in order, O(1) per record.
 //!
-//! One loop serves all partitions: an embedded store has one journal, and a batch per partition and round is what it
-//! wants. What it gave to spread and to the senders' own inboxes goes on at once.
+//! One loop serves all partitions, and a round of it is one step of the store: an embedded store has one journal, and who
+//! waits for its writer as often as there are partitions waits for as many slices of groups. What it gave to spread and to
+//! the senders' own inboxes goes on at once.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -16,10 +17,14 @@ use crate::{
     gateways,
     queue::{QueueError, Stored},
     spread::Spreads,
-    store::StoreError,
+    store::{Committed, StoreError},
 };
 
-/// Records of one partition taken at a time: a batch worth writing, a pause for other writers of milliseconds.
+/// Records of a round, over all partitions that have some: a batch worth writing, a pause for other writers of
+/// milliseconds.
+const ROUND: usize = 512;
+
+/// Records of one partition in a round.
 const TAKE: usize = 256;
 
 /// Before a failed store is tried again.
@@ -89,41 +94,71 @@ impl Commit {
 
     /// Every partition that has something, once. One that fails does not hold up the others.
     async fn round(&mut self) -> Result<(), CommitError> {
-        let heads = self.context.queue.heads();
-        let mut result = Ok(());
-        for (partition, head) in (0..).zip(heads) {
-            if head > self.marks[usize::from(partition)]
-                && let Err(error) = self.partition(partition).await
-            {
-                result = Err(error);
+        let (taken, mut result) = self.take().await;
+        let mut round = Vec::with_capacity(taken.len());
+        let mut shares = Vec::with_capacity(taken.len());
+        for (partition, records) in taken {
+            shares.push(Share::of(partition, &records));
+            round.push((partition, records));
+        }
+        let answers = match round.is_empty() {
+            true => Ok(Vec::new()),
+            false => self.context.store.commit_round(round, self.context.now()).await,
+        };
+        match answers {
+            Ok(answers) => {
+                for (share, committed) in shares.into_iter().zip(answers) {
+                    match committed {
+                        Ok(committed) => self.committed(share, committed).await,
+                        Err(error) => result = Err(error.into()),
+                    }
+                }
             }
+            Err(error) => result = Err(error.into()),
         }
         self.context.metrics.commit_lag.set(self.lag() as f64);
         result
     }
 
-    async fn partition(&mut self, partition: u16) -> Result<(), CommitError> {
+    /// The records of a round, by partition; and why some partition gave none, if one did not.
+    async fn take(&self) -> (Vec<(u16, Vec<Stored>)>, Result<(), CommitError>) {
+        let heads = self.context.queue.heads();
+        let behind: Vec<(u16, u64)> = (0..)
+            .zip(heads.iter().zip(&self.marks))
+            .filter(|(_, (head, mark))| head > mark)
+            .map(|(partition, (_, mark))| (partition, *mark))
+            .collect();
+        let most = (ROUND / behind.len().max(1)).clamp(1, TAKE);
+        let mut taken = Vec::with_capacity(behind.len());
+        let mut result = Ok(());
+        for (partition, mark) in behind {
+            match self.context.queue.read(partition, mark, most).await {
+                Ok(records) if records.is_empty() => {
+                    let error = "it says it has records but gives none; restore the queue from a copy";
+                    result = Err(QueueError::Failed(error.to_owned()).into());
+                }
+                Ok(records) => taken.push((partition, records)),
+                Err(error) => result = Err(error.into()),
+            }
+        }
+        (taken, result)
+    }
+
+    /// What a partition's records became goes on.
+    async fn committed(&mut self, share: Share, committed: Committed) {
         let context = &self.context;
-        let mark = &mut self.marks[usize::from(partition)];
-        let records = context.queue.read(partition, *mark, TAKE).await?;
-        let Some(last) = records.last() else {
-            let error = "it says it has records but gives none; restore the queue from a copy".to_owned();
-            return Err(QueueError::Failed(error).into());
-        };
-        let (before, expected) = (*mark, last.offset - *mark);
-        let to_groups = to_groups(&records);
-        let committed = context.store.commit(partition, records, context.now()).await?;
-        *mark = committed.mark;
+        let mark = &mut self.marks[usize::from(share.partition)];
+        let before = std::mem::replace(mark, committed.mark);
         // The outbox first: what moves from the one to the other must not look gone in between.
         context.outbox_gained(committed.unspread.len());
         context.committed.fetch_add(committed.mark.saturating_sub(before), Ordering::Relaxed);
+        let expected = share.last.saturating_sub(before);
         context.metrics.committed.increment(expected - committed.poisoned - committed.failed);
         context.metrics.failed.increment(committed.failed);
         context.metrics.poisoned.increment(committed.poisoned);
-        to_groups.into_iter().for_each(|id| self.spreads.left_the_queue(id));
+        share.to_groups.into_iter().for_each(|id| self.spreads.left_the_queue(id));
         self.spreads.offer(committed.unspread, &self.stop).await;
         gateways::notify(&*context.routes, &context.gateways, committed.moved).await;
-        Ok(())
     }
 
     fn lag(&self) -> u64 {
@@ -137,8 +172,20 @@ impl Commit {
     }
 }
 
-/// The groups that records are for: each as often as it has one.
-fn to_groups(records: &[Stored]) -> Vec<u64> {
-    let records = records.iter().filter_map(|stored| stored.record.as_ref().ok());
-    records.filter(|record| record.peer.is_empty()).map(|record| record.conversation_id).collect()
+/// Of a round: what one partition's records were.
+struct Share {
+    partition: u16,
+    /// The newest offset.
+    last: u64,
+    /// The groups that they are for: each as often as it has one.
+    to_groups: Vec<u64>,
+}
+
+impl Share {
+    fn of(partition: u16, records: &[Stored]) -> Self {
+        let last = records.last().map_or(0, |stored| stored.offset);
+        let records = records.iter().filter_map(|stored| stored.record.as_ref().ok());
+        let to_groups = records.filter(|record| record.peer.is_empty()).map(|record| record.conversation_id);
+        Self { partition, last, to_groups: to_groups.collect() }
+    }
 }

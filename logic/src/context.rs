@@ -167,8 +167,14 @@ impl Context {
         }
     }
 
+    /// A row that cannot be read is somebody's trouble, not the store's: the others are served.
     pub(crate) fn store_error(&self, error: &StoreError) -> client::Error {
-        self.note(Part::Store, Err(error.to_string()));
+        if error.is_damage() {
+            self.metrics.store_failures.increment(1);
+            tracing::warn!(%error, "a row cannot be read: what needs it is refused");
+        } else {
+            self.note(Part::Store, Err(error.to_string()));
+        }
         ErrorCode::Unavailable.error("the message store cannot be read or written now; retry")
     }
 

@@ -6,6 +6,8 @@
 //! synced before it is answered, and before who joined by it is told of it or may speak: messages that were accepted
 //! because of it are never replayed without it (see [`crate::synced`]).
 
+use std::sync::Arc;
+
 use berth_proto::{
     client,
     code::ErrorCode,
@@ -15,7 +17,9 @@ use berth_proto::{
 use crate::{
     context::Context,
     gateways,
-    store::{self, Changed, Limits, Moved, Refusal},
+    kv::KvError,
+    store::{self, Changed, Limits, Moved, Refusal, StoreError},
+    turnstile::Through,
 };
 
 /// Members of one page of [`get`], at most.
@@ -58,21 +62,21 @@ pub(crate) async fn put(
     if wanted.len() as u64 > LIMITS.members {
         return Err(refusal(group_id, &Refusal::GroupFull));
     }
-    let _turn = context.memberships.enter(group_id).await;
+    let turn = Arc::new(context.memberships.enter(group_id).await);
     let group = match find(context, group_id).await? {
         Some(group) => group,
         None => create(context, group_id).await?,
     };
     // Who goes first may be many more than stay: only the end must be within the limit.
     let limits = Limits { members: u64::MAX, ..LIMITS };
-    let mut change = Change { context, group, limits, moved: Vec::new() };
+    let mut change = Change { limits, ..Change::of(context, group, turn) };
     let mut after: Option<String> = None;
     loop {
         let id = change.group.conversation_id;
         let now = context.store.members(id, after.as_deref(), STEP).await;
         let now = now.map_err(|error| context.store_error(&error))?;
         let step = replace(&wanted, &now, after.as_deref(), STEP);
-        change.step(&step.joins, &step.leaves).await?;
+        change.step(step.joins, step.leaves).await?;
         match step.next {
             Some(next) => after = Some(next),
             None => return change.done().await,
@@ -91,10 +95,10 @@ pub(crate) async fn add(
 ) -> Result<Group, client::Error> {
     check_id(group_id)?;
     let members = in_order(members)?;
-    let _turn = context.memberships.enter(group_id).await;
-    let mut change = Change::of(context, existing(context, group_id).await?);
+    let turn = Arc::new(context.memberships.enter(group_id).await);
+    let mut change = Change::of(context, existing(context, group_id).await?, turn);
     for joins in members.chunks(STEP) {
-        change.step(joins, &[]).await?;
+        change.step(joins.to_vec(), Vec::new()).await?;
     }
     change.done().await
 }
@@ -110,10 +114,10 @@ pub(crate) async fn remove(
 ) -> Result<Group, client::Error> {
     check_id(group_id)?;
     let members = in_order(members)?;
-    let _turn = context.memberships.enter(group_id).await;
-    let mut change = Change::of(context, existing(context, group_id).await?);
+    let turn = Arc::new(context.memberships.enter(group_id).await);
+    let mut change = Change::of(context, existing(context, group_id).await?, turn);
     for leaves in members.chunks(STEP) {
-        change.step(&[], leaves).await?;
+        change.step(Vec::new(), leaves.to_vec()).await?;
     }
     change.done().await
 }
@@ -148,31 +152,28 @@ async fn create(context: &Context, group_id: &str) -> Result<store::Group, clien
 struct Change<'a> {
     context: &'a Context,
     group: store::Group,
+    /// Nobody else changes the group, until the last step that was begun is done.
+    turn: Arc<Through>,
     limits: Limits,
     /// Inboxes to be told of once it is synced.
     moved: Vec<Moved>,
 }
 
 impl<'a> Change<'a> {
-    fn of(context: &'a Context, group: store::Group) -> Self {
-        Self { context, group, limits: LIMITS, moved: Vec::new() }
+    fn of(context: &'a Context, group: store::Group, turn: Arc<Through>) -> Self {
+        Self { context, group, turn, limits: LIMITS, moved: Vec::new() }
     }
 
     /// One step.
-    async fn step(&mut self, joins: &[String], leaves: &[String]) -> Result<(), client::Error> {
-        let Self { context, group, limits, .. } = self;
+    async fn step(&mut self, joins: Vec<String>, leaves: Vec<String>) -> Result<(), client::Error> {
         if joins.is_empty() && leaves.is_empty() {
+            // Nothing was written, but a page of members was read.
+            tokio::task::yield_now().await;
             return Ok(());
         }
-        let id = group.conversation_id;
-        let writing = context.syncs.write(&group.group_id, group.version).ok_or_else(too_many_unsynced)?;
-        let changed = context.store.change_members(id, joins, leaves, *limits, context.now()).await;
-        let changed = changed.map_err(|error| context.store_error(&error))?;
+        let changed = self.write(joins, leaves).await?;
+        let Self { context, group, .. } = self;
         let Changed { moved, joined, left, member_count, refused } = changed;
-        match joined + left {
-            0 => writing.nothing(),
-            _ => drop(writing),
-        }
         if let Some(refused) = refused {
             let refused = refusal(&group.group_id, &refused);
             self.tell().await?;
@@ -186,8 +187,31 @@ impl<'a> Change<'a> {
         if self.moved.len() >= TOLD {
             self.tell().await?;
         }
-        tokio::task::yield_now().await;
         Ok(())
+    }
+
+    /// Writes a step, on a thread of its own: it waits for the store's writer behind others, and writes for milliseconds.
+    /// A step that was begun is done whether or not somebody still waits for it: what says so goes with it.
+    async fn write(&self, joins: Vec<String>, leaves: Vec<String>) -> Result<Changed, client::Error> {
+        let Self { context, group, turn, limits, .. } = self;
+        let step = context.memberships.step().await.map_err(|_| too_many_unsynced())?;
+        let writing = context.syncs.write(&group.group_id, group.version).ok_or_else(too_many_unsynced)?;
+        let (store, runtime) = (context.store.clone(), tokio::runtime::Handle::current());
+        let (id, limits, now, turn) = (group.conversation_id, *limits, context.now(), turn.clone());
+        let written = tokio::task::spawn_blocking(move || {
+            let changed = runtime.block_on(store.change_members(id, &joins, &leaves, limits, now));
+            match &changed {
+                Ok(changed) if changed.joined + changed.left == 0 => writing.nothing(),
+                _ => drop(writing),
+            }
+            drop((turn, step));
+            changed
+        });
+        let ended = |error: tokio::task::JoinError| {
+            StoreError::Engine(KvError { action: "change members", detail: error.to_string() })
+        };
+        let changed = written.await.unwrap_or_else(|error| Err(ended(error)));
+        changed.map_err(|error| context.store_error(&error))
     }
 
     /// Syncs what is not yet synced of the group, also what an earlier call wrote and did not come to sync; then whoever

@@ -2,10 +2,11 @@
 //!
 //! Everything about one user goes through one lane, so his requests are taken up in the order received. A lane takes
 //! what waits at once: sessions are registered as one batch, then the rest goes in order. A send is entered into the
-//! queue in its turn and awaited beside the others, so that one sync serves many; everything else is answered inline,
-//! since an embedded store's calls are short. What arrives while the lane is full is handed back to the gateway.
+//! queue in its turn and awaited beside the others, so that one sync serves many; acks of receipt are gathered, so that many
+//! wait for the store's writer once; everything else is answered inline, since an embedded store's calls are short. What
+//! arrives while the lane is full is handed back to the gateway.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use berth_proto::{
     client::{self, request::Method, response::Result as Answer},
@@ -24,6 +25,7 @@ use crate::{
     metrics::Asked,
     request,
     routes::{GatewayKey, Opened, Opening, Route, RoutesError},
+    store::Ack,
 };
 
 /// Messages that may wait in a lane. With 16 lanes and 64 KiB requests 1 GiB at the very worst; a connect storm of a
@@ -113,13 +115,18 @@ async fn handle(context: &Arc<Context>, taken: &mut Vec<Arrived>, acks: &mut Ack
         // A session's first request comes after its SessionOpened, so opening first overtakes nothing.
         open(context, opens, downs).await;
     }
+    let mut received = Received::default();
     for (n, Arrived { gateway, message }) in taken.drain(..).enumerate() {
         if downs.bytes() >= GATHERED || (n > 0 && n % STRETCH == 0) {
             downs.flush(&context.gateways);
             tokio::task::yield_now().await;
         }
         match message {
-            Up::Request(request) => take_up(context, gateway, request, acks, downs).await,
+            Up::Request(request) => {
+                if let Some((gateway, request)) = received.gather(gateway, request) {
+                    take_up(context, gateway, request, acks, downs).await;
+                }
+            }
             Up::Close(close) => {
                 if let Err(error) = end(context, &gateway, close).await {
                     // The route lives until its lease ends: notifies to it find nobody.
@@ -129,6 +136,46 @@ async fn handle(context: &Arc<Context>, taken: &mut Vec<Arrived>, acks: &mut Ack
             Up::Refresh(refresh) => refresh_inboxes(context, gateway, refresh, downs).await,
             Up::Open(opening) => open(context, vec![(gateway, opening)], downs).await,
             Up::Renew(_) => {}
+        }
+    }
+    received.answer(context, downs).await;
+}
+
+/// Acks of what devices have, gathered. Nothing that a client can ask depends on them, so others may overtake them.
+#[derive(Default)]
+struct Received {
+    /// The highest of each user's devices.
+    highest: HashMap<(String, String), u64>,
+    /// Who is to be answered: gateway, handle, request id.
+    waiting: Vec<(GatewayKey, u64, u32)>,
+}
+
+impl Received {
+    /// Keeps an ack; gives anything else back.
+    fn gather(
+        &mut self,
+        gateway: GatewayKey,
+        request: wire::ClientRequest,
+    ) -> Option<(GatewayKey, wire::ClientRequest)> {
+        let Some(client::Request { id, method: Some(Method::Ack(ack)) }) = &request.request else {
+            return Some((gateway, request));
+        };
+        self.waiting.push((gateway, request.handle, *id));
+        let highest = self.highest.entry((request.user_id, request.device_id)).or_default();
+        *highest = ack.seq.max(*highest);
+        None
+    }
+
+    async fn answer(self, context: &Context, downs: &mut Downs) {
+        let Self { highest, waiting } = self;
+        if waiting.is_empty() {
+            return;
+        }
+        let acks: Vec<Ack> =
+            highest.into_iter().map(|((user, device), seq)| Ack { user, device, seq }).collect();
+        let answer = request::acks(context, &acks, waiting.len()).await;
+        for (gateway, handle, id) in waiting {
+            downs.respond(&gateway, handle, id, answer.clone());
         }
     }
 }
@@ -167,50 +214,39 @@ async fn open(context: &Context, opens: Vec<(GatewayKey, wire::OpenSession)>, do
     });
     let users: Vec<String> = allowed.iter().map(|(_, open)| open.user_id.clone()).collect();
     let opened = match context.routes.register(openings.collect(), context.steady_now()).await {
-        Ok(opened) => match context.store.inbox_seqs(&users).await {
-            Ok(seqs) => Ok((opened, seqs)),
-            Err(error) => {
-                take_back(context, &allowed, opened, downs).await;
-                Err(context.store_error(&error))
-            }
-        },
-        Err(error) => Err(context.routes_error(&error)),
-    };
-    let (opened, seqs) = match opened {
-        Ok(both) => both,
+        Ok(opened) => opened,
         Err(error) => {
+            let error = context.routes_error(&error);
             for (gateway, open) in allowed {
-                downs.push(
-                    &gateway,
-                    Down::Opened(not_opened(open.handle, error.clone(), CloseCode::Internal)),
-                );
+                let answer = not_opened(open.handle, error.clone(), CloseCode::Internal);
+                downs.push(&gateway, Down::Opened(answer));
             }
             return;
         }
     };
-    for (((gateway, open), opened), inbox_seq) in allowed.into_iter().zip(opened).zip(seqs) {
-        let answer = answer_open(context, open, opened, inbox_seq, downs);
+    let seqs = context.store.inbox_seqs(&users).await;
+    for (((gateway, open), opened), seq) in allowed.into_iter().zip(opened).zip(seqs) {
+        let answer = match seq {
+            Ok(inbox_seq) => answer_open(context, open, opened, inbox_seq, downs),
+            Err(error) => {
+                take_back(context, &open, opened, downs).await;
+                not_opened(open.handle, context.store_error(&error), CloseCode::Internal)
+            }
+        };
         downs.push(&gateway, Down::Opened(answer));
     }
 }
 
-/// Sessions that were registered but cannot be opened: nobody would ever close them. What they replaced is gone all the
-/// same, and its gateway must hear of it.
-async fn take_back(
-    context: &Context,
-    opens: &[(GatewayKey, wire::OpenSession)],
-    opened: Vec<Opened>,
-    downs: &mut Downs,
-) {
-    for ((_, open), opened) in opens.iter().zip(opened) {
-        let Opened::Registered { epoch, replaced } = opened else { continue };
-        if let Some(old) = replaced {
-            context.metrics.sessions_replaced.increment(1);
-            downs.close(&old, CloseCode::SessionReplaced, REPLACED);
-        }
-        if let Err(error) = context.routes.close(&open.user_id, &open.device_id, epoch).await {
-            context.routes_error(&error);
-        }
+/// A session that was registered but cannot be opened: nobody would ever close it. What it replaced is gone all the same,
+/// and its gateway must hear of it.
+async fn take_back(context: &Context, open: &wire::OpenSession, opened: Opened, downs: &mut Downs) {
+    let Opened::Registered { epoch, replaced } = opened else { return };
+    if let Some(old) = replaced {
+        context.metrics.sessions_replaced.increment(1);
+        downs.close(&old, CloseCode::SessionReplaced, REPLACED);
+    }
+    if let Err(error) = context.routes.close(&open.user_id, &open.device_id, epoch).await {
+        context.routes_error(&error);
     }
 }
 
@@ -304,12 +340,15 @@ async fn refresh_inboxes(
     context.metrics.refreshes.increment(refresh.inboxes.len() as u64);
     let (handles, users): (Vec<u64>, Vec<String>) =
         refresh.inboxes.into_iter().map(|query| (query.handle, query.user_id)).unzip();
-    match context.store.inbox_seqs(&users).await {
-        Ok(seqs) => {
-            let refreshed = wire::NotifyConnections { handles, inbox_seqs: seqs, others: Vec::new() };
-            downs.push(&gateway, Down::Refreshed(refreshed));
+    let mut refreshed = wire::NotifyConnections::default();
+    for (handle, seq) in handles.into_iter().zip(context.store.inbox_seqs(&users).await) {
+        match seq {
+            Ok(seq) => refreshed.push(handle, seq),
+            // The next heartbeat asks again.
+            Err(error) => drop(context.store_error(&error)),
         }
-        // The next heartbeat asks again.
-        Err(error) => drop(context.store_error(&error)),
+    }
+    if !refreshed.is_empty() {
+        downs.push(&gateway, Down::Refreshed(refreshed));
     }
 }

@@ -1,4 +1,4 @@
-//! Each method of a client's request but send: validated, answered from the store or the routes.
+//! Each method of a client's request but send: validated, answered from the store or the routes; acks many at a time.
 
 use std::time::Instant;
 
@@ -12,10 +12,10 @@ use crate::{
     context::Context,
     gateways,
     metrics::Asked,
-    store::{Cursor, Page},
+    store::{Ack, Cursor, Page},
 };
 
-/// Answers a request; `send` has its own way (see `lane.rs`).
+/// Answers a request; `send` and `ack` have ways of their own (see `lane.rs`).
 pub(crate) async fn answer(context: &Context, request: &wire::ClientRequest, method: Method) -> Answer {
     let (asked, begun) = (asked(&method), Instant::now());
     context.metrics.asked(asked);
@@ -25,6 +25,19 @@ pub(crate) async fn answer(context: &Context, request: &wire::ClientRequest, met
     };
     context.metrics.took(asked, begun.elapsed());
     result.unwrap_or_else(|error| refuse(context, error))
+}
+
+/// Answers so many acks, of which these are the highest of each device: one answer for all.
+pub(crate) async fn acks(context: &Context, highest: &[Ack], count: usize) -> Answer {
+    let begun = Instant::now();
+    (0..count).for_each(|_| context.metrics.asked(Asked::Ack));
+    let acked = context.store.ack(highest).await.map_err(|error| context.store_error(&error));
+    let answer = acked.map(|()| Answer::Ack(client::AckResponse {}));
+    (0..count).for_each(|_| context.metrics.took(Asked::Ack, begun.elapsed()));
+    answer.unwrap_or_else(|error| {
+        (1..count).for_each(|_| context.metrics.refused(&error.code));
+        refuse(context, error)
+    })
 }
 
 /// An error as an answer, counted.
@@ -46,10 +59,6 @@ async fn perform(
             let pulled = store.pull(user, pull.after_seq, page(pull.limit)).await;
             Ok(Answer::Pull(pulled.map_err(failed)?))
         }
-        Method::Ack(ack) => {
-            store.ack(user, &request.device_id, ack.seq).await.map_err(failed)?;
-            Ok(Answer::Ack(client::AckResponse {}))
-        }
         Method::History(history) => {
             let found = store.history(user, &history, page(history.limit)).await.map_err(failed)?;
             found.map(Answer::History).ok_or_else(|| no_member(history.conversation_id))
@@ -64,7 +73,9 @@ async fn perform(
             Ok(Answer::MarkRead(marked.response))
         }
         Method::Presence(wanted) => presence(context, wanted.user_ids).await.map(Answer::Presence),
-        Method::Send(_) => Err(ErrorCode::Internal.error("a send took the way of other requests")),
+        Method::Send(_) | Method::Ack(_) => {
+            Err(ErrorCode::Internal.error("a send or an ack took the way of other requests"))
+        }
     }
 }
 

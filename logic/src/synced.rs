@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use crate::store::StoreError;
@@ -20,7 +20,7 @@ const GROUPS: usize = 65_536;
 pub(crate) struct Syncs {
     /// Held by the one who syncs: how the last sync ended that began.
     turn: tokio::sync::Mutex<Option<Ended>>,
-    ledger: Mutex<Ledger>,
+    ledger: Arc<Mutex<Ledger>>,
 }
 
 struct Ended {
@@ -48,25 +48,29 @@ struct Unsynced {
 }
 
 /// A change of a group that is being written: dropped, it is written or never will be.
-pub(crate) struct Writing<'a> {
-    syncs: &'a Syncs,
-    group_id: &'a str,
+pub(crate) struct Writing {
+    ledger: Arc<Mutex<Ledger>>,
+    group_id: String,
     /// Everything before it was synced.
     first: bool,
 }
 
-impl Writing<'_> {
+impl Writing {
     /// It turned out that there was nothing to write.
     pub(crate) fn nothing(self) {
         if self.first {
-            self.syncs.ledger().unsynced.remove(self.group_id);
+            locked(&self.ledger).unsynced.remove(&self.group_id);
         }
     }
 }
 
+fn locked(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
+    ledger.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Syncs {
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.ledger)
     }
 
     /// A sync that begins after this call, shared with whoever else waits for one; `sync` makes it.
@@ -96,7 +100,7 @@ impl Syncs {
 
     /// A group of this version (0: a new one) is about to be changed; one change of a group at a time. `None`: too many
     /// wait to be synced.
-    pub(crate) fn write<'a>(&'a self, group_id: &'a str, version: u64) -> Option<Writing<'a>> {
+    pub(crate) fn write(&self, group_id: &str, version: u64) -> Option<Writing> {
         let mut ledger = self.ledger();
         let first = !ledger.unsynced.contains_key(group_id);
         if first && ledger.unsynced.len() >= GROUPS {
@@ -104,7 +108,7 @@ impl Syncs {
         }
         let new = Unsynced { synced: version, open: true, covered_by: 0 };
         ledger.unsynced.entry(group_id.to_owned()).or_insert(new).open = true;
-        Some(Writing { syncs: self, group_id, first })
+        Some(Writing { ledger: self.ledger.clone(), group_id: group_id.to_owned(), first })
     }
 
     /// Whether everything that was changed of a group is synced.
@@ -118,11 +122,11 @@ impl Syncs {
     }
 }
 
-impl Drop for Writing<'_> {
+impl Drop for Writing {
     fn drop(&mut self) {
-        let mut ledger = self.syncs.ledger();
+        let mut ledger = locked(&self.ledger);
         let covered_by = ledger.begun + 1;
-        if let Some(group) = ledger.unsynced.get_mut(self.group_id) {
+        if let Some(group) = ledger.unsynced.get_mut(&self.group_id) {
             (group.open, group.covered_by) = (false, covered_by);
         }
     }

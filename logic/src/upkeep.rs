@@ -82,7 +82,7 @@ pub(crate) async fn sweep(context: Arc<Context>, lifetime: Duration, stop: Cance
         }
         match context
             .store
-            .sweep(after.take(), now.saturating_sub(lifetime_ms), SWEEP_USERS, SWEEP_ROWS)
+            .sweep(after.clone(), now.saturating_sub(lifetime_ms), SWEEP_USERS, SWEEP_ROWS)
             .await
         {
             Ok(swept) => {

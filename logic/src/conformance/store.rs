@@ -7,7 +7,7 @@ use berth_proto::client::{self, event::Event as EventKind};
 use super::{NOW, Place};
 use crate::{
     queue::{Poison, Record, Stored},
-    store::{Committed, Page, Store, StoreError, Unspread},
+    store::{Ack, Committed, Page, Store, StoreError, Unspread},
 };
 
 /// More than these tests hold.
@@ -129,7 +129,8 @@ pub(super) async fn check_the_road_of_a_message(place: &dyn Place) {
     assert_eq!(unread(&store, "alice").await, (vec![("bob".to_owned(), 0)], 0));
     assert_eq!(unread(&store, "bob").await, (vec![("alice".to_owned(), 1)], 1));
     let users = ["bob", "nobody", "alice"].map(str::to_owned);
-    assert_eq!(store.inbox_seqs(&users).await.expect("reads"), [1, 0, 1]);
+    let seqs: Result<Vec<u64>, _> = store.inbox_seqs(&users).await.into_iter().collect();
+    assert_eq!(seqs.expect("reads"), [1, 0, 1]);
     assert_eq!(store.marks(5).await.expect("reads"), [0, 0, 0, 1, 0]);
 }
 
@@ -154,6 +155,12 @@ pub(super) async fn check_a_gap_is_refused(place: &dyn Place) {
     let mut ingest = Ingest::new(&store, 0);
     ingest.record("alice", "bob", "lost").await;
     let second = ingest.record("alice", "bob", "x").await;
+    let beside = Ingest::new(&store, 1).record("carol", "bob", "beside").await;
+    let round = vec![(0, vec![second.clone()]), (1, vec![beside])];
+    let answers = store.commit_round(round, NOW).await.expect("commits");
+    assert!(matches!(answers[0], Err(StoreError::Gap { partition: 0, .. })), "{answers:?}");
+    assert!(answers[1].as_ref().is_ok_and(|done| done.mark == 1), "{answers:?}");
+    assert_eq!(texts(&store, "carol").await, ["beside"]);
     let refused = store.commit(0, vec![second], NOW).await.expect_err("the first is missing");
     assert!(matches!(refused, StoreError::Gap { partition: 0, mark: 0, offset: 2 }), "{refused}");
     assert!(texts(&store, "alice").await.is_empty());
@@ -252,7 +259,7 @@ pub(super) async fn check_reopening_keeps_everything(place: &dyn Place) {
     let mut ingest = Ingest::new(&store, 1);
     ingest.send("alice", "bob", "1").await;
     let waiting = ingest.commit("alice", "bob", "2").await.unspread;
-    store.ack("bob", "d", 1).await.expect("acks");
+    store.ack(&[Ack { user: "bob".to_owned(), device: "d".to_owned(), seq: 1 }]).await.expect("acks");
     assert_eq!(store.inbox_epoch(), 1);
     drop((store, ingest.store));
     let store = place.store();

@@ -49,6 +49,12 @@ impl Recent {
         self.newer.insert(key, value);
     }
 
+    /// A row is not known any more: it is about to be written.
+    pub(super) fn lose(&mut self, key: &[u8]) {
+        self.newer.remove(key);
+        self.older.remove(key);
+    }
+
     /// Nothing is known any more: a write failed, and may or may not be there.
     pub(super) fn forget(&mut self) {
         (self.newer, self.older) = (Rows::new(), Rows::new());

@@ -112,6 +112,10 @@ impl<'k> Txn<'k> {
         let known: Vec<_> = recent.as_ref().map_or_else(Vec::new, |recent| {
             writes.iter().filter(|(space, key, _)| recent.keeps(*space, key)).cloned().collect()
         });
+        // Before the write: should the engine panic in it, what it did is not known.
+        if let Some(recent) = &mut recent {
+            known.iter().for_each(|(_, key, _)| recent.lose(key));
+        }
         let written = kv.write(Batch { writes }, durability);
         if let Some(recent) = &mut recent {
             match &written {

@@ -33,10 +33,11 @@ pub(super) struct Backlog {
 
 impl Backlog {
     /// Counts one more message to a group of so many members, if there is room for it. Below the limit there is; above
-    /// it, for groups that have less than their part: who floods one group stops himself, not the others.
+    /// it, for groups that have less than their part: who floods one group stops himself, not the others. Above twice the
+    /// limit, which only many groups reach that have one large message each, there is none.
     pub(super) fn enter(&mut self, id: u64, members: u64) -> bool {
         let part = ROWS / (self.groups.len() as u64).max(1);
-        if self.total > ROWS && self.rows(id) > part {
+        if self.total > 2 * ROWS || (self.total > ROWS && self.rows(id) > part) {
             return false;
         }
         self.change(id, |owed| {
@@ -52,11 +53,11 @@ impl Backlog {
         self.change(id, |owed| owed.entered = owed.entered.saturating_sub(1));
     }
 
-    /// So many committed messages of a group wait, which has so many members.
-    pub(super) fn committed(&mut self, id: u64, count: u64, members: u64) {
+    /// So many committed messages of a group wait, which has so many members; `None`: as many as last heard.
+    pub(super) fn committed(&mut self, id: u64, count: u64, members: Option<u64>) {
         self.change(id, |owed| {
             owed.committed = count;
-            owed.members = members;
+            owed.members = members.unwrap_or(owed.members);
         });
     }
 
@@ -99,10 +100,30 @@ mod tests {
         assert_eq!(flood(&mut backlog, 3), ROWS / 1000 / 3 + 1, "a second one has its part");
         assert!(backlog.total() < 2 * ROWS);
         (0..first).for_each(|_| backlog.left_the_queue(1));
-        backlog.committed(1, first, 1000);
+        backlog.committed(1, first, Some(1000));
         assert!(!backlog.enter(1, 1000), "committed is not arrived either");
-        backlog.committed(1, 0, 1000);
+        backlog.committed(1, 0, None);
         assert!(backlog.enter(1, 1000));
+    }
+
+    #[test]
+    fn many_large_groups_with_one_message_each_are_bounded_too() {
+        let mut backlog = Backlog::default();
+        let entered = (0..1000).filter(|id| backlog.enter(*id, 100_000)).count() as u64;
+        assert_eq!(entered, 2 * ROWS / 100_000 + 1);
+        assert!(!backlog.enter(5000, 3), "nobody has room then");
+        backlog.left_the_queue(0);
+        assert!(backlog.enter(5000, 3));
+    }
+
+    #[test]
+    fn what_is_not_yet_committed_counts_when_everything_else_is_spread() {
+        let mut backlog = Backlog::default();
+        assert!(backlog.enter(1, 1000) && backlog.enter(1, 1000));
+        backlog.committed(1, 1, Some(1000));
+        backlog.left_the_queue(1);
+        backlog.committed(1, 0, None);
+        assert_eq!(backlog.rows(1), 1000, "the other one");
     }
 
     proptest! {
@@ -114,7 +135,7 @@ mod tests {
                 match what {
                     0 => drop(backlog.enter(id, number)),
                     1 => backlog.left_the_queue(id),
-                    _ => backlog.committed(id, number, 2000 - number),
+                    _ => backlog.committed(id, number, (number % 3 > 0).then_some(2000 - number)),
                 }
                 prop_assert_eq!(backlog.total, backlog.groups.values().map(Owed::rows).sum::<u64>());
                 prop_assert!(backlog.groups.values().all(|owed| owed.entered + owed.committed > 0));

@@ -115,7 +115,7 @@ impl Waiting {
     /// Tells the backlog how many messages of a group wait now.
     fn count(&mut self, id: u64) {
         let range = self.held.get(&id).or_else(|| self.ranges.get(&id));
-        let (count, members) = range.map_or((0, 0), |range| (range.count(), range.members.unwrap_or(0)));
+        let (count, members) = range.map_or((0, None), |range| (range.count(), range.members));
         self.backlog.committed(id, count, members);
     }
 

@@ -248,6 +248,17 @@ pub struct Sliced {
     pub damaged: u64,
 }
 
+/// What a device has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ack {
+    /// Whose it is.
+    pub user: String,
+    /// Which of his.
+    pub device: String,
+    /// It has everything up to this row of the inbox.
+    pub seq: u64,
+}
+
 /// What marking a conversation read did.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Marked {
@@ -328,15 +339,26 @@ pub trait Store: Send + Sync {
     /// Up to which offset each ingest partition is applied.
     async fn marks(&self, partitions: u16) -> Result<Vec<u64>, StoreError>;
 
-    /// Applies records of one ingest partition in order, in one atomic step: each gets its conversation seq, its place in
-    /// the timeline and its row in the sender's own inbox, and an outbox row where somebody else must get it. Records at
-    /// or below the mark change nothing. Costs the same whatever a conversation's size.
+    /// Applies records of ingest partitions, each partition's in order, in one atomic step: each gets its conversation
+    /// seq, its place in the timeline and its row in the sender's own inbox, and an outbox row where somebody else must get
+    /// it. Records at or below a partition's mark change nothing. Costs the same whatever a conversation's size. Answers
+    /// for each partition, in order: one that has a [`StoreError::Gap`] is left as it was and does not hold up the others.
+    async fn commit_round(
+        &self,
+        round: Vec<(u16, Vec<Stored>)>,
+        now_ms: i64,
+    ) -> Result<Vec<Result<Committed, StoreError>>, StoreError>;
+
+    /// The same of one partition.
     async fn commit(
         &self,
         partition: u16,
         records: Vec<Stored>,
         now_ms: i64,
-    ) -> Result<Committed, StoreError>;
+    ) -> Result<Committed, StoreError> {
+        let answers = self.commit_round(vec![(partition, records)], now_ms).await?;
+        answers.into_iter().next().unwrap_or_else(|| Ok(Committed::default()))
+    }
 
     /// Everything in the outbox after `after`, in order, at most `limit`: for the start.
     async fn outbox(&self, after: Option<Unspread>, limit: usize) -> Result<Vec<Unspread>, StoreError>;
@@ -355,8 +377,9 @@ pub trait Store: Send + Sync {
     /// outbox row with the reason for the operator; the messages behind it can be given then.
     async fn set_aside(&self, work: Unspread, reason: String, now_ms: i64) -> Result<(), StoreError>;
 
-    /// The newest seq of each user's inbox, in order; 0: it never had a row.
-    async fn inbox_seqs(&self, users: &[String]) -> Result<Vec<u64>, StoreError>;
+    /// The newest seq of each user's inbox, in order; 0: it never had a row. One that cannot be read costs the others
+    /// nothing.
+    async fn inbox_seqs(&self, users: &[String]) -> Vec<Result<u64, StoreError>>;
 
     /// The inbox after a seq. Where rows after `after` have expired it begins with the oldest still held.
     async fn pull(&self, user: &str, after: u64, page: Page) -> Result<client::PullResponse, StoreError>;
@@ -386,8 +409,8 @@ pub trait Store: Send + Sync {
         now_ms: i64,
     ) -> Result<Option<Marked>, StoreError>;
 
-    /// A device has everything up to `seq`; never goes back. For receipts: nothing else reads it.
-    async fn ack(&self, user: &str, device: &str, seq: u64) -> Result<(), StoreError>;
+    /// Devices have everything up to a seq, in one step; none goes back. For receipts: nothing else reads it.
+    async fn ack(&self, acks: &[Ack]) -> Result<(), StoreError>;
 
     /// Removes inbox rows written before `before_ms` of users after `after` and moves their floors: looks at up to
     /// `users` users and removes at most `rows` rows a user. Timelines keep the bodies.

@@ -2,8 +2,9 @@
 
 use std::{ops::ControlFlow, sync::Arc};
 
-use berth_proto::client::{
-    event::Event as EventKind, request::Method, response::Result as Answer, target::To,
+use berth_proto::{
+    client::{self, event::Event as EventKind, request::Method, response::Result as Answer, target::To},
+    wire::{self, to_gateway::Message as Down, to_logic::Message as Up},
 };
 
 use super::{
@@ -22,8 +23,12 @@ use crate::{
 const STATE: Space = Space(2);
 
 fn damage(store: &Arc<Volatile>, key: Key) {
+    damage_in(STATE, store, key);
+}
+
+fn damage_in(space: Space, store: &Arc<Volatile>, key: Key) {
     let mut batch = Batch::default();
-    batch.put(STATE, key, vec![0xff; 5]);
+    batch.put(space, key, vec![0xff; 5]);
     store.write(batch, Durability::Buffered).expect("writes");
 }
 
@@ -33,7 +38,11 @@ fn member(conversation_id: u64, user: &str) -> Key {
 
 /// Rows that were set aside while spreading or changing members.
 fn set_aside(store: &Arc<Volatile>) -> usize {
-    let (from, mut found) = (Key::new(b'y'), 0);
+    rows_of(store, b'y')
+}
+
+fn rows_of(store: &Arc<Volatile>, kind: u8) -> usize {
+    let (from, mut found) = (Key::new(kind), 0);
     let visit = &mut |_: &[u8], _: &[u8]| {
         found += 1;
         ControlFlow::Continue(())
@@ -126,10 +135,110 @@ async fn a_damaged_member_costs_himself_and_can_be_removed() {
     let found = group::get(logic.context(), "team", None, 9).await.expect("reads");
     assert_eq!((found.members.len(), found.member_count), (2, 2));
     put(&logic, "team", &["alice", "bob", "carol"]).await;
+    let request = Method::Conversations(client::ConversationsRequest::default());
+    let Answer::Conversations(list) = bob.ask(request).await else { panic!("he has a list") };
+    assert_eq!((list.conversations.len(), list.total_unread), (1, 0), "it is on it once: {list:?}");
     say(&bob, "again", "team").await;
     until("he is a member like any other", async || {
         named(&alice).await.contains(&"again".to_owned()).then_some(())
     })
     .await;
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn a_damaged_inbox_costs_nobody_else_his_session() {
+    let (queue, store) = (Volatile::new(2), Volatile::new(4));
+    let logic = over(config(StoreChoice::Memory), queue, store.clone(), Epoch::Keep).await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    damage(&store, Key::new(b'h').text("u0"));
+    // Enough that some are opened in one batch with him, whichever lane is his.
+    let opens = (0..200).map(|n| {
+        Up::Open(wire::OpenSession {
+            handle: n,
+            user_id: format!("u{n}"),
+            device_id: "d".to_owned(),
+            platform: "web".to_owned(),
+            ..Default::default()
+        })
+    });
+    gateway.say_all(opens.collect());
+    for n in 0..200 {
+        let opened = |message: &Down| match message {
+            Down::Opened(opened) if opened.handle == n => Some(opened.clone()),
+            _ => None,
+        };
+        let opened = gateway.hear("SessionOpened", opened).await;
+        assert_eq!(opened.error.is_some(), n == 0, "{opened:?}");
+    }
+    logic.ready().expect("one damaged row is no trouble of the store");
+    let inboxes = (0..200).map(|handle| wire::InboxQuery { handle, user_id: format!("u{handle}") });
+    gateway.say(Up::Refresh(wire::RefreshInboxes { inboxes: inboxes.collect() }));
+    let handles = |message: &Down| match message {
+        Down::Refreshed(batch) => Some(batch.handles.clone()),
+        _ => None,
+    };
+    assert_eq!(gateway.hear("InboxesRefreshed", handles).await, (1..200).collect::<Vec<_>>());
+    logic.ready().expect("one damaged row is no trouble of the store");
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn damaged_inboxes_do_not_keep_those_of_others() {
+    const INBOX: Space = Space(1);
+    let (queue, store) = (Volatile::new(2), Volatile::new(4));
+    let logic = over(config(StoreChoice::Memory), queue, store.clone(), Epoch::Keep).await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let zoe = gateway.open("zoe", "d", 1).await;
+    for n in 0..3 {
+        for user in ["alice", "bob", "carol"] {
+            zoe.sent(&format!("{user}-{n}"), user, "x").await;
+        }
+    }
+    for user in ["alice", "bob", "carol"] {
+        let seq = async || logic.context().store.inbox_seqs(&[user.to_owned()]).await.remove(0).ok();
+        until("it is spread", async || (seq().await == Some(3)).then_some(())).await;
+    }
+    damage(&store, Key::new(b'h').text("alice"));
+    damage_in(INBOX, &store, Key::new(b'i').text("bob").number(2));
+    let swept = logic.context().store.sweep(None, i64::MAX, 200, 2).await.expect("goes on");
+    // Three of bob's and of carol's, and what zoe said nine times.
+    assert_eq!((swept.rows, swept.next), (15, None));
+    assert_eq!(rows_of(&store, b'z'), 1, "bob's is kept for the operator");
+    let bob = gateway.open("bob", "d", 2).await;
+    assert_eq!(bob.pull(0, 200).await.items.len(), 0);
+    zoe.sent("more", "bob", "y").await;
+    until("bob goes on", async || {
+        bob.pull(0, 200).await.items.first().filter(|item| item.seq == 4).map(drop)
+    })
+    .await;
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn acks_that_wait_are_written_together() {
+    let (queue, store) = (Volatile::new(2), Volatile::new(4));
+    let logic = over(config(StoreChoice::Memory), queue, store.clone(), Epoch::Keep).await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let mut sessions = Vec::new();
+    for n in 0..32 {
+        sessions.push(gateway.open(&format!("u{n}"), "d", n).await);
+    }
+    let acks: Vec<_> = (0..320u64)
+        .map(|n| {
+            let (session, seq) = (&sessions[n as usize % 32], 1000 - n);
+            (session, session.request(Some(Method::Ack(client::AckRequest { seq }))))
+        })
+        .collect();
+    let before = store.writes();
+    let (waiting, said): (Vec<_>, Vec<_>) = acks.into_iter().map(|(s, (id, up))| ((s, id), up)).unzip();
+    gateway.say_all(said);
+    for (session, id) in waiting {
+        assert!(matches!(session.answer(id).await, Answer::Ack(_)));
+    }
+    let writes = store.writes().saturating_sub(before);
+    assert!(writes <= 16, "{writes}: one for each lane at most");
+    let kept = store.view().get(STATE, Key::new(b'u').text("u7").text("d").bytes()).expect("reads");
+    assert_eq!(kept.expect("kept").as_ref(), 993u64.to_be_bytes(), "the highest, whatever came last");
     logic.stop().await;
 }

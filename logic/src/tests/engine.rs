@@ -72,6 +72,23 @@ impl Volatile {
         self.syncs.load(Ordering::SeqCst)
     }
 
+    /// How many batches were written since the last sync.
+    pub(super) fn writes(&self) -> usize {
+        self.disk.lock().expect("not poisoned").unsynced.len()
+    }
+
+    /// Keeps every write and sync waiting until `done` is said, or for `most`; whether it was said. `held`: it does.
+    pub(super) fn hold(
+        &self,
+        held: impl FnOnce(),
+        done: &std::sync::mpsc::Receiver<()>,
+        most: std::time::Duration,
+    ) -> bool {
+        let _disk = self.disk.lock().expect("not poisoned");
+        held();
+        done.recv_timeout(most).is_ok()
+    }
+
     /// From now on batches that take rows off the outbox fail, or work again.
     pub(crate) fn refuse_spread(&self, refuse: bool) {
         self.refuse_spread.store(refuse, Ordering::SeqCst);

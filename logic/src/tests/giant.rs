@@ -14,7 +14,7 @@ use super::{
     config,
     gateway::{Gateway, Session, send_to},
 };
-use crate::{Logic, StoreChoice, group, queue::partition_of};
+use crate::{Config, Logic, StoreChoice, group, queue::partition_of};
 
 /// Members of the giant group.
 const MEMBERS: usize = 5_000;
@@ -40,7 +40,9 @@ impl World {
     /// On disk; the group's speaker and the quiet sender share a partition, their conversations a spread worker.
     async fn new() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let config = config(StoreChoice::Embedded(directory.path().to_owned()));
+        // Nobody renews it here.
+        let lease = Duration::from_secs(3600);
+        let config = Config { lease, ..config(StoreChoice::Embedded(directory.path().to_owned())) };
         let partitions = config.partitions;
         let registry = berth_proto::metric::Registry::new(&metrics::NoopRecorder);
         let logic = Logic::start(config, registry).await.expect("starts");
@@ -88,10 +90,11 @@ impl World {
         let begun = Instant::now();
         let last = [format!("u{:05}", MEMBERS - 1)];
         let store = &self.logic.context().store;
-        let before = store.inbox_seqs(&last).await.expect("reads")[0];
+        let seq = async || store.inbox_seqs(&last).await.remove(0).expect("reads");
+        let before = seq().await;
         let sent = self.speaker.ask(send_to(client_msg_id, To::GroupId("giant".to_owned()), "HELLO")).await;
         assert!(matches!(sent, Answer::Send(_)), "{sent:?}");
-        while store.inbox_seqs(&last).await.expect("reads")[0] == before {
+        while seq().await == before {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         begun.elapsed()

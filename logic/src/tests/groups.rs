@@ -350,3 +350,26 @@ async fn a_sender_who_is_removed_behind_his_ack_is_told() {
     until("both agree", async || (alice.messages().await.len() == usize::from(!failed)).then_some(())).await;
     logic.stop().await;
 }
+
+/// On one thread, where whoever blocks it blocks everybody.
+#[tokio::test]
+async fn a_change_that_waits_for_the_store_holds_up_no_lane() {
+    let (queue, store) = (Volatile::new(2), Volatile::new(4));
+    let logic = over(config(StoreChoice::Memory), queue, store.clone(), Epoch::Keep).await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let alice = gateway.open("alice", "d", 1).await;
+    group::put(logic.context(), "team", named(&["alice"])).await.expect("made");
+    let (done, told) = std::sync::mpsc::sync_channel(1);
+    let (holding, held) = tokio::sync::oneshot::channel();
+    let holder = std::thread::spawn(move || {
+        store.hold(|| holding.send(()).expect("it waits"), &told, super::DEADLINE)
+    });
+    held.await.expect("it runs");
+    let mut change = Box::pin(group::put(logic.context(), "team", named(&["alice", "bob"])));
+    assert!(futures_util::poll!(&mut change).is_pending(), "it waits elsewhere");
+    alice.pull(0, 10).await;
+    done.send(()).expect("it holds");
+    assert!(holder.join().expect("it ends"), "the lane went on beside it");
+    assert_eq!(change.await.expect("made").member_count, 2);
+    logic.stop().await;
+}

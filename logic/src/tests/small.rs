@@ -15,7 +15,7 @@ use super::{
     config,
     gateway::{Gateway, Session, send_to},
 };
-use crate::{Logic, StoreChoice, group};
+use crate::{Logic, StoreChoice, group, store::Ack};
 
 /// Groups of three, which get one message each.
 const GROUPS: usize = 400;
@@ -33,7 +33,10 @@ async fn round(logic: &Logic, speaker: &Session, last: &Session, number: u64) ->
         assert!(matches!(speaker.answer(id).await, Answer::Send(_)));
     }
     let rows = GROUPS as u64 * (1 + number);
-    while logic.context().store.inbox_seqs(std::slice::from_ref(&last.user)).await.expect("reads")[0] < rows {
+    while logic.context().store.inbox_seqs(std::slice::from_ref(&last.user)).await[0]
+        .as_ref()
+        .is_ok_and(|seq| *seq < rows)
+    {
         assert!(begun.elapsed() < super::DEADLINE, "waited in vain");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -74,7 +77,9 @@ fn acker(logic: &Logic, number: usize, stop: Arc<AtomicBool>) -> std::thread::Jo
         let mut acks = 0;
         while !stop.load(Ordering::Relaxed) {
             acks += 1;
-            runtime.block_on(store.ack(&user, "d", acks)).expect("writes");
+            runtime
+                .block_on(store.ack(&[Ack { user: user.clone(), device: "d".to_owned(), seq: acks }]))
+                .expect("writes");
         }
         acks
     })

@@ -81,7 +81,10 @@ pub(super) fn others_between(
         return others_in_direct(txn, conversation, (id, user), after, through);
     }
     let all: u64 = member.visible(after, through).map(|(first, last)| last - first + 1).sum();
-    let own = own_up_to(txn.before(), id, user, through)? - own_up_to(txn.before(), id, user, after)?;
+    let (before, until) =
+        (own_up_to(txn.before(), id, user, after)?, own_up_to(txn.before(), id, user, through)?);
+    // Never below: but a store may hold a count that began anew behind a damaged row.
+    let own = until.saturating_sub(before);
     // Where something of his own is in a stay that was forgotten, it is below what he has read, and so below `after`.
     Ok(all.saturating_sub(own))
 }
@@ -109,7 +112,7 @@ fn others_in_direct(
 }
 
 /// How many messages the user sent to a group up to and including `seq`: the number of the last of them.
-fn own_up_to(view: &dyn View, id: u64, user: &str, seq: u64) -> Result<u64, KvError> {
+pub(super) fn own_up_to(view: &dyn View, id: u64, user: &str, seq: u64) -> Result<u64, KvError> {
     let (from, to) = (row::own(id, user, 0), row::own(id, user, seq.saturating_add(1)));
     Ok(first_value(view, TIMELINE, from.bytes(), to.bytes(), Direction::Backward)?.unwrap_or(0))
 }

@@ -3,7 +3,7 @@
 use berth_proto::client::{self, event::Event as EventKind};
 
 use super::{
-    member::{Member, others_between},
+    member::{Member, others_between, own_up_to},
     read,
     row::{self, ConversationRow, HIGHEST_CONVERSATION, Head, InboxRow, STATE},
     write::{activate, deliver, head_of},
@@ -123,6 +123,10 @@ fn join(
         }
         forget_oldest(txn, conversation, (id, user), &mut member, &mut head, through)?;
     }
+    if member.row.intervals.is_empty() {
+        // Not 0 where a damaged row of his was taken away.
+        member.row.own = own_up_to(txn.before(), id, user, u64::MAX)?;
+    }
     member.row.join(conversation.last_seq);
     member.row.version = conversation.version;
     // Who left and has everything that was his is kept apart; he comes back to the roster.
@@ -234,6 +238,31 @@ fn set_aside(
     let row = row::PoisonRow { bytes, reason: reason.to_owned(), at_ms: now_ms };
     txn.put_message(STATE, row::poison_member(id, seq, user), &row);
     txn.remove(STATE, key);
+    forget_activity(txn, id, user)
+}
+
+/// Takes a conversation off a user's list without knowing where on it it is, and counts what is unread in the others.
+fn forget_activity(txn: &mut Txn<'_>, id: u64, user: &str) -> Result<(), StoreError> {
+    let (from, mut listed) = (row::activities(user), Vec::new());
+    let range = (STATE, from.bytes(), &*from.after_prefix());
+    read::each(txn.before(), range, Direction::Forward, |key, _| {
+        listed.push((last_number(key), key.to_vec()));
+        Ok(read::go_on(true))
+    })?;
+    let mut head = head_of(txn, user)?;
+    head.total_unread = 0;
+    for (other, key) in listed {
+        if other == id {
+            txn.remove(STATE, key);
+            continue;
+        }
+        let Some(conversation) = read::conversation(txn.before(), other)? else { continue };
+        match Member::of(txn, &conversation, other, user) {
+            Err(error) if error.action == KvError::DECODE => {}
+            member => head.total_unread += member?.row.unread,
+        }
+    }
+    txn.put_message(STATE, row::head(user), &head);
     Ok(())
 }
 

@@ -267,6 +267,11 @@ pub(super) fn poison_member(conversation_id: u64, seq: u64, user: &str) -> Key {
     poison_unspread(conversation_id, seq).text(user)
 }
 
+/// A row of an inbox that could not be read.
+pub(super) fn poison_inbox(user: &str, seq: u64) -> Key {
+    Key::new(b'z').text(user).number(seq)
+}
+
 pub(super) fn acked(user: &str, device: &str) -> Key {
     Key::new(b'u').text(user).text(device)
 }

@@ -6,13 +6,14 @@ use prost::bytes::Bytes;
 
 use super::{
     member::{Member, others_between},
+    read,
     row::{
         self, ConversationRow, HIGHEST_CONVERSATION, Head, INBOX, InboxRow, OutboxRow, PoisonRow, STATE,
         TIMELINE, TimelineRow,
     },
 };
 use crate::{
-    kv::{Direction, KvError, Txn, decode, last_number},
+    kv::{Direction, KvError, Txn, View, decode, last_number},
     queue::{Poison, Record, Stored},
     snowflake::Snowflake,
     store::{Committed, Marked, Moved, Spread, StoreError, Unspread},
@@ -44,33 +45,33 @@ fn create(txn: &mut Txn<'_>, id: u64, first: &str, second: &str) -> Conversation
     conversation
 }
 
-/// Applies records in order; those at or below the partition's mark are done already.
+/// The partition's mark, if these records go on from it or from before.
+pub(super) fn mark_below(txn: &Txn<'_>, partition: u16, records: &[Stored]) -> Result<u64, StoreError> {
+    let mark = txn.get(STATE, row::mark(partition).bytes())?.map_or(0, |bytes| last_number(&bytes));
+    let offsets = records.iter().map(|stored| stored.offset).filter(|offset| *offset > mark);
+    match (mark..).zip(offsets).find(|(before, offset)| *offset != before + 1) {
+        Some((mark, offset)) => Err(StoreError::Gap { partition, mark, offset }),
+        None => Ok(mark),
+    }
+}
+
+/// Applies records in order that [`mark_below`] found to go on; those at or below the partition's mark are done already.
 pub(super) fn commit(
     txn: &mut Txn<'_>,
     ids: &mut Snowflake,
-    partition: u16,
+    (partition, mark): (u16, u64),
     records: Vec<Stored>,
     now_ms: i64,
 ) -> Result<Committed, StoreError> {
-    let mark_key = row::mark(partition);
-    let mut done = Committed {
-        mark: txn.get(STATE, mark_key.bytes())?.map_or(0, |bytes| last_number(&bytes)),
-        ..Default::default()
-    };
-    for Stored { offset, record } in records {
-        if offset <= done.mark {
-            continue;
-        }
-        if offset != done.mark + 1 {
-            return Err(StoreError::Gap { partition, mark: done.mark, offset });
-        }
+    let mut done = Committed { mark, ..Default::default() };
+    for Stored { offset, record } in records.into_iter().filter(|stored| stored.offset > mark) {
         match record {
             Ok(record) => apply(txn, ids, partition, offset, record, now_ms, &mut done)?,
             Err(poison) => set_aside(txn, partition, offset, poison, now_ms, &mut done),
         }
         done.mark = offset;
     }
-    txn.put(STATE, mark_key, done.mark.to_be_bytes().to_vec());
+    txn.put(STATE, row::mark(partition), done.mark.to_be_bytes().to_vec());
     Ok(done)
 }
 
@@ -330,38 +331,54 @@ pub(super) fn mark_read(
     Ok(Some(Marked { response, moved }))
 }
 
-/// Removes a user's oldest rows while they were written before `before_ms`, and moves his floor; how many.
+/// Whether a user's oldest row was written before `before_ms`, or cannot be read.
+pub(super) fn has_expired(view: &dyn View, user: &str, before_ms: i64) -> Result<bool, KvError> {
+    let head = read::head(view, user)?;
+    Ok(!expired(view, user, &head, before_ms, 1)?.is_empty())
+}
+
+/// The oldest rows of an inbox while they were written before `before_ms`; the bytes of those that cannot be read, whose
+/// age is that of the one before.
+fn expired(
+    view: &dyn View,
+    user: &str,
+    head: &Head,
+    before_ms: i64,
+    most: usize,
+) -> Result<Vec<Option<(String, Bytes)>>, KvError> {
+    let (from, to) = (row::inbox(user, head.floor()), row::inbox(user, head.latest_seq + 1));
+    let mut gone = Vec::new();
+    read::each(view, (INBOX, from.bytes(), to.bytes()), Direction::Forward, |_, value| {
+        match read::decode_slice::<InboxRow>(value) {
+            Ok(row) if row.at_ms >= before_ms => return Ok(read::go_on(false)),
+            Ok(_) => gone.push(None),
+            Err(error) => gone.push(Some((error.to_string(), Bytes::copy_from_slice(value)))),
+        }
+        Ok(read::go_on(gone.len() < most))
+    })?;
+    Ok(gone)
+}
+
+/// Removes a user's oldest rows while they were written before `before_ms`, and moves his floor; how many. Those that
+/// cannot be read are kept apart for the operator.
 pub(super) fn expire(txn: &mut Txn<'_>, user: &str, before_ms: i64, most: usize) -> Result<u64, StoreError> {
     let mut head = head_of(txn, user)?;
-    let mut gone = 0;
-    let mut undecodable = None;
-    let (from, to) = (row::inbox(user, head.floor()), row::inbox(user, head.latest_seq + 1));
-    let mut visit = |_: &[u8], value: &[u8]| {
-        use std::ops::ControlFlow::{Break, Continue};
-        match <InboxRow as prost::Message>::decode(value) {
-            Ok(row) if row.at_ms < before_ms => gone += 1,
-            Ok(_) => return Break(()),
-            Err(error) => {
-                undecodable = Some(error.to_string());
-                return Break(());
-            }
-        }
-        if gone < most { Continue(()) } else { Break(()) }
-    };
-    txn.before().scan(INBOX, from.bytes(), to.bytes(), Direction::Forward, &mut visit)?;
-    if let Some(detail) = undecodable {
-        return Err(KvError { action: "decode an inbox row", detail }.into());
-    }
-    if gone == 0 {
-        return Ok(0);
-    }
-    let floor = head.floor() + gone as u64;
-    for seq in head.floor()..floor {
+    let gone = expired(txn.before(), user, &head, before_ms, most)?;
+    let count = gone.len() as u64;
+    for (seq, damaged) in (head.floor()..).zip(gone) {
         txn.remove(INBOX, row::inbox(user, seq));
+        if let Some((reason, bytes)) = damaged {
+            tracing::warn!(user, seq, reason, "a row of an inbox cannot be read and was set aside");
+            // When it was written cannot be read: not after its neighbours.
+            let row = PoisonRow { bytes, reason, at_ms: before_ms };
+            txn.put_message(STATE, row::poison_inbox(user, seq), &row);
+        }
     }
-    head.floor_seq = floor;
-    txn.put_message(STATE, row::head(user), &head);
-    Ok(gone as u64)
+    if count > 0 {
+        head.floor_seq = head.floor() + count;
+        txn.put_message(STATE, row::head(user), &head);
+    }
+    Ok(count)
 }
 
 fn message_row(conversation_id: u64, conversation_seq: u64, at_ms: i64) -> InboxRow {

@@ -1,6 +1,10 @@
 //! One writer at a time, and slices of bulk work behind whoever waits when they come.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::{
+    ops::{Deref, DerefMut},
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use crate::snowflake::Snowflake;
 
@@ -21,8 +25,36 @@ struct Gate {
     turns: u64,
     /// Slices that wait.
     slices: u64,
-    /// Those of them that have let everybody go first whom they had to: nobody comes between any more.
-    due: u64,
+    /// The slice that is next, or has its turn: there is one at a time.
+    slice: Option<Slice>,
+    /// How long the last slice took,
+    owed: Duration,
+    /// and how long others have had the turn since.
+    had: Duration,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Slice {
+    /// It has let go first whom it had to: nobody comes between any more.
+    Next,
+    Running,
+}
+
+impl Gate {
+    /// Whether a slice may be next that was asked for when there had been, and were waited for, `mine` turns.
+    fn is_due(&self, mine: u64) -> bool {
+        let nobody = self.waiting == 0;
+        self.slice.is_none() && (nobody || (self.turns >= mine && self.had >= self.owed))
+    }
+}
+
+/// Somebody's turn, until it is dropped.
+pub(super) struct Turn<'a> {
+    writer: &'a Writer,
+    /// `None`: given back.
+    ids: Option<MutexGuard<'a, Snowflake>>,
+    begun: Instant,
+    is_slice: bool,
 }
 
 impl Writer {
@@ -30,39 +62,41 @@ impl Writer {
         Self { turn: Mutex::new(ids), gate: Mutex::default(), passed: Condvar::new() }
     }
 
-    pub(super) fn turn(&self) -> MutexGuard<'_, Snowflake> {
+    /// Small work: it waits for one slice at most before its turn comes among others' small work.
+    pub(super) fn turn(&self) -> Turn<'_> {
         let mut gate = locked(&self.gate);
         gate.waiting += 1;
-        while gate.due > 0 {
+        while gate.slice == Some(Slice::Next) {
             gate = self.wait(gate);
         }
         drop(gate);
-        let turn = locked(&self.turn);
+        let ids = locked(&self.turn);
         let mut gate = locked(&self.gate);
         gate.waiting -= 1;
         gate.turns += 1;
         self.tell(gate);
-        turn
+        Turn { writer: self, ids: Some(ids), begun: Instant::now(), is_slice: false }
     }
 
-    /// After as many turns as were waited for when it was asked for: whoever comes later waits for this one, so that
-    /// bulk work goes on under any load, and others wait for one slice of each who has such work at most.
-    pub(super) fn turn_of_a_slice(&self) -> MutexGuard<'_, Snowflake> {
+    /// Bulk work: after as many turns as were waited for when it was asked for, and after others have had as much time as
+    /// the last slice took, whoever had it. So bulk work goes on under any load, and has half of the time while somebody
+    /// else wants it, however many do bulk work.
+    pub(super) fn turn_of_a_slice(&self) -> Turn<'_> {
         let mut gate = locked(&self.gate);
         let mine = gate.turns + gate.waiting;
         gate.slices += 1;
-        while gate.waiting > 0 && gate.turns < mine {
+        while !gate.is_due(mine) {
             gate = self.wait(gate);
         }
-        gate.due += 1;
+        gate.slice = Some(Slice::Next);
         drop(gate);
-        let turn = locked(&self.turn);
+        let ids = locked(&self.turn);
         let mut gate = locked(&self.gate);
-        gate.due -= 1;
+        gate.slice = Some(Slice::Running);
         gate.slices -= 1;
         drop(gate);
         self.passed.notify_all();
-        turn
+        Turn { writer: self, ids: Some(ids), begun: Instant::now(), is_slice: true }
     }
 
     fn wait<'a>(&self, gate: MutexGuard<'a, Gate>) -> MutexGuard<'a, Gate> {
@@ -76,6 +110,36 @@ impl Writer {
         if somebody {
             self.passed.notify_all();
         }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.ids = None;
+        let took = self.begun.elapsed();
+        let mut gate = locked(&self.writer.gate);
+        if self.is_slice {
+            (gate.slice, gate.owed, gate.had) = (None, took, Duration::ZERO);
+        } else {
+            gate.had += took;
+        }
+        self.writer.tell(gate);
+    }
+}
+
+const HELD: &str = "a turn is given back when it is dropped";
+
+impl Deref for Turn<'_> {
+    type Target = Snowflake;
+
+    fn deref(&self) -> &Snowflake {
+        self.ids.as_deref().expect(HELD)
+    }
+}
+
+impl DerefMut for Turn<'_> {
+    fn deref_mut(&mut self) -> &mut Snowflake {
+        self.ids.as_deref_mut().expect(HELD)
     }
 }
 
@@ -129,5 +193,43 @@ mod tests {
         assert!(passed >= EACH, "{passed} turns of others between {EACH} slices");
         let most = (alone * 30).max(Duration::from_millis(EACH) * 50);
         assert!(took < most, "{EACH} slices took {took:?}, alone {alone:?}");
+    }
+
+    /// Two who have nothing but slices, beside others whose work is short and of whom somebody always waits: these have as
+    /// much of the time as both of the two together.
+    #[test]
+    fn however_many_have_slices_others_have_half_of_the_time() {
+        const SLICE: Duration = Duration::from_millis(4);
+        let writer = Arc::new(Writer::new(Snowflake::above(0, 0)));
+        let (stop, slices) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let bulk = |writer: Arc<Writer>, stop: Arc<AtomicBool>, slices: Arc<AtomicU64>| {
+            thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let turn = writer.turn_of_a_slice();
+                    thread::sleep(SLICE);
+                    drop(turn);
+                    slices.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        };
+        let busy: Vec<_> = (0..2).map(|_| bulk(writer.clone(), stop.clone(), slices.clone())).collect();
+        // So many that somebody waits at any moment.
+        let (turns, most) = (Arc::new(AtomicU64::new(0)), 400);
+        let small = |writer: Arc<Writer>, turns: Arc<AtomicU64>| {
+            thread::spawn(move || {
+                while turns.fetch_add(1, Ordering::Relaxed) < most {
+                    let turn = writer.turn();
+                    thread::sleep(SLICE / 8);
+                    drop(turn);
+                }
+            })
+        };
+        let others: Vec<_> = (0..4).map(|_| small(writer.clone(), turns.clone())).collect();
+        others.into_iter().for_each(|thread| thread.join().expect("it ends"));
+        let between = slices.load(Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
+        busy.into_iter().for_each(|thread| thread.join().expect("it ends"));
+        assert!(between > 2, "slices go on: {between}");
+        assert!(between < most / 3, "{between} slices between {most} turns of an eighth of one");
     }
 }
