@@ -18,12 +18,16 @@ use mio::Waker;
 use crate::{
     config::MAX_WORKERS,
     metrics::Notified,
+    pieces::Pieces,
     shared::{Shared, lock},
 };
 
 /// Notifies that may wait for a worker. More than a whole 10,000-member fan-out several times over; what comes above is
 /// dropped, and the next heartbeats make up for it.
 const NOTIFIES: usize = 65_536;
+
+/// Notifies of one piece of a list of them: 4 KiB of the usual ones.
+const PIECE: usize = 256;
 
 /// What a worker is told, beside notifies. Bounded by what is in flight: answers to what the worker asked, at most one
 /// close a connection, and the supervisor's few words.
@@ -54,12 +58,12 @@ pub(crate) struct Reached {
 pub(crate) struct Waiting {
     pub(crate) deliveries: Vec<Delivery>,
     /// In no order: merging them is commutative.
-    pub(crate) notifies: Vec<Reached>,
+    pub(crate) notifies: Pieces<Reached, PIECE>,
     /// Notifies that are about conversations too.
-    pub(crate) others: Vec<NotifyConnection>,
+    pub(crate) others: Pieces<NotifyConnection, PIECE>,
     /// Answers to heartbeat batches: what repairs a notify that was dropped is itself never dropped. Bounded by the
     /// connections: each asks at most once a second.
-    pub(crate) refreshed: Vec<Reached>,
+    pub(crate) refreshed: Pieces<Reached, PIECE>,
     /// The worker was woken and has not come yet: once is enough.
     woken: bool,
     /// Nobody comes any more: nothing is kept.
@@ -85,14 +89,16 @@ impl Inlet {
     /// Takes what came; `into` gives its memory for what comes next. Notifies stay while `into` has some left to do, so
     /// that the bound counts them. Whether something stayed.
     pub(crate) fn take(&self, into: &mut Waiting) -> bool {
-        fn exchange<T>(here: &mut Vec<T>, there: &mut Vec<T>) {
+        fn exchange<T>(here: &mut Pieces<T, PIECE>, there: &mut Pieces<T, PIECE>) {
             if there.is_empty() {
                 std::mem::swap(here, there);
             }
         }
         let mut waiting = lock(&self.waiting);
         waiting.woken = false;
-        exchange(&mut waiting.deliveries, &mut into.deliveries);
+        if into.deliveries.is_empty() {
+            std::mem::swap(&mut waiting.deliveries, &mut into.deliveries);
+        }
         exchange(&mut waiting.others, &mut into.others);
         exchange(&mut waiting.notifies, &mut into.notifies);
         exchange(&mut waiting.refreshed, &mut into.refreshed);
@@ -145,14 +151,14 @@ impl Link<ToGateway> for LogicDown {
         for message in &batch {
             match &message.message {
                 Some(Message::Lease(lease)) => shared.mailbox.lease(self.index, lease),
-                Some(message) => shares.count(message),
+                Some(message) => shares.note(message),
                 None => {}
             }
         }
         // One hand-over for each worker, whatever the batch holds: its part goes straight to where it waits.
         for (worker, inlet) in shared.inlets.iter().enumerate() {
-            if let Some(count) = shares.of(worker) {
-                let dropped = inlet.put(|waiting| waiting.fill(&mut batch, worker, count));
+            if shares.has(worker) {
+                let dropped = inlet.put(|waiting| waiting.fill(&mut batch, worker));
                 if dropped > 0 {
                     shared.metrics.traffic.notifies.add(Notified::Dropped, dropped as u64);
                 }
@@ -184,14 +190,13 @@ impl Link<ToGateway> for LogicDown {
 }
 
 impl Waiting {
-    /// Adds the worker's part of a batch, of which it has `count` messages; returns how many notifies were over the bound.
-    fn fill(&mut self, batch: &mut [ToGateway], worker: usize, count: usize) -> usize {
+    /// Adds the worker's part of a batch; returns how many notifies were over the bound.
+    fn fill(&mut self, batch: &mut [ToGateway], worker: usize) -> usize {
         let mut dropped = 0;
         for slot in batch {
             match &mut slot.message {
-                Some(Message::Notify(notify)) => dropped += self.notified(notify, worker, count),
+                Some(Message::Notify(notify)) => dropped += self.notified(notify, worker),
                 Some(Message::Refreshed(refreshed)) => {
-                    self.refreshed.reserve(count.min(refreshed.handles.len()));
                     self.refreshed.extend(reached(refreshed, worker));
                     self.others
                         .extend(refreshed.others.extract_if(.., |other| worker_of(other.handle) == worker));
@@ -208,11 +213,10 @@ impl Waiting {
         dropped
     }
 
-    fn notified(&mut self, notify: &mut NotifyConnections, worker: usize, count: usize) -> usize {
+    fn notified(&mut self, notify: &mut NotifyConnections, worker: usize) -> usize {
         let mut room =
             if self.closed { 0 } else { NOTIFIES.saturating_sub(self.notifies.len() + self.others.len()) };
         let mut dropped = 0;
-        self.notifies.reserve(count.min(notify.handles.len()).min(room));
         let mut fits = || {
             let fits = room > 0;
             room = room.saturating_sub(1);
@@ -231,17 +235,17 @@ fn reached(notify: &NotifyConnections, worker: usize) -> impl Iterator<Item = Re
     theirs.map(|(handle, inbox_seq)| Reached { handle, inbox_seq })
 }
 
-/// How many messages of a batch are for each worker, so that each is looked for only where there is something.
-struct Shares([u32; MAX_WORKERS]);
+/// Which workers a batch has messages for, so that each is looked for only where there is something.
+struct Shares([bool; MAX_WORKERS]);
 
 impl Default for Shares {
     fn default() -> Self {
-        Self([0; MAX_WORKERS])
+        Self([false; MAX_WORKERS])
     }
 }
 
 impl Shares {
-    fn count(&mut self, message: &Message) {
+    fn note(&mut self, message: &Message) {
         match message {
             Message::Notify(batch) | Message::Refreshed(batch) => {
                 batch.handles.iter().for_each(|handle| self.one(*handle));
@@ -252,14 +256,14 @@ impl Shares {
     }
 
     fn one(&mut self, handle: u64) {
-        if let Some(count) = self.0.get_mut(worker_of(handle)) {
-            *count += 1;
+        if let Some(share) = self.0.get_mut(worker_of(handle)) {
+            *share = true;
         }
     }
 
-    /// How many are for this worker, if any.
-    fn of(&self, worker: usize) -> Option<usize> {
-        self.0.get(worker).map(|count| *count as usize).filter(|count| *count > 0)
+    /// Whether something is for this worker.
+    fn has(&self, worker: usize) -> bool {
+        self.0.get(worker).is_some_and(|share| *share)
     }
 }
 

@@ -21,6 +21,7 @@ mod level;
 mod listener;
 mod metrics;
 mod notify;
+mod pieces;
 mod process;
 mod rendezvous;
 mod session;

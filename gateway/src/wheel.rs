@@ -5,6 +5,8 @@
 //! again. One that comes nearer adds an entry; the one it overtakes stays, and its owner knows it by its second as an old
 //! one. After Varghese and Lauck, "Hashed and Hierarchical Timing Wheels" (1987), scheme 6.
 
+use crate::pieces::Pieces;
+
 /// Slots of the wheel: a deadline further away than so many seconds is looked at early and goes in again. 64 s hold the
 /// default heartbeat timeout (37.5 s), so the wheel looks at an idle connection that beats no oftener than that.
 const SLOTS: i64 = 64;
@@ -12,14 +14,14 @@ const SLOTS: i64 = 64;
 /// Milliseconds of one slot.
 const SLOT_MS: i64 = 1_000;
 
-/// Entries of one piece of a slot. A slot grows by pieces of one size: none of it is empty but a part of the last, and the
-/// pieces of a second that is over serve the next ones. A slot that grew as a whole would have up to as much again unused.
+/// Entries of one piece of a slot: the pieces of a second that is over serve the next ones. A slot that grew as a whole would
+/// have up to as much again unused.
 const PIECE: usize = 64;
 
 /// The wheel. `T` names what is to be looked at.
 #[derive(Debug)]
 pub struct Wheel<T> {
-    slots: Vec<Vec<Vec<T>>>,
+    slots: Vec<Pieces<T, PIECE>>,
     /// The last second that was handed out.
     second: i64,
     entries: usize,
@@ -30,7 +32,7 @@ impl<T> Wheel<T> {
     #[must_use]
     pub fn new(now_ms: i64) -> Self {
         Self {
-            slots: (0..SLOTS).map(|_| Vec::new()).collect(),
+            slots: (0..SLOTS).map(|_| Pieces::default()).collect(),
             second: now_ms.div_euclid(SLOT_MS),
             entries: 0,
         }
@@ -41,15 +43,7 @@ impl<T> Wheel<T> {
     /// of another second for an old one.
     pub fn arm(&mut self, deadline_ms: i64, entry: T) -> i64 {
         let second = self.second_for(deadline_ms);
-        let slot = self.slot(second);
-        match slot.last_mut().filter(|piece| piece.len() < PIECE) {
-            Some(piece) => piece.push(entry),
-            None => {
-                let mut piece = Vec::with_capacity(PIECE);
-                piece.push(entry);
-                slot.push(piece);
-            }
-        }
+        self.slot(second).push(entry);
         self.entries += 1;
         second
     }
@@ -66,9 +60,9 @@ impl<T> Wheel<T> {
         let now = now_ms.div_euclid(SLOT_MS);
         for second in self.second + 1..=now.min(self.second + SLOTS) {
             // The slot's memory goes with it: it comes back as connections are armed there again.
-            let pieces = std::mem::take(self.slot(second));
-            self.entries -= pieces.iter().map(Vec::len).sum::<usize>();
-            out.extend(pieces.into_iter().map(|piece| (second, piece)));
+            let slot = std::mem::take(self.slot(second));
+            self.entries -= slot.len();
+            out.extend(slot.into_pieces().into_iter().map(|piece| (second, piece)));
         }
         self.second = self.second.max(now);
     }
@@ -79,7 +73,7 @@ impl<T> Wheel<T> {
         (self.entries > 0).then_some((self.second + 1) * SLOT_MS)
     }
 
-    fn slot(&mut self, second: i64) -> &mut Vec<Vec<T>> {
+    fn slot(&mut self, second: i64) -> &mut Pieces<T, PIECE> {
         let index = usize::try_from(second.rem_euclid(SLOTS)).expect("a remainder of 64 is below 64");
         &mut self.slots[index]
     }
@@ -133,7 +127,7 @@ mod tests {
         let mut wheel = Wheel::new(0);
         for count in 1..1_000 {
             let second = wheel.arm(5_000, count);
-            let room: usize = wheel.slot(second).iter().map(Vec::capacity).sum();
+            let room = wheel.slot(second).capacity();
             assert!(room < count + PIECE, "room for {room}, {count} are in it");
         }
     }

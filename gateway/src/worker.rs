@@ -42,8 +42,9 @@ use outlet::Outlet;
 const LISTENER: Token = Token(usize::MAX);
 pub(crate) const WAKER: Token = Token(usize::MAX - 1);
 
-/// Events taken from epoll at once.
-const EVENTS: usize = 1_024;
+/// Events taken from epoll at once: no more heartbeats than answers to them are merged at a wake-up. So when everybody beats at
+/// once the answers do not pile up, and what one wake-up needs is small beside the connections.
+const EVENTS: usize = tell::NOTIFIES_PER_TURN;
 
 /// The read buffer all connections of the worker share: the largest client frame fits in one read.
 const SCRATCH: usize = limits::CLIENT_FRAME + ws::MAX_HEADER + 1_010;

@@ -18,6 +18,9 @@ use crate::{
     load::SECRET,
 };
 
+/// Notifies said at once: the rows of one step of logic's spread.
+const STEP: usize = 512;
+
 /// Obeys the commands on stdin until it ends.
 pub fn run() {
     let mut config = Config::new("gw-1", "127.0.0.1:0".parse().expect("an address"));
@@ -66,13 +69,16 @@ impl Logic {
             down.send(vec![ToGateway { message: Some(to_gateway::Message::Notify(batch)) }]).expect("taken");
         };
         let all = |seq: &dyn Fn(u64) -> u64| {
-            let mut batch = NotifyConnections::with_capacity(handles.len());
-            (0..).zip(handles.iter()).for_each(|(index, handle)| batch.push(*handle, seq(index)));
-            batch
+            let mut seqs = (0..).map(seq);
+            for some in handles.chunks(STEP) {
+                let mut batch = NotifyConnections::with_capacity(some.len());
+                some.iter().zip(&mut seqs).for_each(|(handle, inbox_seq)| batch.push(*handle, inbox_seq));
+                send(batch);
+            }
         };
         match *order {
-            Order::Same(inbox_seq) => send(all(&|_| inbox_seq)),
-            Order::Different(from) => send(all(&|index| from + index)),
+            Order::Same(inbox_seq) => all(&|_| inbox_seq),
+            Order::Different(from) => all(&|index| from + index),
             Order::Single(inbox_seq, count) => paced(count, |index| {
                 let mut batch = NotifyConnections::default();
                 batch.push(handles[index], inbox_seq);

@@ -11,7 +11,7 @@ use crate::{inlet::Delivery, table::Place};
 
 /// Messages of a batch whose memory is used again for the next one. That of a larger one is not kept: it would count for
 /// every connection for ever.
-pub(super) const BATCH_KEPT: usize = 1_024;
+const BATCH_KEPT: usize = 1_024;
 
 impl Worker {
     pub(super) fn take_deliveries(&mut self) {

@@ -54,8 +54,10 @@ impl Ups {
             batches.entry(logic).or_default().push(ToLogic { message: Some(message) });
         }
         let mut refresh: HashMap<u8, RefreshInboxes> = HashMap::new();
+        let all = self.refresh.len();
         for (logic, query) in self.refresh.drain(..) {
-            refresh.entry(logic).or_default().inboxes.push(query);
+            let new = || RefreshInboxes { inboxes: Vec::with_capacity(all) };
+            refresh.entry(logic).or_insert_with(new).inboxes.push(query);
         }
         for (logic, queries) in refresh {
             let message = Some(to_logic::Message::Refresh(queries));

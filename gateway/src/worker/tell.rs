@@ -5,7 +5,7 @@
 
 use berth_proto::{client::ConversationSeq, wire::NotifyConnection};
 
-use super::{Worker, deliver::BATCH_KEPT};
+use super::Worker;
 use crate::{
     connection::Told,
     inlet::{Reached, Waiting},
@@ -15,7 +15,7 @@ use crate::{
 
 /// Notifies merged and written at one wake-up before the others have their turn: some 4 ms of writes on a machine where
 /// one costs 8 us, so that a fan-out to everybody holds up no heartbeat and no accept for longer.
-const NOTIFIES_PER_TURN: usize = 512;
+pub(super) const NOTIFIES_PER_TURN: usize = 512;
 
 /// What was written, for the metrics: counted once for a wake-up, not once for a connection.
 #[derive(Default)]
@@ -38,16 +38,16 @@ impl Worker {
         let Waiting { notifies, refreshed, others, .. } = &mut waiting;
         let [ours, repairs, rest] =
             shares([notifies.len(), refreshed.len(), others.len()], NOTIFIES_PER_TURN);
+        // The newest first: in which order notifies are merged does not matter.
         for (list, share) in [(notifies, ours), (refreshed, repairs)] {
-            for Reached { handle, inbox_seq } in drain_tail(list, share) {
+            for Reached { handle, inbox_seq } in std::iter::from_fn(|| list.pop()).take(share) {
                 self.merge(handle, inbox_seq, &[]);
             }
-            release(list);
         }
-        for NotifyConnection { handle, inbox_seq, conversations } in drain_tail(others, rest) {
+        let rest = std::iter::from_fn(|| others.pop()).take(rest);
+        for NotifyConnection { handle, inbox_seq, conversations } in rest {
             self.merge(handle, inbox_seq, &conversations);
         }
-        release(others);
         self.waiting = waiting;
     }
 
@@ -118,18 +118,6 @@ fn shares(lengths: [usize; 3], turn: usize) -> [usize; 3] {
         left -= more;
     }
     shares
-}
-
-/// Takes so many from the end of a list: in which order notifies are merged does not matter.
-fn drain_tail<T>(list: &mut Vec<T>, count: usize) -> std::vec::Drain<'_, T> {
-    list.drain(list.len() - count..)
-}
-
-/// Lets the memory of a large batch go once it is done.
-fn release<T>(list: &mut Vec<T>) {
-    if list.is_empty() {
-        list.shrink_to(BATCH_KEPT);
-    }
 }
 
 #[cfg(test)]

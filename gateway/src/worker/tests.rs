@@ -189,6 +189,20 @@ fn a_large_batch_takes_several_wake_ups_with_everybody_elses_turn_between() {
 }
 
 #[test]
+fn when_everybody_beats_at_once_the_answers_do_not_pile_up() {
+    let mut bench = Bench::new();
+    let events = Events::with_capacity(1);
+    for _ in 0..10 {
+        // As many as may beat at one wake-up. Nobody has these handles.
+        let mut answers = NotifyConnections::default();
+        (0..EVENTS as u64).for_each(|slot| answers.push(slot << 32, 1));
+        bench.logic_says(Message::Refreshed(answers));
+        bench.worker.turn(&events);
+        assert!(!bench.worker.has_notifies());
+    }
+}
+
+#[test]
 fn however_many_notifies_come_what_repairs_a_lost_one_and_what_is_about_conversations_has_its_turn() {
     let mut bench = Bench::new();
     // Nobody has these handles either.
