@@ -25,7 +25,7 @@ use berth_proto::client::Endpoint;
 use self::build::Layout;
 pub use self::{
     health::{DEAD_AFTER_MS, FORGET_AFTER_MS, REPORT_INTERVAL_MS, STALE_AFTER_MS, TOGETHER_MS},
-    load::{Dimension, MAX_UTILISATION, Measure, Usage},
+    load::{Dimension, MAX_UTILISATION, Measure, Usage, pressure},
     pending::{Pending, PendingCounts},
     table::{MAX_GATEWAYS, ReportError, Table},
 };

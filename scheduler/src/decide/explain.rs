@@ -10,7 +10,7 @@ use super::{
     load::Chooser,
 };
 use crate::{
-    fleet::{Dimension, Fleet, Measure, State, Sums},
+    fleet::{Dimension, Fleet, Measure, State, Sums, pressure},
     policy::{GrayRule, Policy},
 };
 
@@ -175,6 +175,8 @@ pub struct DimensionSeen {
     pub capacity: u64,
     /// Used over capacity, at most 4.
     pub utilisation: f64,
+    /// What of it counts: for connections all of it, for others what is above a half, as a share of what there is above it.
+    pub pressure: f64,
 }
 
 /// Decides as [`super::decide`] does, and writes down why.
@@ -248,7 +250,8 @@ fn gateway_seen(fleet: &Fleet, index: u32, dropped: Option<&'static str>, now_ms
     let dimension = |(dimension, measure): (Dimension, Measure)| {
         let utilisation = measure.utilisation()?;
         let Measure { used, capacity } = measure;
-        Some(DimensionSeen { dimension: dimension.name(), used, capacity, utilisation })
+        let pressure = pressure(dimension, measure);
+        Some(DimensionSeen { dimension: dimension.name(), used, capacity, utilisation, pressure })
     };
     GatewaySeen {
         gateway_id: profile.id.to_string(),

@@ -1,7 +1,8 @@
 //! Load as a vector: each dimension is a share of what the gateway can do, and the worst one decides.
 //!
-//! Everything is counted in connections: a gateway for 10,000 whose CPU is half used counts as one with 5,000, so that its
-//! load, its pool's sums, the bound and the spill speak of one unit. What a gateway does not report counts for nothing.
+//! Everything is counted in connections: a gateway for 10,000 whose CPU is three quarters used counts as one with 5,000, so
+//! that its load, its pool's sums, the bound and the spill speak of one unit. What a gateway does not report, or has half of
+//! left, counts for nothing.
 
 use berth_proto::wire::GatewayReport;
 
@@ -12,6 +13,10 @@ pub(super) const MAX_COUNT: u64 = 1 << 32;
 
 /// A dimension counts up to four times its capacity: enough to tell the overloaded apart, and a bound on what one can claim.
 pub const MAX_UTILISATION: f64 = 4.0;
+
+/// A dimension other than connections begins to count here. Below, there is enough of it for whoever comes, and its noise
+/// must not outweigh connections: one millisecond of lag would be a hundred of them.
+const PRESSURE_FROM: f64 = 0.5;
 
 /// Of the distance between the connections and the worst dimension, this part is not counted: where another dimension is
 /// much the same everywhere (memory that does not shrink, say), connections go on to be evened out.
@@ -108,29 +113,40 @@ impl Usage {
         Dimension::ALL.into_iter().zip(self.0)
     }
 
-    /// The worst of the dimensions beside connections: 0 if none is told.
-    fn strain(&self) -> f64 {
-        self.0[1..].iter().filter_map(|measure| measure.utilisation()).fold(0.0, f64::max)
-    }
-
     /// Connections and how many there may be.
     #[must_use]
     pub fn connections(&self) -> Measure {
         self.0[0]
     }
 
-    /// The dimension that decides, and how far it is used. Of equals the first, so connections where nothing is worse.
+    /// The dimension that decides, and its pressure. Of equals the first, so connections where nothing is worse.
     #[must_use]
     pub fn worst(&self) -> (Dimension, f64) {
-        let told =
-            self.measures().filter_map(|(dimension, measure)| Some((dimension, measure.utilisation()?)));
-        told.fold((Dimension::Connections, 0.0), |worst, next| if next.1 > worst.1 { next } else { worst })
+        let all = self.measures().map(|(dimension, measure)| (dimension, pressure(dimension, measure)));
+        all.fold((Dimension::Connections, 0.0), |worst, next| if next.1 > worst.1 { next } else { worst })
+    }
+
+    /// The worst pressure beside that of connections: 0 if nothing is told.
+    fn strain(&self) -> f64 {
+        let others = self.measures().skip(1).map(|(dimension, measure)| pressure(dimension, measure));
+        others.fold(0.0, f64::max)
     }
 
     /// The worst dimension in connections. Never below those that there are.
     pub(super) fn used(&self) -> u64 {
         let Measure { used, capacity } = self.connections();
         used.max(in_connections(self.strain(), capacity))
+    }
+}
+
+/// How much of a gateway a dimension takes up: for connections their utilisation, for others what of theirs is above
+/// a half, as a share of what there is above it. At most [`MAX_UTILISATION`]; 0 of what is not told.
+#[must_use]
+pub fn pressure(dimension: Dimension, measure: Measure) -> f64 {
+    let utilisation = measure.utilisation().unwrap_or(0.0);
+    match dimension {
+        Dimension::Connections => utilisation,
+        _ => ((utilisation - PRESSURE_FROM) / (1.0 - PRESSURE_FROM)).clamp(0.0, MAX_UTILISATION),
     }
 }
 
@@ -229,6 +245,16 @@ mod tests {
         }
 
         #[test]
+        fn what_there_is_enough_of_changes_nothing(usage in arb_usage(), which in 1..6usize, used in 0..=500u64) {
+            let mut idle = usage;
+            idle.0[which] = Measure { used, capacity: 1_000 };
+            let mut untold = usage;
+            untold.0[which] = Measure::default();
+            prop_assert_eq!(full(&idle), full(&untold));
+            prop_assert_eq!(idle.worst(), untold.worst());
+        }
+
+        #[test]
         fn connections_alone_are_the_load(connections in 0..20_000u64, capacity in 1..10_000u64) {
             let report = GatewayReport { connections, capacity, ..GatewayReport::default() };
             let usage = Usage::of(&report);
@@ -268,13 +294,13 @@ mod tests {
         };
         let mut strain = Strain::first(&busy(10));
         strain = strain.follow(&busy(90), 500);
-        assert!((strain.0 - 0.2).abs() < 1e-9, "a tenth a report: {strain:?}");
+        assert!((strain.0 - 0.1).abs() < 1e-9, "a tenth a report: {strain:?}");
         for _ in 0..10 {
             strain = strain.follow(&busy(90), 500);
         }
-        assert_eq!(strain, Strain(0.9), "and no further");
+        assert!((strain.0 - 0.8).abs() < 1e-9, "and no further: {strain:?}");
         strain = strain.follow(&busy(0), 3_000);
-        assert!((strain.0 - 0.8).abs() < 1e-9, "a tenth in three seconds: {strain:?}");
+        assert!((strain.0 - 0.7).abs() < 1e-9, "a tenth in three seconds: {strain:?}");
     }
 
     #[test]
@@ -292,10 +318,10 @@ mod tests {
                 ..GatewayReport::default()
             })
         };
-        assert_eq!(of(100, 1_000).worst(), (Dimension::Cpu, 0.5));
-        assert_eq!((of(100, 1_000).used(), full(&of(100, 1_000))), (500, 450));
-        assert_eq!(of(600, 1_000).worst(), (Dimension::Connections, 0.6));
-        assert!(full(&of(100, 1_000)) < full(&of(200, 1_000)), "CPU alike: fewer connections are less load");
+        assert_eq!(of(100, 1_500).worst(), (Dimension::Cpu, 0.5));
+        assert_eq!((of(100, 1_500).used(), full(&of(100, 1_500))), (500, 450));
+        assert_eq!(of(600, 1_500).worst(), (Dimension::Connections, 0.6));
+        assert!(full(&of(100, 1_500)) < full(&of(200, 1_500)), "CPU alike: fewer connections are less load");
     }
 
     #[test]

@@ -205,9 +205,10 @@ fn an_explanation_tells_every_stage() {
     let expected = [("g3", None), ("g1", Some("failed")), ("g2", Some("draining")), ("c1", Some("pool"))];
     assert_eq!(dropped, expected);
     let first = &seen.gateways[0];
-    assert_eq!((first.score, first.load, first.worst), (0.85, 85, "cpu"));
-    let told: Vec<_> = first.dimensions.iter().map(|seen| (seen.dimension, seen.utilisation)).collect();
-    assert_eq!(told, [("connections", 0.5), ("cpu", 0.9)]);
+    assert_eq!((first.score, first.load, first.worst), (0.76, 76, "cpu"));
+    let told: Vec<_> =
+        first.dimensions.iter().map(|seen| (seen.dimension, seen.utilisation, seen.pressure)).collect();
+    assert_eq!(told, [("connections", 0.5, 0.5), ("cpu", 0.9, 0.8)]);
     let listed: Vec<_> = seen.ranked.iter().map(|r| (r.gateway_id.as_str(), r.domain)).collect();
     assert_eq!(listed, [("g3", "first")]);
 }
@@ -290,7 +291,7 @@ fn a_gateway_that_has_just_started_is_not_flooded() {
 fn a_gateway_without_cpu_gets_less_and_is_not_refused() {
     let spec =
         |n: u64, cpu| Spec { capacity: 1_000, connections: 200, cpu, ..Spec::of(&format!("g{n}"), "stable") };
-    let busy = spec(9, Some(60));
+    let busy = spec(9, Some(80));
     let calm = (0..9).map(|n| spec(n, Some(10)));
     let got = assign_many(
         &World { gateways: calm.chain([busy.clone()]).collect(), ..World::default() },
@@ -309,7 +310,7 @@ fn a_tier_short_of_cpu_spills_as_one_short_of_connections() {
         let asked = Asked { region: "eu".to_owned(), ..Asked::default() };
         decided(&World { gateways, ..World::default() }, &asked, 3).2
     };
-    assert_eq!((tier(84), tier(85)), (TierKind::Region, TierKind::Rest));
+    assert_eq!((tier(92), tier(93)), (TierKind::Region, TierKind::Rest));
 }
 
 #[test]
