@@ -19,6 +19,7 @@ mod guard;
 mod inlet;
 mod keyring;
 mod listener;
+mod load;
 mod metrics;
 mod notify;
 mod rendezvous;
