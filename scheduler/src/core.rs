@@ -199,6 +199,7 @@ impl Core {
         };
         let fleet = lock(&self.table).snapshot(now_ms, slow_start_ms);
         self.metrics.gateways(fleet.counts());
+        self.metrics.dimensions(fleet.dimensions());
         self.metrics.distrusted.set(if fleet.distrusted { 1.0 } else { 0.0 });
         silence.tell(&fleet);
         self.fleet.store(Arc::new(fleet));

@@ -114,6 +114,11 @@ pub struct NoGateway {
     pub assignable: usize,
 }
 
+/// The pool that the policy sends a client to, if it has room.
+pub(crate) fn pool<'a>(policy: &'a Policy, request: &Request<'_>) -> &'a str {
+    gray::rule(policy, request, &mut Silent).map_or(STABLE, |(rule, _)| &rule.pool)
+}
+
 /// Decides where a user should connect. `now_ms` is of the clock that the fleet's times are of.
 ///
 /// # Errors

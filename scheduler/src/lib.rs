@@ -16,6 +16,7 @@ mod limit;
 mod metrics;
 pub mod policy;
 mod service;
+pub mod simulate;
 pub mod transport;
 
 #[cfg(test)]

@@ -56,6 +56,7 @@ pub fn gateway(config: &Config) -> berth_gateway::Config {
         advertise: some(&gateway.advertise),
         capacity: (gateway.capacity > 0).then_some(gateway.capacity),
         handshakes_per_second: gateway.handshakes_per_second,
+        sent_bytes_per_second: gateway.sent_bytes_per_second,
         heartbeat: heartbeat(config),
         limits: gateway.limits(),
         ..berth_gateway::Config::new(gateway.id.clone(), gateway.listen)

@@ -108,6 +108,8 @@ pub struct Gateway {
     pub workers: u16,
     /// Handshakes it takes, a second.
     pub handshakes_per_second: u32,
+    /// Bytes a second that its network takes, which schedulers compare with what it sends. 0: not told.
+    pub sent_bytes_per_second: u64,
     /// Between two heartbeats of a client.
     pub heartbeat_interval_ms: u32,
     /// Silence after which a connection is closed with 4003.
@@ -146,6 +148,7 @@ impl Default for Gateway {
             capacity: 0,
             workers: 0,
             handshakes_per_second: 2_000,
+            sent_bytes_per_second: 0,
             heartbeat_interval_ms: 25_000,
             heartbeat_timeout_ms: 37_500,
             drain_spread_ms: 2_000,

@@ -10,7 +10,7 @@ use super::{
     load::Chooser,
 };
 use crate::{
-    fleet::{Fleet, Gateway, State, Sums},
+    fleet::{Dimension, Fleet, Measure, State, Sums, pressure},
     policy::{GrayRule, Policy},
 };
 
@@ -91,7 +91,7 @@ pub struct TierSeen {
     pub region: String,
     /// Its assignable gateways.
     pub candidates: u32,
-    /// Reported connections over capacity.
+    /// Reported load over capacity, the worst dimension of each gateway.
     pub utilisation: f64,
     /// The mean score, with pending assignments and slow start.
     pub mean_score: f64,
@@ -143,11 +143,17 @@ pub struct GatewaySeen {
     pub capacity: u64,
     /// Connections it reported.
     pub connections: u64,
+    /// The dimension that decides: `connections`, `handshakes`, `sent_bytes`, `cpu`, `memory` or `loop_lag`.
+    pub worst: &'static str,
+    /// Every dimension that it reports.
+    pub dimensions: Vec<DimensionSeen>,
+    /// What it counts for, in connections: those it has, and most of what its worst dimension is above them.
+    pub load: u64,
     /// Own assignments on their way to it.
     pub pending: u64,
     /// Its capacity as far as slow start lets it count.
     pub weight: f64,
-    /// (connections + pending) / weight: what two gateways are compared on.
+    /// (load + pending) / weight: what two gateways are compared on.
     pub score: f64,
     /// How old its load is, in milliseconds.
     pub report_age_ms: i64,
@@ -155,6 +161,22 @@ pub struct GatewaySeen {
     /// chosen from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dropped: Option<&'static str>,
+}
+
+/// A dimension that a gateway reports.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DimensionSeen {
+    /// Its name.
+    pub dimension: &'static str,
+    /// As reported.
+    pub used: u64,
+    /// As reported.
+    pub capacity: u64,
+    /// Used over capacity, at most 4.
+    pub utilisation: f64,
+    /// What of it counts: for connections all of it, for others what is above a half, as a share of what there is above it.
+    pub pressure: f64,
 }
 
 /// Decides as [`super::decide`] does, and writes down why.
@@ -218,12 +240,19 @@ impl Standing<'_> {
     }
 
     fn gateway(&self, index: u32, now_ms: i64) -> GatewaySeen {
-        gateway_seen(self.chooser.fleet.gateway(index), self.dropped(index), now_ms)
+        gateway_seen(self.chooser.fleet, index, self.dropped(index), now_ms)
     }
 }
 
-fn gateway_seen(gateway: &Gateway, dropped: Option<&'static str>, now_ms: i64) -> GatewaySeen {
+fn gateway_seen(fleet: &Fleet, index: u32, dropped: Option<&'static str>, now_ms: i64) -> GatewaySeen {
+    let (gateway, usage) = (fleet.gateway(index), &fleet.usages[index as usize]);
     let profile = &gateway.profile;
+    let dimension = |(dimension, measure): (Dimension, Measure)| {
+        let utilisation = measure.utilisation()?;
+        let Measure { used, capacity } = measure;
+        let pressure = pressure(dimension, measure);
+        Some(DimensionSeen { dimension: dimension.name(), used, capacity, utilisation, pressure })
+    };
     GatewaySeen {
         gateway_id: profile.id.to_string(),
         pool: profile.pool.clone(),
@@ -233,6 +262,9 @@ fn gateway_seen(gateway: &Gateway, dropped: Option<&'static str>, now_ms: i64) -
         state: gateway.state.name(),
         capacity: gateway.capacity,
         connections: gateway.connections,
+        worst: usage.worst().0.name(),
+        dimensions: usage.measures().filter_map(dimension).collect(),
+        load: gateway.load,
         pending: gateway.pending(),
         weight: gateway.weight,
         score: gateway.score(),
