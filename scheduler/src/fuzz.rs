@@ -82,6 +82,11 @@ mod tests {
             Just("slow_start_seconds = 30"),
             Just("region = \"eu\""),
             Just("salt = \"\""),
+            Just("[[proximity.place]]"),
+            Just("countries = [\"CN\"]"),
+            Just("[[proximity.distance]]"),
+            Just("between = [\"a\", \"b\"]"),
+            Just("ms = 5"),
             Just("x = 1"),
         ];
         proptest::collection::vec(line, 0..12).prop_map(|lines| lines.join("\n"))

@@ -244,7 +244,10 @@ async fn read_geoip(path: PathBuf) -> Result<(Database, Followed), StartError> {
         let path = path.clone();
         tokio::task::spawn_blocking(move || Followed::load(path)).await
     };
-    read.unwrap_or_else(|error| Err(LoadError::Unreadable(io::Error::other(error)))).map_err(failed)
+    let read = read.unwrap_or_else(|error| Err(LoadError::Unreadable(io::Error::other(error))));
+    let (database, file) = read.map_err(failed)?;
+    info!(path = %path.display(), %database, "address database read");
+    Ok((database, file))
 }
 
 /// Runs a task that has nothing to finish when it is told to end.

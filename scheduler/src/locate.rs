@@ -18,6 +18,7 @@ mod seen;
 mod votes;
 pub(crate) mod watch;
 
+// Neither this crate nor that of the end-to-end tests may depend on the other: one file serves both.
 #[cfg(test)]
 #[path = "../../tests/src/mmdb.rs"]
 pub(crate) mod mmdb;

@@ -63,6 +63,16 @@ fn the_documents_policy_is_taken() {
 }
 
 #[test]
+fn the_places_of_the_operators_document_are_a_policy() {
+    let document = include_str!("../../../docs/proximity.md");
+    let block =
+        document.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a block");
+    let policy = parse(block).expect("what operators copy");
+    assert_eq!(policy.proximity.places.len(), 4);
+    assert!(policy.proximity.from("sa").is_some_and(|from| from.to("cn-east").is_some()));
+}
+
+#[test]
 fn defaults_are_the_documents() {
     let policy = parse("version = 1").expect("nothing else is required");
     assert_eq!((policy.spill_at, policy.bound, policy.slow_start_ms), (0.85, 0.25, 30_000));
@@ -388,6 +398,9 @@ fn arb_table() -> impl Strategy<Value = String> {
         ("[[gray]]", &["id", "pool", "percent", "match.platforms", "match.app_version", "match.regions"]),
         ("[[gray]]", &["id", "pool", "percent", "match.cidrs", "match.devices", "match.bogus"]),
         ("[proximity]", &["spill_at"]),
+        ("[[proximity.place]]", &["region", "countries", "subdivisions", "asns", "cidrs"]),
+        ("[[proximity.region]]", &["name", "lat", "lon"]),
+        ("[[proximity.distance]]", &["between", "ms", "bogus"]),
         ("[load]", &["bound", "slow_start_seconds"]),
     ];
     let values = prop::collection::vec((prop::bool::weighted(0.8), arb_value()), 6);
@@ -417,6 +430,9 @@ proptest! {
                 prop_assert!(policy.version > 0);
                 prop_assert!((0.0..=1.0).contains(&policy.spill_at) && (0.0..=100.0).contains(&policy.bound));
                 prop_assert!((0..=86_400_000).contains(&policy.slow_start_ms));
+                for place in &policy.proximity.places {
+                    prop_assert!(!place.region.is_empty() && place.asns.is_sorted());
+                }
                 for home in &policy.homes {
                     prop_assert!(!home.region.is_empty() && home.buckets.end <= BUCKETS);
                 }
