@@ -57,8 +57,10 @@ fn look(path: &Path) -> Result<Stamp, String> {
 
 /// Reads and checks a file.
 fn load(path: &Path) -> Result<Database, LoadError> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    let file = File::open(path)?;
+    // As large as the file at once: growing by doubling would take twice its memory.
+    let mut bytes = Vec::with_capacity(file.metadata()?.len().min(MAX_FILE) as usize);
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(LoadError::TooLarge);
     }
