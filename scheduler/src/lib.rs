@@ -48,10 +48,7 @@ pub use crate::jwt::{JwtKeys, JwtKeysError, MIN_SECRET, sign_user_token};
 use crate::{
     core::{Core, Parts},
     limit::RateLimiter,
-    locate::{
-        Database, Locator,
-        watch::{Followed, LoadError},
-    },
+    locate::{Database, LoadError, Locator, watch::Followed},
     metrics::Metrics,
     policy::{Policy, PolicyError, PolicyStore},
     service::{REDIRECT_QUEUE, Service},

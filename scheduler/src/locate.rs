@@ -39,6 +39,7 @@ pub use self::{
     network::Network,
     seen::ClientSeen,
     votes::{Cast, LIFETIME_S, MAX_MS, MIN_MS, Polled, Tally, VOTES, Votes},
+    watch::LoadError,
 };
 
 /// Regions whose distance is told to the decision: a fleet has fewer, and the decision looks at the first few of them.

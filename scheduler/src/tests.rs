@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use crate::{
     Config, StartError,
-    locate::{mmdb, watch::LoadError},
+    locate::{LoadError, mmdb},
     testing::{ADMIN_KEY, FakeGateway, Fixture, TICKET_KEY, config, eventually, report},
 };
 
