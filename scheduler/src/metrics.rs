@@ -1,5 +1,7 @@
 //! What the scheduler counts. Every series exists from the start, but those of pools: they come with the pool.
 
+mod proximity;
+
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
@@ -8,6 +10,7 @@ use std::{
 use berth_proto::{metric::Registry, schedule::Reason};
 use metrics::{Counter, Gauge, Histogram};
 
+pub use self::proximity::{GeoipLoad, Proximity, Vote};
 use crate::{
     fleet::{Dimension, DimensionCounts, PendingCounts, State},
     policy::STABLE,

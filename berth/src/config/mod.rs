@@ -61,6 +61,8 @@ pub struct Scheduler {
     pub admin_listen: SocketAddr,
     /// Empty: everybody into pool stable.
     pub policy_file: String,
+    /// The address database (MMDB) that says where clients are. Empty: none.
+    pub geoip: String,
     /// How long a ticket is good for, in seconds.
     pub ticket_ttl_seconds: u32,
     /// Schedules one user may ask for, a second.
@@ -74,6 +76,7 @@ impl Default for Scheduler {
             rpc_listen: loopback(7701),
             admin_listen: loopback(7702),
             policy_file: String::new(),
+            geoip: String::new(),
             ticket_ttl_seconds: 300,
             requests_per_second_per_user: 1_000,
         }

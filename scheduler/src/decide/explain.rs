@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     fleet::{Dimension, Fleet, Measure, State, Sums, pressure},
+    locate::Near,
     policy::{GrayRule, Policy},
 };
 
@@ -85,10 +86,16 @@ pub struct PoolSeen {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TierSeen {
-    /// `zone`, `home`, `region`, `measured` or `rest`.
+    /// `zone`, `home`, `region`, `near` or `rest`.
     pub kind: &'static str,
     /// Its region; empty for the rest.
     pub region: String,
+    /// How far that is, as a round trip in milliseconds, if it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distance_ms: Option<u32>,
+    /// What told it: `measured`, `votes`, `distance` or `coordinates`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distance_by: Option<&'static str>,
     /// Its assignable gateways.
     pub candidates: u32,
     /// Reported load over capacity, the worst dimension of each gateway.
@@ -187,7 +194,8 @@ pub fn explain<'a>(
     now_ms: i64,
     rng: &mut impl Rng,
 ) -> (Result<Decision<'a>, NoGateway>, Explanation) {
-    let mut recorder = Recorder { fleet, seen: Explanation::default(), chosen_tier: None };
+    let mut recorder =
+        Recorder { fleet, near: request.near, seen: Explanation::default(), chosen_tier: None };
     let decision = decide_observed(fleet, policy, request, now_ms, rng, &mut recorder);
     let Recorder { mut seen, chosen_tier, .. } = recorder;
     let mut chooser = Chooser::new(fleet, request);
@@ -276,6 +284,7 @@ fn gateway_seen(fleet: &Fleet, index: u32, dropped: Option<&'static str>, now_ms
 /// Writes down what the stages do.
 struct Recorder<'a> {
     fleet: &'a Fleet,
+    near: &'a [Near<'a>],
     seen: Explanation,
     chosen_tier: Option<HashSet<u32>>,
 }
@@ -320,8 +329,11 @@ impl Observer for Recorder<'_> {
             super::TierKind::Rest => String::new(),
             _ => fleet.labels(tier.group).region.clone(),
         };
+        let near = self.near.iter().find(|near| near.region == region);
         self.seen.tiers.push(TierSeen {
             kind: tier.kind.name(),
+            distance_ms: near.map(|near| near.ms),
+            distance_by: near.map(|near| near.by.name()),
             region,
             candidates: tier.len(),
             utilisation: sums.utilisation(),

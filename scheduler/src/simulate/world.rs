@@ -1,6 +1,6 @@
 //! The simulated world: clients come, go, lose their gateway and come back; gateways accept and report; schedulers decide.
 
-use std::{collections::BTreeMap, fmt::Write};
+use std::fmt::Write;
 
 use rand::{Rng, SeedableRng, rngs::SmallRng, seq::SliceRandom};
 
@@ -303,7 +303,7 @@ impl<'a> World<'a> {
             client: Matched::default(),
             transports: Transports::WS,
             failed: &failed,
-            rtt_ms: &BTreeMap::new(),
+            near: &[],
         };
         let asked = Asked { policy: &self.policy, request: &request, schedule_id: self.schedule_ids, now_ms };
         let replica = self.rng.random_range(0..self.schedulers.len());

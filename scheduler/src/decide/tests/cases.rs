@@ -5,7 +5,7 @@ use rand::{Rng, rngs::SmallRng};
 use super::{
     super::{explain::explain, *},
     rng,
-    world::{Asked, NOW, Spec, World},
+    world::{Asked, NOW, Spec, World, near_in_order},
 };
 use crate::fleet::{FORGET_AFTER_MS, Pending};
 
@@ -43,10 +43,9 @@ fn nearest_first() {
         assert!(ids[0].starts_with("eu-b") && ids[1].starts_with("eu-a"), "{ids:?}");
         assert_eq!(decided(&world, &at("eu", ""), seed).2, TierKind::Region);
         assert_eq!(decided(&world, &at("mars", ""), seed).2, TierKind::Rest);
-        let measured =
-            Asked { rtt_ms: [("us-a1".to_owned(), 80), ("ap-b2".to_owned(), 20)].into(), ..at("", "") };
-        let (_, _, tier, ids) = decided(&world, &measured, seed);
-        assert_eq!(tier, TierKind::Measured);
+        let near = Asked { near: near_in_order(&["ap", "us"]), ..at("", "") };
+        let (_, _, tier, ids) = decided(&world, &near, seed);
+        assert_eq!(tier, TierKind::Near);
         assert!(ids[0].starts_with("ap") && ids[2].starts_with("us"), "{ids:?}");
     }
     world.policy = "version = 1\n[[home]]\nregion = \"us\"\nusers = [\"alice\"]".to_owned();
@@ -83,6 +82,32 @@ fn a_tier_at_spill_at_spills_into_the_next() {
     assert_eq!(tier(&gateways), TierKind::Zone, "all spill: the nearest with room");
     load(&mut gateways, "eu-a", 100);
     assert_eq!(tier(&gateways), TierKind::Region);
+}
+
+#[test]
+fn tiers_that_spill_are_left_in_the_order_of_their_distance() {
+    // Not in the order of names, and the first of them is not where any gateway is.
+    let near = near_in_order(&["mars", "us", "eu", "ap"]);
+    let asked = Asked { near: near.clone(), ..Asked::default() };
+    let mut gateways = three_regions();
+    for expected in ["us", "eu", "ap"] {
+        let world = World { gateways: gateways.clone(), ..World::default() };
+        let (_, _, tier, ids) = decided(&world, &asked, 4);
+        assert!(tier == TierKind::Near && ids[0].starts_with(expected), "{expected}: {ids:?}");
+        gateways.iter_mut().filter(|spec| spec.region == expected).for_each(|spec| spec.connections = 90);
+    }
+    let world = World {
+        gateways: three_regions(),
+        policy: "version = 1\n[[home]]\nregion = \"ap\"\nusers = [\"alice\"]".to_owned(),
+        ..World::default()
+    };
+    let at_home = Asked { region: "eu".to_owned(), near, ..Asked::default() };
+    let (fleet, policy) = (world.fleet(), world.policy());
+    let tiers = tiers(&fleet, fleet.pool("stable").expect("reported"), "ap", &at_home.request());
+    let kinds: Vec<_> = tiers.as_slice().iter().flatten().map(|tier| tier.kind).collect();
+    assert_eq!(kinds, [TierKind::Home, TierKind::Region, TierKind::Near, TierKind::Rest], "no region twice");
+    let (_, seen) = explain(&fleet, &policy, &at_home.request(), NOW, &mut rng(1));
+    assert_eq!((seen.tiers[0].distance_ms, seen.tiers[0].distance_by), (Some(4), Some("measured")));
 }
 
 #[test]

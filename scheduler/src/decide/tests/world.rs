@@ -1,7 +1,5 @@
 //! Fleets, policies and requests for tests: written down, or at random.
 
-use std::collections::BTreeMap;
-
 use berth_proto::{
     client::Endpoint,
     wire::{GatewayLoad, GatewayReport},
@@ -11,6 +9,7 @@ use proptest::prelude::*;
 use super::super::Request;
 use crate::{
     fleet::{Fleet, Pending, Table},
+    locate::{DistanceBy, Near},
     policy::{Client, Platform, Policy, app_version, parse},
     transport::Transports,
 };
@@ -155,7 +154,8 @@ pub(super) struct Asked {
     pub version: String,
     pub transports: Transports,
     pub failed: Vec<String>,
-    pub rtt_ms: BTreeMap<String, u32>,
+    /// Regions and their distances, nearest first.
+    pub near: Vec<Near<'static>>,
 }
 
 impl Default for Asked {
@@ -168,7 +168,7 @@ impl Default for Asked {
             version: String::new(),
             transports: Transports::ALL,
             failed: Vec::new(),
-            rtt_ms: BTreeMap::new(),
+            near: Vec::new(),
         }
     }
 }
@@ -187,9 +187,15 @@ impl Asked {
             },
             transports: self.transports,
             failed: &self.failed,
-            rtt_ms: &self.rtt_ms,
+            near: &self.near,
         }
     }
+}
+
+/// Regions, each farther than the one before.
+pub(super) fn near_in_order(regions: &[&'static str]) -> Vec<Near<'static>> {
+    let near = |(ms, region): (u32, &&'static str)| Near { region, ms, by: DistanceBy::Measured };
+    (1..).zip(regions).map(near).collect()
 }
 
 /// Any gateway in `stable`; its id is given later.
@@ -257,15 +263,15 @@ pub(super) fn arb_world() -> impl Strategy<Value = World> {
     )
 }
 
-/// A client of any place that failed at some gateways and measured others.
+/// A client of any place that failed at some gateways and is near to some regions.
 pub(super) fn arb_asked() -> impl Strategy<Value = Asked> {
     let place = (0..5usize, 0..3usize);
     let platform = prop::option::of(prop::sample::select(Platform::ALL.to_vec()));
     let transports = prop::sample::select(vec![Transports::WS, Transports::TCP, Transports::ALL]);
     let failed = prop::collection::vec("g[0-9]{1,2}", 0..6);
-    let rtt_ms = prop::collection::btree_map("g[0-9]{1,2}", 0..300u32, 0..8);
-    ("[a-z]{1,8}", place, platform, transports, failed, rtt_ms).prop_map(
-        |(user, (region, zone), platform, transports, failed, rtt_ms)| Asked {
+    let near = prop::sample::subsequence(vec!["ap", "eu", "nowhere", "us"], 0..=4).prop_shuffle();
+    ("[a-z]{1,8}", place, platform, transports, failed, near).prop_map(
+        |(user, (region, zone), platform, transports, failed, near)| Asked {
             user,
             region: ["", "eu", "us", "ap", "nowhere"][region].to_owned(),
             zone: ["", "a", "b"][zone].to_owned(),
@@ -273,7 +279,7 @@ pub(super) fn arb_asked() -> impl Strategy<Value = Asked> {
             version: "7.3.1".to_owned(),
             transports,
             failed,
-            rtt_ms,
+            near: near_in_order(&near),
         },
     )
 }
