@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::{
-    commands::{bench, chat, config, demo, dev, gateway, logic, scheduler, token},
+    commands::{bench, chat, config, demo, dev, gateway, logic, policy, scheduler, token},
     exit::Failure,
 };
 
@@ -34,6 +34,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Put load on a running deployment and measure it.
     Bench(bench::Args),
+    /// Check a policy, ask why a user goes where he goes, or simulate the scheduler.
+    Policy(policy::Args),
     /// Check or print the configuration.
     Config(config::Args),
 }
@@ -50,6 +52,7 @@ impl Cli {
             Command::Chat(args) => chat::run(args),
             Command::Demo(args) => demo::run(args),
             Command::Bench(args) => bench::run(args),
+            Command::Policy(args) => policy::run(args),
             Command::Config(args) => config::run(args),
         }
     }

@@ -27,6 +27,8 @@ pub struct Config {
     pub capacity: Option<u64>,
     /// Connections accepted per second over all workers; those above wait in the kernel's backlog.
     pub handshakes_per_second: u32,
+    /// Bytes a second that its network takes, for the schedulers' comparison; 0: not told.
+    pub sent_bytes_per_second: u64,
     /// What clients are told, and the silence they are allowed.
     pub heartbeat: HeartbeatParameters,
     /// How long the gateway waits for others.
@@ -123,6 +125,7 @@ impl Config {
             advertise: None,
             capacity: None,
             handshakes_per_second: 2_000,
+            sent_bytes_per_second: 0,
             heartbeat: HeartbeatParameters::default(),
             timeouts: Timeouts::default(),
             limits: Limits::default(),

@@ -19,6 +19,7 @@ mod inlet;
 mod keyring;
 mod level;
 mod listener;
+mod load;
 mod metrics;
 mod notify;
 mod pieces;

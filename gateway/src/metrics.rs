@@ -7,6 +7,8 @@ use berth_proto::{
 };
 use metrics::{Counter, Gauge, Histogram};
 
+use crate::load::Counted;
+
 /// Counters indexed by an enum that knows all its labels.
 pub(crate) struct Family<L> {
     counters: Vec<Counter>,
@@ -200,6 +202,7 @@ pub(crate) struct Metrics {
     pub(crate) pending: Gauge,
     pub(crate) worker_stalls: Counter,
     pub(crate) worker_turn_seconds: Histogram,
+    pub(crate) loop_lag_seconds: Gauge,
     pub(crate) traffic: Traffic,
     pub(crate) requests: Requests,
     pub(crate) links: Links,
@@ -210,7 +213,7 @@ pub(crate) struct Traffic {
     pub(crate) frames_in: Family<FrameIn>,
     pub(crate) frames_out: Family<FrameOut>,
     pub(crate) bytes_in: Counter,
-    pub(crate) bytes_out: Counter,
+    pub(crate) bytes_out: Counted,
     pub(crate) writes_blocked: Counter,
     pub(crate) notifies: Family<Notified>,
 }
@@ -237,6 +240,7 @@ impl Metrics {
             "Connections ended, by close code; client: it left; lost: reset; http: it opened no WebSocket.";
         let stalls = "Times a worker did not come around for 5 s.";
         let turns = "What a worker does at one wake-up: so long everybody else of that worker waits.";
+        let lag = "How late the latest worker wakes, over the last seconds.";
         let errors = "Failed accepts: descriptors or kernel memory ran out.";
         let limited = "Times a peer met a limit, by the limit.";
         let steps = "Connections that came so far on their way to a session.";
@@ -260,6 +264,7 @@ impl Metrics {
             ),
             worker_stalls: r.counter("berth_gateway_worker_stalls_total", stalls, &[]),
             worker_turn_seconds: r.seconds("berth_gateway_worker_turn_seconds", turns, &[]),
+            loop_lag_seconds: r.gauge("berth_gateway_loop_lag_seconds", lag, &[]),
             traffic: Traffic::new(r),
             requests: Requests::new(r),
             links: Links::new(r),
@@ -276,7 +281,11 @@ impl Traffic {
             frames_in: Family::new(r, "berth_gateway_frames_received_total", "Frames from clients.", "kind"),
             frames_out: Family::new(r, "berth_gateway_frames_sent_total", "Frames to clients.", "kind"),
             bytes_in: r.counter("berth_gateway_received_bytes_total", "Bytes read from clients.", &[]),
-            bytes_out: r.counter("berth_gateway_sent_bytes_total", "Bytes written to clients.", &[]),
+            bytes_out: Counted::new(r.counter(
+                "berth_gateway_sent_bytes_total",
+                "Bytes written to clients.",
+                &[],
+            )),
             writes_blocked: r.counter("berth_gateway_writes_blocked_total", blocked, &[]),
             notifies: Family::new(r, "berth_gateway_notifies_total", notifies, "outcome"),
         }

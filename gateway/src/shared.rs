@@ -1,11 +1,14 @@
 //! What the threads of a gateway share: settings, links, keys and counts.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-    atomic::{
-        AtomicBool, AtomicU32, AtomicU64,
-        Ordering::{Relaxed, Release},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{
+            AtomicBool, AtomicU32, AtomicU64,
+            Ordering::{Relaxed, Release},
+        },
     },
+    time::Duration,
 };
 
 use berth_proto::{
@@ -13,7 +16,7 @@ use berth_proto::{
     limits,
     link::Link,
     ticket::TicketVerifier,
-    wire::{ToLogic, ToScheduler},
+    wire::{GatewayLoad, ToLogic, ToScheduler},
 };
 
 use crate::{
@@ -80,6 +83,10 @@ pub(crate) struct Shared {
     pub(crate) handshakes: AtomicU64,
     /// Each worker counts its wake-ups, for the watchdog; [`ENDED`] at last.
     pub(crate) rounds: Vec<AtomicU64>,
+    /// The latest that each worker woke since this was last taken, in microseconds.
+    lags_us: Vec<AtomicU64>,
+    /// As it was last measured: what the next report tells.
+    pub(crate) load: Mutex<Option<GatewayLoad>>,
     /// One report is made and sent at a time, so that an older one never comes after a newer one.
     pub(crate) reporting: Mutex<()>,
     failure: OnceLock<String>,
@@ -108,6 +115,8 @@ impl Shared {
         let rare = Rare { logics: Arc::default(), schedulers: Arc::default(), verifier: Arc::default() };
         Self {
             rounds: inlets.iter().map(|_| AtomicU64::new(0)).collect(),
+            lags_us: inlets.iter().map(|_| AtomicU64::new(0)).collect(),
+            load: Mutex::default(),
             guard: Arc::new(Guard::new(&config.limits)),
             config,
             boot,
@@ -129,6 +138,17 @@ impl Shared {
             keyring: Mutex::default(),
             policy: Mutex::default(),
         }
+    }
+
+    /// A worker came so late to what it had to do.
+    pub(crate) fn late(&self, worker: u8, lag: Duration) {
+        let lag_us = u64::try_from(lag.as_micros()).unwrap_or(u64::MAX);
+        self.lags_us[usize::from(worker)].fetch_max(lag_us, Relaxed);
+    }
+
+    /// The latest of any worker since this was last asked, in microseconds.
+    pub(crate) fn take_lag_us(&self) -> u64 {
+        self.lags_us.iter().map(|lag| lag.swap(0, Relaxed)).max().unwrap_or(0)
     }
 
     /// Grows with every change of [`Shared::rare`].

@@ -12,6 +12,7 @@ use berth_proto::wire::{
 
 use crate::{
     inlet::Delivery,
+    load::{Capacities, Meter, System, Totals},
     metrics::LinkRefused,
     shared::{ENDED, Shared, lock},
 };
@@ -24,6 +25,9 @@ const FIRST_RENEWALS_MS: i64 = 1_000;
 
 /// A worker that does not come around for this long, in milliseconds, is stuck: it wakes every second with nothing to do.
 const STALL_MS: i64 = 5_000;
+
+/// What is longer than a second's sleep and half a second until it is noticed, in milliseconds, is a lag.
+const WAKES_EVERY_MS: i64 = 1_500;
 
 /// What others tell the supervisor.
 #[derive(Default)]
@@ -105,6 +109,8 @@ pub(crate) struct Supervisor {
     leases: HashMap<usize, Lease>,
     next_report_ms: i64,
     watched: Vec<Watched>,
+    system: System,
+    meter: Meter,
 }
 
 #[derive(Clone, Copy)]
@@ -124,7 +130,14 @@ impl Supervisor {
         let now = shared.clock.now().steady_ms;
         let watched =
             shared.rounds.iter().map(|_| Watched { round: 0, since_ms: now, stalled: false }).collect();
-        Self { shared, leases: HashMap::new(), next_report_ms: now, watched }
+        let system = System::new();
+        let capacities = Capacities {
+            sent_bytes_per_second: shared.config.sent_bytes_per_second,
+            cores: system.cores,
+            memory_bytes: system.memory_bytes,
+        };
+        let meter = Meter::new(capacities, totals(&shared, &system, now));
+        Self { shared, leases: HashMap::new(), next_report_ms: now, watched, system, meter }
     }
 
     /// Runs until [`Mailbox::stop`].
@@ -156,6 +169,7 @@ impl Supervisor {
         self.renew(now);
         if mail.poked || now >= self.next_report_ms {
             self.next_report_ms = now + REPORT_MS;
+            self.measure(now);
             report(&self.shared);
             self.shared.forget_keys(now);
             self.count_links();
@@ -209,6 +223,18 @@ impl Supervisor {
         metrics.links.schedulers.set(up(rare.schedulers.iter().filter(|link| link.connected()).count()));
     }
 
+    /// Measures what the next report tells of the load. A worker that does not come around is late for as long.
+    fn measure(&mut self, now: i64) {
+        let working =
+            self.watched.iter().zip(&self.shared.rounds).filter(|(_, round)| round.load(Relaxed) != ENDED);
+        let hung_ms = working.map(|(watched, _)| now - watched.since_ms - WAKES_EVERY_MS).max().unwrap_or(0);
+        let mut totals = totals(&self.shared, &self.system, now);
+        totals.lag_us = totals.lag_us.max(u64::try_from(hung_ms).unwrap_or(0) * 1_000);
+        let load = self.meter.measure(totals);
+        self.shared.metrics.loop_lag_seconds.set(load.loop_lag_us as f64 / 1e6);
+        *lock(&self.shared.load) = Some(load);
+    }
+
     fn watch(&mut self, now: i64) {
         for (worker, (watched, round)) in self.watched.iter_mut().zip(&self.shared.rounds).enumerate() {
             let round = round.load(Relaxed);
@@ -226,6 +252,17 @@ impl Supervisor {
                 );
             }
         }
+    }
+}
+
+fn totals(shared: &Shared, system: &System, now: i64) -> Totals {
+    Totals {
+        at_ms: now,
+        handshakes: shared.handshakes.load(Relaxed),
+        sent_bytes: shared.metrics.traffic.bytes_out.total(),
+        cpu_us: system.cpu_us(),
+        resident_bytes: system.resident_bytes(),
+        lag_us: shared.take_lag_us(),
     }
 }
 
@@ -266,6 +303,7 @@ fn build_report(shared: &Shared) -> GatewayReport {
         policy_version,
         policy_hash,
         uptime_ms: shared.clock.uptime_ms().unsigned_abs(),
+        load: *lock(&shared.load),
     }
 }
 

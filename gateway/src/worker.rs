@@ -166,12 +166,14 @@ impl Worker {
     fn work(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS);
         while !self.finished() {
-            if let Err(error) = self.poll.poll(&mut events, Some(self.sleep()))
+            let (sleep, asleep) = (self.sleep(), self.shared.clock.precise());
+            if let Err(error) = self.poll.poll(&mut events, Some(sleep))
                 && error.kind() != io::ErrorKind::Interrupted
             {
                 // Nothing but a bug of ours makes epoll_wait fail; going on without events would be silent death.
                 return Err(error);
             }
+            self.shared.late(self.index, self.shared.clock.precise().saturating_sub(asleep + sleep));
             self.turn(&events);
         }
         self.drop_everybody();
@@ -219,6 +221,8 @@ impl Worker {
         self.sweep();
         let took = self.shared.clock.precise().saturating_sub(began);
         self.shared.metrics.worker_turn_seconds.record(took);
+        // What became ready meanwhile waited as long.
+        self.shared.late(self.index, took);
     }
 
     /// How long to wait for events.

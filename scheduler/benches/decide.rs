@@ -1,5 +1,6 @@
 //! What one decision costs over fleets of 10, 1,000 and 10,000 gateways: plain, for a user of a gray pool with a home, and
-//! for a client with failed gateways and measured round trips; and what a snapshot costs.
+//! for a client with failed gateways and measured round trips; what it costs to find out where that client is; and what a
+//! snapshot costs.
 
 use std::{collections::BTreeMap, hint::black_box, time::Duration};
 
@@ -7,11 +8,15 @@ use berth_proto::{client::Endpoint, wire::GatewayReport};
 use berth_scheduler::{
     decide::{Request, decide},
     fleet::{Fleet, Table},
+    locate::{self, Claim, Database, Near, Network, Votes, locate},
     policy::{Client, Platform, app_version, parse},
     transport::Transports,
 };
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+#[path = "../../tests/src/mmdb.rs"]
+mod mmdb;
 
 const POLICY: &str = r#"
 version = 1
@@ -28,6 +33,23 @@ id = "by-bucket"
 pool = "canary"
 percent = 99.99
 match = { platforms = ["ios"], app_version = ">=7.3.0, <8" }
+"#;
+
+/// A client of Shanghai, and how far the regions are.
+const PLACES: &str = r#"
+version = 1
+[[proximity.place]]
+region = "r1"
+countries = ["DE", "FR", "NL"]
+[[proximity.place]]
+region = "r2"
+subdivisions = ["CN-SH"]
+[[proximity.distance]]
+between = ["r2", "r3"]
+ms = 30
+[[proximity.distance]]
+between = ["r2", "r4"]
+ms = 20
 "#;
 
 /// Five regions of four zones, one gateway in ten in the canary pool, all about half full.
@@ -57,13 +79,13 @@ fn table(size: usize) -> Table {
     table
 }
 
-fn request<'a>(failed: &'a [String], rtt_ms: &'a BTreeMap<String, u32>) -> Request<'a> {
+fn request<'a>(failed: &'a [String], near: &'a [Near<'a>]) -> Request<'a> {
     Request {
         user_id: "alice",
         client: Client { region: "r2", device_id: "d1", ..Client::default() },
         transports: Transports::ALL,
         failed,
-        rtt_ms,
+        near,
     }
 }
 
@@ -74,12 +96,11 @@ fn decisions(c: &mut Criterion) {
     for size in [10, 1_000, 10_000] {
         let fleet: Fleet = table(size).snapshot(0, 30_000);
         let mut rng = SmallRng::seed_from_u64(1);
-        let (none, nothing) = (Vec::new(), BTreeMap::new());
-        let plain = request(&none, &nothing);
+        let plain = request(&[], &[]);
         group.bench_function(BenchmarkId::new("default", size), |b| {
             b.iter(|| black_box(decide(&fleet, &default, black_box(&plain), 0, &mut rng)));
         });
-        let mut ios = request(&none, &nothing);
+        let mut ios = request(&[], &[]);
         ios.client.platform = Some(Platform::Ios);
         ios.client.app_version = app_version("7.3.1");
         group.bench_function(BenchmarkId::new("home_and_gray", size), |b| {
@@ -87,10 +108,45 @@ fn decisions(c: &mut Criterion) {
         });
         let failed = vec!["gw-1".to_owned(), "gw-2".to_owned(), "gw-3".to_owned()];
         let rtt_ms = (0..5).map(|n| (format!("gw-{n}"), 10 * n)).collect();
-        let measured = request(&failed, &rtt_ms);
+        let near = locate::measured(&fleet, &rtt_ms);
+        let measured = request(&failed, near.as_slice());
         group.bench_function(BenchmarkId::new("failed_and_measured", size), |b| {
             b.iter(|| black_box(decide(&fleet, &default, black_box(&measured), 0, &mut rng)));
         });
+    }
+    group.finish();
+}
+
+/// Where a client is: by what it measured, by its address and the policy, and by what its network measured too.
+fn places(c: &mut Criterion) {
+    let mut group = c.benchmark_group("locate");
+    let networks = [("203.0.113.0/24", mmdb::Field::city("CN", "SH", 4134))];
+    let database = Database::read(mmdb::database(&networks, 1)).expect("valid");
+    let ip = "203.0.113.7".parse().expect("valid");
+    group.bench_function("address", |b| b.iter(|| black_box(database.find(black_box(ip)))));
+    let (empty, policy) = (parse("version = 1").expect("valid"), parse(PLACES).expect("valid"));
+    let network = Network::of(ip, database.find(ip)).expect("a public address");
+    let mut polled = Votes::default();
+    for user in 0..15 {
+        for region in ["r0", "r1", "r3", "r4"] {
+            polled.cast(&network, region, &format!("u{user}"), 10 + user, 0);
+        }
+    }
+    let votes = Votes::default();
+    let (nothing, rtt_ms) =
+        (BTreeMap::new(), (0..5).map(|n| (format!("gw-{n}"), 10 * n)).collect::<BTreeMap<_, _>>());
+    for size in [10, 1_000, 10_000] {
+        let fleet: Fleet = table(size).snapshot(0, 30_000);
+        let claim = |rtt_ms| Claim { hint: "", ip: Some(ip), rtt_ms };
+        for (name, policy, database, votes, rtt_ms) in [
+            ("measured", &empty, None, &votes, &rtt_ms),
+            ("address_and_policy", &policy, Some(&database), &votes, &nothing),
+            ("votes", &policy, Some(&database), &polled, &nothing),
+        ] {
+            group.bench_function(BenchmarkId::new(name, size), |b| {
+                b.iter(|| black_box(locate(&fleet, policy, database, votes, black_box(&claim(rtt_ms)), 1)));
+            });
+        }
     }
     group.finish();
 }
@@ -108,8 +164,8 @@ fn snapshots(c: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    // Short: the figures settle within two seconds, and there are twelve of them.
+    // Short: the figures settle within two seconds, and there are two dozen of them.
     config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
-    targets = decisions, snapshots
+    targets = decisions, places, snapshots
 }
 criterion_main!(benches);

@@ -1,4 +1,6 @@
-//! From a decision to what a client needs: endpoints and a signed ticket; and the decision is counted.
+//! From a request to what a client needs: it is located, decided on, given endpoints and a signed ticket, and counted.
+
+use std::collections::BTreeMap;
 
 use berth_proto::{schedule, wire::Ticket};
 use rand::Rng;
@@ -7,6 +9,7 @@ use crate::{
     core::Core,
     decide::{NoGateway, Request, decide},
     fleet::{Fleet, Profile},
+    locate::Claim,
 };
 
 /// Where a user is sent.
@@ -22,6 +25,8 @@ pub(crate) struct Assigned {
 pub(crate) struct Terms<'a> {
     /// Transport names in the order the client wants them; empty: all, as the gateway lists them.
     pub transports: &'a [String],
+    /// Round trips the client measured, by gateway id, in milliseconds.
+    pub rtt_ms: &'a BTreeMap<String, u32>,
     /// The user's JWT ends then; the ticket does not outlive it. Milliseconds since the Unix epoch.
     pub auth_expires_at_ms: i64,
     /// Milliseconds since the Unix epoch.
@@ -29,11 +34,15 @@ pub(crate) struct Terms<'a> {
 }
 
 impl Core {
-    /// Decides, signs and counts.
-    pub fn assign(&self, request: &Request<'_>, terms: &Terms<'_>) -> Result<Assigned, NoGateway> {
+    /// Locates, decides, signs and counts. The request's region is the client's own hint.
+    pub fn assign(&self, request: Request<'_>, terms: &Terms<'_>) -> Result<Assigned, NoGateway> {
         let (fleet, policy) = (self.fleet.load(), self.policy.load());
+        let now_ms = self.clock.monotonic_ms();
+        let claim = Claim::of(&request, terms.rtt_ms);
+        let located = self.locator.ask(&fleet, &policy, &claim, request.user_id, now_ms);
+        let request = request.located(&located);
         let mut rng = rand::rng();
-        let decision = decide(&fleet, &policy, request, self.clock.monotonic_ms(), &mut rng)?;
+        let decision = decide(&fleet, &policy, &request, now_ms, &mut rng)?;
         let ranked = decision.ranked.as_slice();
         let schedule_id = rng.random();
         let expires_at_ms = (terms.now_ms + self.ticket_ttl_ms).min(terms.auth_expires_at_ms);

@@ -19,6 +19,7 @@ use crate::{
     fleet::{DEAD_AFTER_MS, Fleet, Pending, REPORT_INTERVAL_MS, ReportError, SNAPSHOT_INTERVAL_MS, Table},
     jwt::JwtKeys,
     limit::RateLimiter,
+    locate::Locator,
     metrics::Metrics,
     policy::{PolicyStore, Words},
 };
@@ -27,6 +28,7 @@ use crate::{
 pub(crate) struct Core {
     pub clock: Clock,
     pub policy: PolicyStore,
+    pub locator: Locator,
     pub fleet: ArcSwap<Fleet>,
     pub metrics: Metrics,
     pub jwt: JwtKeys,
@@ -51,6 +53,7 @@ pub(crate) struct Core {
 /// What [`Core::new`] needs besides its own parts.
 pub(crate) struct Parts {
     pub policy: PolicyStore,
+    pub locator: Locator,
     pub metrics: Metrics,
     pub jwt: JwtKeys,
     pub signer: TicketSigner,
@@ -63,8 +66,18 @@ pub(crate) struct Parts {
 
 impl Core {
     pub fn new(parts: Parts) -> Self {
-        let Parts { policy, metrics, jwt, signer, admin_key, ticket_ttl_ms, heartbeat, reconnect, limiter } =
-            parts;
+        let Parts {
+            policy,
+            locator,
+            metrics,
+            jwt,
+            signer,
+            admin_key,
+            ticket_ttl_ms,
+            heartbeat,
+            reconnect,
+            limiter,
+        } = parts;
         metrics.policy.version.set(policy.load().version as f64);
         Self {
             clock: Clock::start(),
@@ -76,6 +89,7 @@ impl Core {
             pending: Mutex::default(),
             words: Mutex::default(),
             policy,
+            locator,
             metrics,
             jwt,
             signer,
@@ -199,6 +213,7 @@ impl Core {
         };
         let fleet = lock(&self.table).snapshot(now_ms, slow_start_ms);
         self.metrics.gateways(fleet.counts());
+        self.metrics.dimensions(fleet.dimensions());
         self.metrics.distrusted.set(if fleet.distrusted { 1.0 } else { 0.0 });
         silence.tell(&fleet);
         self.fleet.store(Arc::new(fleet));

@@ -8,8 +8,8 @@
 //!
 //! Time and randomness are arguments, nothing is allocated, and no lock is taken. The stages tell an [`Observer`] what
 //! they do; for a plain decision that is [`Silent`] and costs nothing, for `:explain` it records. Home and pool follow
-//! from policy and request, the tier from reported load, so they are the same on every replica; only the choice within
-//! a tier is random. A replica's own pending assignments move a decision only off gateways that they have filled.
+//! from policy and request, the tier from reported load and distances, so they are the same on every replica that has the same
+//! distances ([`crate::locate`]); only the choice within a tier is random. A replica's own pending assignments move a decision only off gateways that they have filled.
 
 mod gray;
 mod load;
@@ -21,8 +21,6 @@ pub mod explain;
 
 #[cfg(test)]
 mod tests;
-
-use std::collections::BTreeMap;
 
 use berth_proto::{limits::ENDPOINT_GATEWAYS, schedule::Reason};
 use rand::Rng;
@@ -38,6 +36,7 @@ pub use self::{
 use self::{load::Chooser, tiers::tiers};
 use crate::{
     fleet::{Fleet, Group, STALE_AFTER_MS},
+    locate::{Located, Near},
     policy::{Client, GrayRule, Policy, STABLE},
     transport::Transports,
 };
@@ -53,8 +52,20 @@ pub struct Request<'a> {
     pub transports: Transports,
     /// Gateways the client could not reach; the first [`MAX_FAILED`] that are known count.
     pub failed: &'a [String],
-    /// Measured round trips by gateway id, in milliseconds.
-    pub rtt_ms: &'a BTreeMap<String, u32>,
+    /// The regions around the client, nearest first, each once.
+    pub near: &'a [Near<'a>],
+}
+
+impl<'a> Request<'a> {
+    /// With what was found out about where the client is.
+    #[must_use]
+    pub fn located(self, located: &'a Located<'a>) -> Self {
+        Self {
+            client: Client { region: located.region, ..self.client },
+            near: located.near.as_slice(),
+            ..self
+        }
+    }
 }
 
 /// The gateways decided on, best first: indexes into the fleet.
@@ -112,6 +123,11 @@ pub struct NoGateway {
     pub known: usize,
     /// Those that are ready, alive and not full.
     pub assignable: usize,
+}
+
+/// The pool that the policy sends a client to, if it has room.
+pub(crate) fn pool<'a>(policy: &'a Policy, request: &Request<'_>) -> &'a str {
+    gray::rule(policy, request, &mut Silent).map_or(STABLE, |(rule, _)| &rule.pool)
 }
 
 /// Decides where a user should connect. `now_ms` is of the clock that the fleet's times are of.

@@ -5,6 +5,7 @@
 
 mod build;
 mod health;
+mod load;
 mod pending;
 mod table;
 
@@ -24,6 +25,7 @@ use berth_proto::client::Endpoint;
 use self::build::Layout;
 pub use self::{
     health::{DEAD_AFTER_MS, FORGET_AFTER_MS, REPORT_INTERVAL_MS, STALE_AFTER_MS, TOGETHER_MS},
+    load::{Dimension, MAX_UTILISATION, Measure, Usage, pressure},
     pending::{Pending, PendingCounts},
     table::{MAX_GATEWAYS, ReportError, Table},
 };
@@ -84,6 +86,12 @@ impl State {
     pub const ALL: [Self; 6] =
         [Self::Assignable, Self::Full, Self::NotReady, Self::Draining, Self::Stale, Self::Dead];
 
+    /// Whether its connections are heard of: assignable, or full.
+    #[must_use]
+    pub fn serves(self) -> bool {
+        matches!(self, Self::Assignable | Self::Full)
+    }
+
     /// Its name in metrics and explanations.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -111,6 +119,9 @@ pub struct Gateway {
     pub capacity: u64,
     /// Connections it reported.
     pub connections: u64,
+    /// What it counts for, in connections: those it has, or more where another dimension is nearer to its end, or where
+    /// its last report is old.
+    pub load: u64,
     /// Its capacity as far as slow start lets it count; above 0.
     pub weight: f64,
     /// When its last report came, on the snapshot's clock.
@@ -126,13 +137,14 @@ impl Gateway {
         u64::from(self.profile.pending.load(Ordering::Relaxed))
     }
 
-    /// What two gateways are compared on: (reported + pending) / weight.
+    /// What two gateways are compared on: (load + pending) / weight.
     #[must_use]
     pub fn score(&self) -> f64 {
-        (self.connections + self.pending()) as f64 / self.weight
+        (self.load + self.pending()) as f64 / self.weight
     }
 
-    /// Whether one more connection fits.
+    /// Whether one more connection fits. Only connections run out: a gateway short of anything else is given less, not
+    /// nothing.
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.connections + self.pending() < self.capacity
@@ -142,8 +154,10 @@ impl Gateway {
 /// What gateways that serve (assignable or full) hold together.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Sums {
-    /// Reported connections.
-    pub connections: u64,
+    /// Reported load, the worst dimension of each in connections.
+    pub used: u64,
+    /// The same as decisions count it: slow to change, and no less with age.
+    pub load: u64,
     /// Own pending assignments.
     pub pending: u64,
     /// Capacities.
@@ -157,23 +171,25 @@ impl Sums {
     #[must_use]
     pub fn minus(self, part: Self) -> Self {
         Self {
-            connections: self.connections.saturating_sub(part.connections),
+            used: self.used.saturating_sub(part.used),
+            load: self.load.saturating_sub(part.load),
             pending: self.pending.saturating_sub(part.pending),
             capacity: self.capacity.saturating_sub(part.capacity),
             weight: (self.weight - part.weight).max(0.0),
         }
     }
 
-    /// Reported connections over capacity; the same on every replica that has the same reports. Without capacity: 1.
+    /// Reported load over capacity; the same on every replica that has the same reports, however long it has run. Without
+    /// capacity: 1.
     #[must_use]
     pub fn utilisation(self) -> f64 {
-        if self.capacity == 0 { 1.0 } else { self.connections as f64 / self.capacity as f64 }
+        if self.capacity == 0 { 1.0 } else { self.used as f64 / self.capacity as f64 }
     }
 
     /// The mean of [`Gateway::score`], weighted. Without weight: 0.
     #[must_use]
     pub fn mean_score(self) -> f64 {
-        if self.weight > 0.0 { (self.connections + self.pending) as f64 / self.weight } else { 0.0 }
+        if self.weight > 0.0 { (self.load + self.pending) as f64 / self.weight } else { 0.0 }
     }
 }
 
@@ -217,6 +233,15 @@ impl Group {
     }
 }
 
+/// A dimension over the gateways that serve.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct DimensionCounts {
+    /// Of so many gateways it is the worst.
+    pub decides: u64,
+    /// The highest utilisation that any reports.
+    pub most: f64,
+}
+
 /// An immutable snapshot of the fleet.
 #[derive(Debug, Default)]
 pub struct Fleet {
@@ -232,6 +257,8 @@ pub struct Fleet {
     pub regions: Vec<Group>,
     /// Zones by pool, region and name.
     pub zones: Vec<Group>,
+    /// What each of the gateways last said of every dimension. Beside them, since decisions read only the sum of it.
+    pub usages: Vec<Usage>,
     /// So many gateways fell silent together that their silence is not believed.
     pub distrusted: bool,
     layout: Arc<Layout>,
@@ -290,6 +317,21 @@ impl Fleet {
         let mut counts = [0; State::ALL.len()];
         for gateway in &self.gateways {
             counts[gateway.state as usize] += 1;
+        }
+        counts
+    }
+
+    /// Of each dimension, in the order of [`Dimension::ALL`].
+    #[must_use]
+    pub fn dimensions(&self) -> [DimensionCounts; Dimension::ALL.len()] {
+        let mut counts = [DimensionCounts::default(); Dimension::ALL.len()];
+        let serving = self.gateways.iter().zip(&self.usages).filter(|(gateway, _)| gateway.state.serves());
+        for (_, usage) in serving {
+            counts[usage.worst().0 as usize].decides += 1;
+            for (dimension, measure) in usage.measures() {
+                let most = &mut counts[dimension as usize].most;
+                *most = most.max(measure.utilisation().unwrap_or(0.0));
+            }
         }
         counts
     }

@@ -3,7 +3,11 @@
 
 use std::sync::OnceLock;
 
-use crate::{jwt::JwtKeys, policy};
+use crate::{
+    jwt::JwtKeys,
+    locate::{Database, MAX_FILE},
+    policy,
+};
 
 /// A policy file: read, or refused with a reason of one's own.
 ///
@@ -31,9 +35,30 @@ pub fn token(bytes: &[u8]) {
     let _ = JwtKeys::from_jwks(&text);
 }
 
+/// An address database: read, or refused with a reason of one's own; what was read answers for any address.
+///
+/// # Panics
+/// When something does not hold.
+pub fn geoip(bytes: &[u8]) {
+    assert!(bytes.len() as u64 <= MAX_FILE, "what is longer is not read at all");
+    match Database::read(bytes.to_vec()) {
+        Ok(database) => {
+            let _ = database.to_string();
+            for ip in ["0.0.0.0", "203.0.113.7", "255.255.255.255", "::", "2001:db8::1", "ffff::"] {
+                let found = database.find(ip.parse().expect("an address")).unwrap_or_default();
+                assert!(found.country().is_empty() || found.country().len() == 2);
+                assert!(found.subdivision().is_empty() || !found.country().is_empty());
+            }
+        }
+        Err(problem) => assert!(!problem.to_string().is_empty()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+
+    use crate::locate::mmdb;
 
     /// TOML that is nearly a policy finds more than random text does.
     fn nearly() -> impl Strategy<Value = String> {
@@ -57,6 +82,11 @@ mod tests {
             Just("slow_start_seconds = 30"),
             Just("region = \"eu\""),
             Just("salt = \"\""),
+            Just("[[proximity.place]]"),
+            Just("countries = [\"CN\"]"),
+            Just("[[proximity.distance]]"),
+            Just("between = [\"a\", \"b\"]"),
+            Just("ms = 5"),
             Just("x = 1"),
         ];
         proptest::collection::vec(line, 0..12).prop_map(|lines| lines.join("\n"))
@@ -67,6 +97,22 @@ mod tests {
         fn policies(text in nearly(), bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             super::policy(text.as_bytes());
             super::policy(&bytes);
+        }
+
+        #[test]
+        fn databases(changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 0..8), end: proptest::sample::Index) {
+            let networks = [
+                ("203.0.113.0/24", mmdb::Field::city("CN", "SH", 4134)),
+                ("0.0.0.0/1", mmdb::Field::city("US", "", 0)),
+                ("2001:db8::/32", mmdb::Field::city("DE", "HE", 3320)),
+            ];
+            let mut bytes = mmdb::database(&networks, 1_700_000_000);
+            super::geoip(&bytes[..end.index(bytes.len())]);
+            for (place, byte) in changes {
+                let place = place.index(bytes.len());
+                bytes[place] = byte;
+            }
+            super::geoip(&bytes);
         }
 
         #[test]

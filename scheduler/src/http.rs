@@ -34,6 +34,7 @@ use crate::{
         NoGateway,
         explain::{Explanation, explain},
     },
+    locate::{Claim, ClientSeen},
     metrics::Outcome,
 };
 
@@ -107,9 +108,14 @@ async fn answer(core: &Core, request: Request, started: &mut Instant) -> Result<
     let asked: ScheduleRequest = input::json(&bytes)?;
     input::check(&asked)?;
     core.settled().map_err(starting)?;
-    let terms = Terms { transports: &asked.transports, auth_expires_at_ms: user.expires_at_ms, now_ms };
+    let terms = Terms {
+        transports: &asked.transports,
+        rtt_ms: &asked.rtt_ms,
+        auth_expires_at_ms: user.expires_at_ms,
+        now_ms,
+    };
     let request = input::decision_request(&asked, &user.id, peer);
-    let assigned = core.assign(&request, &terms).map_err(|e| no_gateway(&e))?;
+    let assigned = core.assign(request, &terms).map_err(|e| no_gateway(&e))?;
     let ttl_seconds = (assigned.expires_at_ms - now_ms).max(0) / 1000;
     Ok(ScheduleAnswer {
         schedule_id: format!("{:016x}", assigned.schedule_id),
@@ -134,6 +140,7 @@ struct ExplainAnswer {
     problem: Option<Problem>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tier: Option<&'static str>,
+    client: ClientSeen,
     endpoints: Vec<ScheduleEndpoint>,
     policy_hash: String,
     stages: Explanation,
@@ -168,12 +175,16 @@ async fn explanation(core: &Core, request: Request) -> Result<ExplainAnswer, Ref
     let request = input::decision_request(&asked.schedule, &asked.user_id, ip);
     let (fleet, policy) = (core.fleet.load(), core.policy.load());
     let now_ms = core.clock.monotonic_ms();
+    let claim = Claim::of(&request, &asked.schedule.rtt_ms);
+    let (located, client) = core.locator.explain(&fleet, &policy, &claim, now_ms);
+    let request = request.located(&located);
     let (decided, stages) = explain(&fleet, &policy, &request, now_ms, &mut rand::rng());
     let policy_hash = policy.hash.clone();
     Ok(match decided {
         Ok(decision) => ExplainAnswer {
             endpoints: assign::endpoints(&fleet, decision.ranked.as_slice(), &asked.schedule.transports),
             tier: Some(decision.tier.name()),
+            client,
             decision: Some(assign::describe(&decision)),
             problem: None,
             policy_hash,
@@ -182,6 +193,7 @@ async fn explanation(core: &Core, request: Request) -> Result<ExplainAnswer, Ref
         Err(error) => ExplainAnswer {
             endpoints: Vec::new(),
             tier: None,
+            client,
             decision: None,
             problem: Some(no_gateway(&error).problem("")),
             policy_hash,

@@ -8,14 +8,17 @@ mod clock;
 mod core;
 pub mod decide;
 pub mod fleet;
+mod follow;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 mod http;
 mod jwt;
 mod limit;
+pub mod locate;
 mod metrics;
 pub mod policy;
 mod service;
+pub mod simulate;
 pub mod transport;
 
 #[cfg(test)]
@@ -46,6 +49,7 @@ pub use crate::jwt::{JwtKeys, JwtKeysError, MIN_SECRET, sign_user_token};
 use crate::{
     core::{Core, Parts},
     limit::RateLimiter,
+    locate::{Database, LoadError, Locator, watch::Followed},
     metrics::Metrics,
     policy::{Policy, PolicyError, PolicyStore},
     service::{REDIRECT_QUEUE, Service},
@@ -64,6 +68,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The policy; none: everybody to `stable` by load alone.
     pub policy_file: Option<PathBuf>,
+    /// The address database (MMDB); none: clients' addresses are known by the policy's networks alone.
+    pub geoip_file: Option<PathBuf>,
     /// What user tokens are verified with.
     pub jwt: JwtKeys,
     /// `auth.ticket_key`: the ticket's signing key is derived from it. At least 32 bytes.
@@ -110,6 +116,14 @@ pub enum StartError {
         /// What is wrong with it.
         source: PolicyError,
     },
+    /// The address database cannot be used. Later a broken one is refused and the old stays; at start there is no old one.
+    #[error("the address database {} cannot be used", path.display())]
+    Geoip {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: LoadError,
+    },
     /// The ticket key is too short to be a secret.
     #[error("auth.ticket_key has {0} bytes; give at least 32 random ones")]
     TicketKey(usize),
@@ -138,13 +152,19 @@ impl Scheduler {
             Some(path) => read_policy(path)?,
             None => Policy::default(),
         };
+        let geoip = match config.geoip_file {
+            Some(path) => Some(read_geoip(path).await?),
+            None => None,
+        };
         let address = config.listen;
         let listening = |source| StartError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listening)?;
         let local_addr = listener.local_addr().map_err(listening)?;
         info!(listen = %local_addr, %policy, "scheduler started");
+        let (database, geoip) = geoip.map_or((None, None), |(database, file)| (Some(database), Some(file)));
         let core = Arc::new(Core::new(Parts {
             policy: PolicyStore::new(policy),
+            locator: Locator::new(database, metrics::Proximity::register(metrics)),
             metrics: Metrics::register(metrics),
             jwt: config.jwt,
             signer: TicketSigner::from_secret(&config.ticket_key),
@@ -164,6 +184,9 @@ impl Scheduler {
         tasks.spawn(until(cancel.clone(), service::answer_redirects(Arc::clone(&core), jobs)));
         if let Some(path) = config.policy_file {
             tasks.spawn(until(cancel.clone(), policy::watch::watch(Arc::clone(&core), path)));
+        }
+        if let Some(file) = geoip {
+            tasks.spawn(until(cancel.clone(), locate::watch::watch(Arc::clone(&core), file)));
         }
         Ok(Self { core, service, local_addr, tasks, cancel: cancel.drop_guard() })
     }
@@ -188,9 +211,10 @@ impl Scheduler {
         self.core.ready()
     }
 
-    /// Looks at the policy file now (SIGHUP), rather than within two seconds.
-    pub fn reload_policy(&self) {
+    /// Looks at the policy file and the address database now (SIGHUP), rather than within two seconds.
+    pub fn reload(&self) {
         self.core.reload.notify_one();
+        self.core.locator.reload.notify_one();
     }
 
     /// Stops listening, lets requests in flight end within 5 s, and awaits every task.
@@ -210,6 +234,18 @@ fn read_policy(path: &Path) -> Result<Policy, StartError> {
     let text = policy::watch::read(path)
         .map_err(|source| StartError::PolicyFile { path: path.to_owned(), source })?;
     policy::parse(&text).map_err(|source| StartError::Policy { path: path.to_owned(), source })
+}
+
+async fn read_geoip(path: PathBuf) -> Result<(Database, Followed), StartError> {
+    let failed = |source| StartError::Geoip { path: path.clone(), source };
+    let read = {
+        let path = path.clone();
+        tokio::task::spawn_blocking(move || Followed::load(path)).await
+    };
+    let read = read.unwrap_or_else(|error| Err(LoadError::Unreadable(io::Error::other(error))));
+    let (database, file) = read.map_err(failed)?;
+    info!(path = %path.display(), %database, "address database read");
+    Ok((database, file))
 }
 
 /// Runs a task that has nothing to finish when it is told to end.

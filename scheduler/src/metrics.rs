@@ -1,5 +1,7 @@
 //! What the scheduler counts. Every series exists from the start, but those of pools: they come with the pool.
 
+mod proximity;
+
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
@@ -8,8 +10,9 @@ use std::{
 use berth_proto::{metric::Registry, schedule::Reason};
 use metrics::{Counter, Gauge, Histogram};
 
+pub use self::proximity::{GeoipLoad, Proximity, Vote};
 use crate::{
-    fleet::{PendingCounts, State},
+    fleet::{Dimension, DimensionCounts, PendingCounts, State},
     policy::STABLE,
 };
 
@@ -126,6 +129,10 @@ pub struct Metrics {
     pub http_connections: Gauge,
     /// `berth_scheduler_gateways{state}`.
     gateways: [Gauge; State::ALL.len()],
+    /// `berth_scheduler_gateways_decided_by{dimension}`: gateways whose load each dimension decides.
+    decided_by: [Gauge; Dimension::ALL.len()],
+    /// `berth_scheduler_gateway_utilisation_max{dimension}`: of the gateway that is nearest to its end.
+    utilisation_max: [Gauge; Dimension::ALL.len()],
     /// `berth_scheduler_gateways_distrusted`: 1 while the fleet's silence is not believed.
     pub distrusted: Gauge,
     /// `berth_scheduler_snapshot_seconds`.
@@ -167,6 +174,23 @@ impl Metrics {
             gateways: State::ALL.map(|state| {
                 let labels = [("state", state.name())];
                 registry.gauge("berth_scheduler_gateways", "Gateways by state.", &labels)
+            }),
+            decided_by: Dimension::ALL.map(|dimension| {
+                let help = "Serving gateways by the dimension that is worst.";
+                registry.gauge(
+                    "berth_scheduler_gateways_decided_by",
+                    help,
+                    &[("dimension", dimension.name())],
+                )
+            }),
+            utilisation_max: Dimension::ALL.map(|dimension| {
+                let help =
+                    "The highest utilisation that a serving gateway reports, as a share of its capacity.";
+                registry.gauge(
+                    "berth_scheduler_gateway_utilisation_max",
+                    help,
+                    &[("dimension", dimension.name())],
+                )
             }),
             distrusted: gauge(
                 "berth_scheduler_gateways_distrusted",
@@ -211,6 +235,14 @@ impl Metrics {
     pub fn gateways(&self, counts: [u64; State::ALL.len()]) {
         for (gauge, count) in self.gateways.iter().zip(counts) {
             gauge.set(count as f64);
+        }
+    }
+
+    /// The fleet's dimensions, in the order of [`Dimension::ALL`].
+    pub fn dimensions(&self, counts: [DimensionCounts; Dimension::ALL.len()]) {
+        for ((decided_by, most), count) in self.decided_by.iter().zip(&self.utilisation_max).zip(counts) {
+            decided_by.set(count.decides as f64);
+            most.set(count.most);
         }
     }
 

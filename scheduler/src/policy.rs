@@ -1,9 +1,10 @@
-//! The policy in its checked form: homes, gray rules, and how load is spread.
+//! The policy in its checked form: homes, gray rules, where clients and regions are, and how load is spread.
 //!
 //! A policy is a versioned text (PROTOCOL.md, "Policy file"). [`parse`] makes a [`Policy`] of it or says where it is
 //! wrong; [`PolicyStore`] decides which text may replace which; `watch` follows the file.
 
 mod parse;
+mod proximity;
 mod store;
 pub(crate) mod watch;
 mod words;
@@ -24,6 +25,7 @@ use semver::{Version, VersionReq};
 
 pub use self::{
     parse::{MAX_TEXT, PolicyError, parse},
+    proximity::{Distances, Geography, PlaceRule, Point, Proximity},
     store::{PolicyStore, Refused, Taken},
 };
 
@@ -180,6 +182,8 @@ pub struct Policy {
     pub homes: Vec<Home>,
     /// The first that applies wins.
     pub gray: Vec<GrayRule>,
+    /// Where clients and regions are.
+    pub proximity: Proximity,
     /// Utilisation at which a tier spills into the next.
     pub spill_at: f64,
     /// No gateway above (1 + bound) x its tier's mean while another can take it.
@@ -197,6 +201,7 @@ impl Default for Policy {
             text: String::new(),
             homes: Vec::new(),
             gray: Vec::new(),
+            proximity: Proximity::default(),
             spill_at: 0.85,
             bound: 0.25,
             slow_start_ms: 30_000,

@@ -225,10 +225,15 @@ fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> RedirectAnswer 
             .first()
             .map_or(Transports::ALL, |name| Transports::named(name).unwrap_or_default()),
         failed: &[],
-        rtt_ms: &BTreeMap::new(),
+        near: &[],
     };
-    let terms = Terms { transports: &transports, auth_expires_at_ms: ask.auth_expires_at_ms, now_ms };
-    match core.assign(&request, &terms) {
+    let terms = Terms {
+        transports: &transports,
+        rtt_ms: &BTreeMap::new(),
+        auth_expires_at_ms: ask.auth_expires_at_ms,
+        now_ms,
+    };
+    match core.assign(request, &terms) {
         Ok(assigned) => RedirectAnswer {
             handle: ask.handle,
             endpoints: assigned.endpoints.into_iter().map(Into::into).collect(),

@@ -47,6 +47,7 @@ pub(crate) fn config() -> Config {
     Config {
         listen: ([127, 0, 0, 1], 0).into(),
         policy_file: None,
+        geoip_file: None,
         jwt: JwtKeys::from_secret(SECRET).expect("32 bytes"),
         ticket_key: TICKET_KEY.to_vec(),
         admin_key: ADMIN_KEY.to_owned(),

@@ -11,7 +11,8 @@ use tokio::net::TcpStream;
 
 use crate::{
     Config, StartError,
-    testing::{FakeGateway, Fixture, TICKET_KEY, config, eventually, report},
+    locate::{LoadError, mmdb},
+    testing::{ADMIN_KEY, FakeGateway, Fixture, TICKET_KEY, config, eventually, report},
 };
 
 fn redirect_ask() -> RedirectAsk {
@@ -205,7 +206,7 @@ async fn a_changed_policy_is_taken_up_and_told() {
     eventually("taken up by itself", || version() == 2).await;
     assert_eq!(fixture.metric("berth_scheduler_policy_version"), 2.0);
     std::fs::write(&path, "version = 3").expect("written");
-    fixture.scheduler.reload_policy();
+    fixture.scheduler.reload();
     eventually("taken up on demand", || version() == 3).await;
     gateway.report(GatewayReport { policy_version: 1, ..report("gw-1") });
     let told = policies(&gateway);
@@ -227,7 +228,7 @@ async fn a_policy_that_is_refused_leaves_the_old_one() {
     ];
     for (text, outcome) in refusals {
         std::fs::write(&path, text).expect("written");
-        fixture.scheduler.reload_policy();
+        fixture.scheduler.reload();
         eventually(outcome, || loads(outcome) == 1.0).await;
         assert_eq!(fixture.metric("berth_scheduler_policy_file_refused"), 1.0);
     }
@@ -238,6 +239,65 @@ async fn a_policy_that_is_refused_leaves_the_old_one() {
     std::fs::write(&path, "version = 7").expect("written");
     eventually("mended", || fixture.metric("berth_scheduler_policy_file_refused") == 0.0).await;
     assert_eq!(fixture.metric("berth_scheduler_policy_version"), 7.0);
+}
+
+/// What `:explain` says of a client at an address: its region, and the first gateway.
+async fn explained(fixture: &Fixture, address: &str) -> (String, String) {
+    let body = format!(r#"{{"deviceId":"d","userId":"alice","clientIp":"{address}"}}"#);
+    let bearer = format!("Bearer {ADMIN_KEY}");
+    let answer = fixture.post("/v1/schedule:explain", &[("authorization", &bearer)], &body).await;
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    (text(&answer.body["client"]["region"]), text(&answer.body["endpoints"][0]["gatewayId"]))
+}
+
+#[tokio::test]
+async fn an_address_database_is_followed_and_a_broken_one_refused() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (policy, geoip) = (directory.path().join("policy.toml"), directory.path().join("places.mmdb"));
+    let place = |region: &str, country: &str| {
+        format!("[[proximity.place]]\nregion = \"{region}\"\ncountries = [\"{country}\"]\n")
+    };
+    let text = format!("version = 1\n{}{}", place("eu", "DE"), place("ap", "JP"));
+    std::fs::write(&policy, text).expect("written");
+    let country = |country, built_at_s| {
+        mmdb::database(&[("203.0.113.0/24", mmdb::Field::city(country, "", 0))], built_at_s)
+    };
+    // In one step, as an operator's tool would.
+    let replace = |bytes: Vec<u8>| {
+        std::fs::write(directory.path().join("new"), bytes).expect("written");
+        std::fs::rename(directory.path().join("new"), &geoip).expect("renamed");
+    };
+    replace(country("DE", 1_000));
+    let config = Config { policy_file: Some(policy), geoip_file: Some(geoip.clone()), ..config() };
+    let fixture = Fixture::start(config).await;
+    fixture.gateway(report("gw-eu")).await;
+    fixture.gateway(GatewayReport { region: "ap".to_owned(), ..report("gw-ap") }).await;
+    let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+    assert_eq!(explained(&fixture, "203.0.113.7").await, pair("eu", "gw-eu"));
+    assert_eq!(explained(&fixture, "203.0.114.7").await.0, "", "not in the database");
+
+    let built = || fixture.metric("berth_scheduler_geoip_build_time_seconds");
+    let loads = |outcome: &str| {
+        fixture.metric(&format!("berth_scheduler_geoip_loads_total{{outcome=\"{outcome}\"}}"))
+    };
+    replace(country("JP", 2_000));
+    eventually("taken up by itself", || built() == 2_000.0).await;
+    assert_eq!(explained(&fixture, "203.0.113.7").await, pair("ap", "gw-ap"));
+
+    let mut cut = country("DE", 3_000);
+    cut.truncate(cut.len() - 40);
+    replace(cut);
+    fixture.scheduler.reload();
+    eventually("refused", || loads("broken") >= 1.0).await;
+    assert_eq!(fixture.metric("berth_scheduler_geoip_file_refused"), 1.0);
+    std::fs::remove_file(&geoip).expect("removed");
+    eventually("missed", || loads("unreadable") >= 1.0).await;
+    assert_eq!(explained(&fixture, "203.0.113.7").await, pair("ap", "gw-ap"), "the old one stays");
+    replace(country("DE", 4_000));
+    fixture.scheduler.reload();
+    eventually("mended", || built() == 4_000.0).await;
+    assert_eq!(fixture.metric("berth_scheduler_geoip_file_refused"), 0.0);
+    fixture.scheduler.stop().await;
 }
 
 #[tokio::test]
@@ -251,6 +311,13 @@ async fn what_cannot_start_says_why() {
     let broken = Fixture::try_start(with_policy()).await.err().expect("broken");
     let source = std::error::Error::source(&broken).expect("the policy error").to_string();
     assert_eq!(source, "line 1, version: 0 is not above 0");
+    let geoip = directory.path().join("places.mmdb");
+    let with_geoip = || Config { geoip_file: Some(geoip.clone()), ..config() };
+    let missing = Fixture::try_start(with_geoip()).await.err().expect("no such file");
+    assert!(matches!(&missing, StartError::Geoip { path, .. } if *path == geoip), "{missing:?}");
+    std::fs::write(&geoip, "no database").expect("written");
+    let broken = Fixture::try_start(with_geoip()).await.err().expect("broken");
+    assert!(matches!(broken, StartError::Geoip { source: LoadError::Broken(_), .. }), "{broken:?}");
     let short = Fixture::try_start(Config { ticket_key: vec![1; 31], ..config() }).await.err();
     assert!(matches!(short, Some(StartError::TicketKey(31))));
     let first = Fixture::start(config()).await;

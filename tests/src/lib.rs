@@ -13,6 +13,7 @@ pub mod http;
 pub mod load;
 pub mod log;
 pub mod metrics;
+pub mod mmdb;
 pub mod powercut;
 pub mod proxy;
 pub mod raw;

@@ -35,6 +35,9 @@ pub struct Args {
     /// Policy file (TOML); read again when it changes, and on SIGHUP.
     #[arg(long)]
     policy: Option<String>,
+    /// Address database (MMDB) that says where clients are; read again when it changes, and on SIGHUP.
+    #[arg(long, value_name = "FILE.mmdb")]
+    geoip: Option<String>,
     /// Configuration file (TOML); BERTH_SECTION__KEY variables and flags are laid over it.
     #[arg(long)]
     config: Option<PathBuf>,
@@ -61,6 +64,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         .file(args.config.as_deref())
         .environment(std::env::vars_os())
         .flag("--policy", "scheduler.policy_file", args.policy.as_ref())
+        .flag("--geoip", "scheduler.geoip", args.geoip.as_ref())
         .flag("--scheduler-listen", "scheduler.listen", args.scheduler_listen)
         .flag("--gateway-listen", "gateway.listen", args.gateway_listen)
         .flag("--logic-listen", "logic.listen", args.logic_listen)

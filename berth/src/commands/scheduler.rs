@@ -25,6 +25,9 @@ pub struct Args {
     /// Policy file (TOML); read again when it changes, and on SIGHUP.
     #[arg(long, value_name = "FILE")]
     policy: Option<String>,
+    /// Address database (MMDB) that says where clients are; read again when it changes, and on SIGHUP.
+    #[arg(long, value_name = "FILE.mmdb")]
+    geoip: Option<String>,
     /// Configuration file (TOML); BERTH_SECTION__KEY variables and flags are laid over it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -40,7 +43,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
             .flag("--listen", "scheduler.listen", args.listen)
             .flag("--rpc", "scheduler.rpc_listen", args.rpc)
             .flag("--admin", "scheduler.admin_listen", args.admin)
-            .flag("--policy", "scheduler.policy_file", args.policy.as_ref()),
+            .flag("--policy", "scheduler.policy_file", args.policy.as_ref())
+            .flag("--geoip", "scheduler.geoip", args.geoip.as_ref()),
     )?;
     let auth = &config.auth;
     // Either way to verify users' tokens will do; the secret is the one to name.

@@ -102,9 +102,9 @@ impl Dev {
         ready(&self.scheduler, &self.gateway, &self.logic)
     }
 
-    /// Reads the policy again.
+    /// Reads the policy and the address database again.
     pub fn reload(&self) {
-        self.scheduler.reload_policy();
+        self.scheduler.reload();
     }
 
     /// A token of this deployment that begins now.

@@ -34,6 +34,7 @@ pub fn scheduler(config: &Config, auth: &Auth) -> anyhow::Result<berth_scheduler
     Ok(berth_scheduler::Config {
         listen: scheduler.listen,
         policy_file: some(&scheduler.policy_file).map(PathBuf::from),
+        geoip_file: some(&scheduler.geoip).map(PathBuf::from),
         jwt,
         ticket_key: auth.ticket_key.clone().into_bytes(),
         admin_key: auth.admin_key.clone(),
@@ -56,6 +57,7 @@ pub fn gateway(config: &Config) -> berth_gateway::Config {
         advertise: some(&gateway.advertise),
         capacity: (gateway.capacity > 0).then_some(gateway.capacity),
         handshakes_per_second: gateway.handshakes_per_second,
+        sent_bytes_per_second: gateway.sent_bytes_per_second,
         heartbeat: heartbeat(config),
         limits: gateway.limits(),
         ..berth_gateway::Config::new(gateway.id.clone(), gateway.listen)

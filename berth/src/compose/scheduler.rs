@@ -83,9 +83,9 @@ impl SchedulerRole {
         }
     }
 
-    /// Reads the policy again.
+    /// Reads the policy and the address database again.
     pub fn reload(&self) {
-        self.scheduler.reload_policy();
+        self.scheduler.reload();
     }
 
     /// Lets requests in flight end, then closes every link.

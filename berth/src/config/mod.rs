@@ -61,6 +61,8 @@ pub struct Scheduler {
     pub admin_listen: SocketAddr,
     /// Empty: everybody into pool stable.
     pub policy_file: String,
+    /// The address database (MMDB) that says where clients are. Empty: none.
+    pub geoip: String,
     /// How long a ticket is good for, in seconds.
     pub ticket_ttl_seconds: u32,
     /// Schedules one user may ask for, a second.
@@ -74,6 +76,7 @@ impl Default for Scheduler {
             rpc_listen: loopback(7701),
             admin_listen: loopback(7702),
             policy_file: String::new(),
+            geoip: String::new(),
             ticket_ttl_seconds: 300,
             requests_per_second_per_user: 1_000,
         }
@@ -108,6 +111,8 @@ pub struct Gateway {
     pub workers: u16,
     /// Handshakes it takes, a second.
     pub handshakes_per_second: u32,
+    /// Bytes a second that its network takes, which schedulers compare with what it sends. 0: not told.
+    pub sent_bytes_per_second: u64,
     /// Between two heartbeats of a client.
     pub heartbeat_interval_ms: u32,
     /// Silence after which a connection is closed with 4003.
@@ -146,6 +151,7 @@ impl Default for Gateway {
             capacity: 0,
             workers: 0,
             handshakes_per_second: 2_000,
+            sent_bytes_per_second: 0,
             heartbeat_interval_ms: 25_000,
             heartbeat_timeout_ms: 37_500,
             drain_spread_ms: 2_000,

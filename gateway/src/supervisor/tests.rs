@@ -36,6 +36,66 @@ fn a_stuck_worker_is_counted_once_and_an_ended_one_never() {
 }
 
 #[test]
+fn a_report_tells_the_load() {
+    let site = crate::testing::Site::new(2);
+    let (tell, told) = mpsc::sync_channel(100);
+    site.shared.change(|rare| rare.schedulers = Arc::new(vec![Arc::new(Tell(tell)) as _]));
+    let mut supervisor = Supervisor::new(Arc::clone(&site.shared));
+    let start = site.shared.clock.now().steady_ms;
+    let mut load_at = |seconds: i64, worker: u8, lag_ms: u64| {
+        // Both come around, as they do each second.
+        for round in &site.shared.rounds {
+            round.fetch_add(1, Relaxed);
+        }
+        site.shared.late(worker, Duration::from_millis(lag_ms));
+        site.shared.handshakes.fetch_add(100, Relaxed);
+        site.shared.metrics.traffic.bytes_out.increment(4_000);
+        supervisor.watch(start + seconds * 1_000);
+        supervisor.measure(start + seconds * 1_000);
+        report(&site.shared);
+        let told: Vec<_> = told.try_iter().collect();
+        let Some(ToScheduler { message: Some(to_scheduler::Message::Report(report)) }) =
+            told.into_iter().last()
+        else {
+            panic!("a report");
+        };
+        report.load.expect("measured")
+    };
+    for second in 1..40 {
+        load_at(second, 0, 20);
+    }
+    let load = load_at(40, 1, 20);
+    assert_eq!((load.handshakes_per_second, load.sent_bytes_per_second), (100, 4_000));
+    assert!(load.loop_lag_us.abs_diff(20_000) < 10, "{load:?}");
+    assert_eq!(load.sent_bytes_per_second_capacity, 0, "nobody said what the network takes");
+    assert!(load.resident_bytes > 0 && load.resident_bytes < load.resident_bytes_capacity, "{load:?}");
+    assert!(load.cpu_millis_per_second_capacity >= 1_000, "{load:?}");
+    assert_eq!(
+        site.recorder.value("berth_gateway_sent_bytes_total"),
+        160_000,
+        "and the metric counts as before"
+    );
+}
+
+#[test]
+fn a_worker_that_hangs_is_a_lag() {
+    let site = crate::testing::Site::new(2);
+    let mut supervisor = Supervisor::new(Arc::clone(&site.shared));
+    let start = site.shared.clock.now().steady_ms;
+    let mut lag_us = |ms: i64| {
+        site.shared.rounds[0].fetch_add(1, Relaxed);
+        supervisor.watch(start + ms);
+        supervisor.measure(start + ms);
+        lock(&site.shared.load).expect("measured").loop_lag_us
+    };
+    assert_eq!((1..=3).map(|halves| lag_us(halves * 500)).sum::<u64>(), 0, "the second one may be asleep");
+    assert!(lag_us(4_000) > 500_000);
+    site.shared.rounds[1].store(ENDED, Relaxed);
+    let before = lag_us(4_500);
+    assert!(lag_us(60_000) < before / 1_000, "who has ended is not late");
+}
+
+#[test]
 fn a_renewal_does_not_hide_that_an_earlier_one_had_run_out() {
     let mailbox = Mailbox::default();
     mailbox.lease(0, &LeaseRenewed { lease_ms: 9_000, forgotten: true, said_ms: 0 });

@@ -10,7 +10,8 @@ use super::{
     load::Chooser,
 };
 use crate::{
-    fleet::{Fleet, Gateway, State, Sums},
+    fleet::{Dimension, Fleet, Measure, State, Sums, pressure},
+    locate::Near,
     policy::{GrayRule, Policy},
 };
 
@@ -85,13 +86,19 @@ pub struct PoolSeen {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TierSeen {
-    /// `zone`, `home`, `region`, `measured` or `rest`.
+    /// `zone`, `home`, `region`, `near` or `rest`.
     pub kind: &'static str,
     /// Its region; empty for the rest.
     pub region: String,
+    /// How far that is, as a round trip in milliseconds, if it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distance_ms: Option<u32>,
+    /// What told it: `measured`, `votes`, `distance` or `coordinates`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distance_by: Option<&'static str>,
     /// Its assignable gateways.
     pub candidates: u32,
-    /// Reported connections over capacity.
+    /// Reported load over capacity, the worst dimension of each gateway.
     pub utilisation: f64,
     /// The mean score, with pending assignments and slow start.
     pub mean_score: f64,
@@ -143,11 +150,17 @@ pub struct GatewaySeen {
     pub capacity: u64,
     /// Connections it reported.
     pub connections: u64,
+    /// The dimension that decides: `connections`, `handshakes`, `sent_bytes`, `cpu`, `memory` or `loop_lag`.
+    pub worst: &'static str,
+    /// Every dimension that it reports.
+    pub dimensions: Vec<DimensionSeen>,
+    /// What it counts for, in connections: those it has, and most of what its worst dimension is above them.
+    pub load: u64,
     /// Own assignments on their way to it.
     pub pending: u64,
     /// Its capacity as far as slow start lets it count.
     pub weight: f64,
-    /// (connections + pending) / weight: what two gateways are compared on.
+    /// (load + pending) / weight: what two gateways are compared on.
     pub score: f64,
     /// How old its load is, in milliseconds.
     pub report_age_ms: i64,
@@ -155,6 +168,22 @@ pub struct GatewaySeen {
     /// chosen from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dropped: Option<&'static str>,
+}
+
+/// A dimension that a gateway reports.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DimensionSeen {
+    /// Its name.
+    pub dimension: &'static str,
+    /// As reported.
+    pub used: u64,
+    /// As reported.
+    pub capacity: u64,
+    /// Used over capacity, at most 4.
+    pub utilisation: f64,
+    /// What of it counts: for connections all of it, for others what is above a half, as a share of what there is above it.
+    pub pressure: f64,
 }
 
 /// Decides as [`super::decide`] does, and writes down why.
@@ -165,7 +194,8 @@ pub fn explain<'a>(
     now_ms: i64,
     rng: &mut impl Rng,
 ) -> (Result<Decision<'a>, NoGateway>, Explanation) {
-    let mut recorder = Recorder { fleet, seen: Explanation::default(), chosen_tier: None };
+    let mut recorder =
+        Recorder { fleet, near: request.near, seen: Explanation::default(), chosen_tier: None };
     let decision = decide_observed(fleet, policy, request, now_ms, rng, &mut recorder);
     let Recorder { mut seen, chosen_tier, .. } = recorder;
     let mut chooser = Chooser::new(fleet, request);
@@ -218,12 +248,19 @@ impl Standing<'_> {
     }
 
     fn gateway(&self, index: u32, now_ms: i64) -> GatewaySeen {
-        gateway_seen(self.chooser.fleet.gateway(index), self.dropped(index), now_ms)
+        gateway_seen(self.chooser.fleet, index, self.dropped(index), now_ms)
     }
 }
 
-fn gateway_seen(gateway: &Gateway, dropped: Option<&'static str>, now_ms: i64) -> GatewaySeen {
+fn gateway_seen(fleet: &Fleet, index: u32, dropped: Option<&'static str>, now_ms: i64) -> GatewaySeen {
+    let (gateway, usage) = (fleet.gateway(index), &fleet.usages[index as usize]);
     let profile = &gateway.profile;
+    let dimension = |(dimension, measure): (Dimension, Measure)| {
+        let utilisation = measure.utilisation()?;
+        let Measure { used, capacity } = measure;
+        let pressure = pressure(dimension, measure);
+        Some(DimensionSeen { dimension: dimension.name(), used, capacity, utilisation, pressure })
+    };
     GatewaySeen {
         gateway_id: profile.id.to_string(),
         pool: profile.pool.clone(),
@@ -233,6 +270,9 @@ fn gateway_seen(gateway: &Gateway, dropped: Option<&'static str>, now_ms: i64) -
         state: gateway.state.name(),
         capacity: gateway.capacity,
         connections: gateway.connections,
+        worst: usage.worst().0.name(),
+        dimensions: usage.measures().filter_map(dimension).collect(),
+        load: gateway.load,
         pending: gateway.pending(),
         weight: gateway.weight,
         score: gateway.score(),
@@ -244,6 +284,7 @@ fn gateway_seen(gateway: &Gateway, dropped: Option<&'static str>, now_ms: i64) -
 /// Writes down what the stages do.
 struct Recorder<'a> {
     fleet: &'a Fleet,
+    near: &'a [Near<'a>],
     seen: Explanation,
     chosen_tier: Option<HashSet<u32>>,
 }
@@ -288,8 +329,11 @@ impl Observer for Recorder<'_> {
             super::TierKind::Rest => String::new(),
             _ => fleet.labels(tier.group).region.clone(),
         };
+        let near = self.near.iter().find(|near| near.region == region);
         self.seen.tiers.push(TierSeen {
             kind: tier.kind.name(),
+            distance_ms: near.map(|near| near.ms),
+            distance_by: near.map(|near| near.by.name()),
             region,
             candidates: tier.len(),
             utilisation: sums.utilisation(),

@@ -125,7 +125,9 @@ proptest! {
         let (fleet, policy) = (world.fleet(), world.policy());
         let request = asked.request();
         let one = decide(&fleet, &policy, &request, NOW, &mut rng(seeds[0]));
-        // Another replica has assigned much, though it has filled nobody: that is what it would be sent off for.
+        // Another replica has run for longer, and has assigned much, though it has filled nobody: that is what it would be
+        // sent off for.
+        world.heard_before = true;
         for (spec, share) in world.gateways.iter_mut().zip(shares) {
             let room = spec.capacity.saturating_sub(spec.connections + 1);
             spec.pending = (room as f64 * share) as u64;

@@ -1,17 +1,17 @@
 //! Proximity: a pool cut into tiers, nearest first.
 //!
-//! The home's region comes before the client's own, and within a region the client's zone first. Then come regions that
-//! the client measured a round trip to, then the rest. No gateway is in two tiers. Where the client is, was resolved
-//! before the decision and comes with the request.
+//! The home's region comes before the client's own, and within a region the client's zone first. Then come the nearest of
+//! the other regions, then the rest. No gateway is in two tiers. Where the client is and how far each region is from there,
+//! was resolved before the decision ([`crate::locate`]) and comes with the request.
 
 use super::Request;
 use crate::fleet::{Fleet, Group, Sums};
 
-/// Regions ordered by measured round trip; the others are the rest.
-const MEASURED: usize = 4;
+/// Regions that are tiers by their distance. The others are the rest: who is sent there passed by six regions that spill.
+const NEAR: usize = 4;
 
-/// The client's zone, the home's region, the client's region, those measured, the rest.
-const MAX_TIERS: usize = 4 + MEASURED;
+/// The client's zone, the home's region, the client's region, those near, the rest.
+const MAX_TIERS: usize = 4 + NEAR;
 
 /// Which tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -22,8 +22,8 @@ pub enum TierKind {
     Home,
     /// The client's region.
     Region,
-    /// A region that the client measured.
-    Measured,
+    /// One of the nearest of the other regions.
+    Near,
     /// Everything else.
     Rest,
 }
@@ -36,7 +36,7 @@ impl TierKind {
             Self::Zone => "zone",
             Self::Home => "home",
             Self::Region => "region",
-            Self::Measured => "measured",
+            Self::Near => "near",
             Self::Rest => "rest",
         }
     }
@@ -159,42 +159,10 @@ pub(super) fn tiers<'a>(fleet: &'a Fleet, pool: &'a Group, home: &str, request: 
     {
         add_region(&mut tiers, TierKind::Region, group, zone);
     }
-    for name in measured(fleet, pool, request).into_iter().flatten() {
-        if name != home
-            && name != region
-            && let Some(group) = fleet.region(pool, name)
-        {
-            add_region(&mut tiers, TierKind::Measured, group, "");
-        }
+    let others = request.near.iter().filter(|near| near.region != home && near.region != region);
+    for group in others.filter_map(|near| fleet.region(pool, near.region)).take(NEAR) {
+        add_region(&mut tiers, TierKind::Near, group, "");
     }
     tiers.push(rest);
     tiers
-}
-
-/// The nearest regions of the pool by the lowest round trip to any gateway in them, nearest first.
-fn measured<'a>(fleet: &'a Fleet, pool: &Group, request: &Request<'_>) -> [Option<&'a str>; MEASURED] {
-    let mut nearest: [Option<(u32, &str)>; MEASURED] = [None; MEASURED];
-    for (id, rtt) in request.rtt_ms {
-        let Some(index) = fleet.find(id) else { continue };
-        let gateway = fleet.gateway(index);
-        if std::ptr::eq(fleet.groups_of(gateway)[0], pool) {
-            keep_nearest(&mut nearest, (*rtt, &gateway.profile.region));
-        }
-    }
-    // At equal round trips by name, so that replicas agree. Empty places go last.
-    nearest.sort_unstable_by_key(|entry| entry.map_or((true, (0, "")), |found| (false, found)));
-    nearest.map(|entry| entry.map(|(_, region)| region))
-}
-
-/// Takes a measurement in: over an older one of its region, in a free place, or over the farthest.
-fn keep_nearest<'a>(nearest: &mut [Option<(u32, &'a str)>; MEASURED], new: (u32, &'a str)) {
-    let known = nearest.iter().position(|entry| entry.is_some_and(|(_, region)| region == new.1));
-    let place = known.or_else(|| nearest.iter().position(Option::is_none));
-    let place = place.unwrap_or_else(|| {
-        let farthest = (0..MEASURED).max_by_key(|index| nearest[*index]);
-        farthest.expect("there are places")
-    });
-    if nearest[place].is_none_or(|old| new < old) {
-        nearest[place] = Some(new);
-    }
 }

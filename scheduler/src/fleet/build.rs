@@ -9,6 +9,7 @@ use std::{
 use super::{
     Fleet, Gateway, Group, Profile, State, Sums,
     health::{DEAD_AFTER_MS, Distrust},
+    load::aged,
     table::{Entry, Load},
 };
 use crate::transport::Transports;
@@ -81,26 +82,74 @@ pub(super) fn build(
         pools: empty(&layout.pools),
         regions: empty(&layout.regions),
         zones: empty(&layout.zones),
+        usages: Vec::with_capacity(entries.len()),
         distrusted: distrust.is_some(),
         layout: Arc::clone(layout),
     };
+    let believed = |load: &Load| {
+        !load.silent(now_ms) || !distrust.is_some_and(|distrust| distrust.covers(load.reported_at_ms))
+    };
+    let known = known(layout.pools.len(), entries, now_ms, &believed);
     for (index, Entry { profile, groups, load }) in (0..).zip(entries) {
-        let disbelieved =
-            load.silent(now_ms) && distrust.is_some_and(|distrust| distrust.covers(load.reported_at_ms));
+        let disbelieved = !believed(load);
+        let connections = load.usage.connections();
         let gateway = Gateway {
             profile: Arc::clone(profile),
             state: state(profile, load, now_ms, disbelieved),
             old_load: disbelieved,
-            capacity: load.capacity,
-            connections: load.connections,
-            weight: load.capacity.max(1) as f64 * ramp(load, now_ms, slow_start_ms),
+            capacity: connections.capacity,
+            connections: connections.used,
+            load: match &known {
+                None => load.load,
+                Some(known) => {
+                    let mean = known[groups[0] as usize].mean(connections.capacity);
+                    aged(load.load, mean, load.freshness(now_ms))
+                }
+            },
+            weight: connections.capacity.max(1) as f64 * ramp(load, now_ms, slow_start_ms),
             reported_at_ms: load.reported_at_ms,
             groups: *groups,
         };
-        add_to_groups(&mut fleet, index, &gateway);
+        add_to_groups(&mut fleet, index, &gateway, load.usage.used());
         fleet.gateways.push(gateway);
+        fleet.usages.push(load.usage);
     }
     fleet
+}
+
+/// What is known of a pool's load: each report weighs less the older it is.
+#[derive(Debug, Clone, Copy, Default)]
+struct Known {
+    load: f64,
+    capacity: f64,
+}
+
+impl Known {
+    /// The load of a gateway of this capacity that is as loaded as all.
+    fn mean(self, capacity: u64) -> u64 {
+        if self.capacity > 0.0 { (self.load / self.capacity * capacity as f64).round() as u64 } else { 0 }
+    }
+}
+
+/// What is known of each pool. None while every report is fresh, as they nearly always are: then nobody needs to know.
+fn known(
+    pools: usize,
+    entries: &[Entry],
+    now_ms: i64,
+    believed: &impl Fn(&Load) -> bool,
+) -> Option<Vec<Known>> {
+    if entries.iter().all(|Entry { load, .. }| load.freshness(now_ms) >= 1.0) {
+        return None;
+    }
+    let mut known = vec![Known::default(); pools];
+    for Entry { profile, groups, load } in entries {
+        if state(profile, load, now_ms, !believed(load)).serves() {
+            let (weight, known) = (load.freshness(now_ms), &mut known[groups[0] as usize]);
+            known.load += weight * load.load as f64;
+            known.capacity += weight * load.usage.connections().capacity as f64;
+        }
+    }
+    Some(known)
 }
 
 fn state(profile: &Profile, load: &Load, now_ms: i64, disbelieved: bool) -> State {
@@ -112,7 +161,7 @@ fn state(profile: &Profile, load: &Load, now_ms: i64, disbelieved: bool) -> Stat
         State::Stale
     } else if !load.ready || profile.transports == Transports::NONE {
         State::NotReady
-    } else if load.connections >= load.capacity {
+    } else if load.usage.connections().used >= load.usage.connections().capacity {
         State::Full
     } else {
         State::Assignable
@@ -140,14 +189,14 @@ fn empty_group(shape: &Shape) -> Group {
     }
 }
 
-fn add_to_groups(fleet: &mut Fleet, index: u32, gateway: &Gateway) {
+fn add_to_groups(fleet: &mut Fleet, index: u32, gateway: &Gateway, used: u64) {
     let start = fleet.candidates.len() as u32;
     let assignable = gateway.state == State::Assignable;
     if assignable {
         fleet.candidates.push(index);
     }
     let end = fleet.candidates.len() as u32;
-    let serves = assignable || gateway.state == State::Full;
+    let serves = gateway.state.serves();
     let pending = if serves { gateway.pending() } else { 0 };
     let [pool, region, zone] = gateway.groups.map(|group| group as usize);
     for group in [&mut fleet.pools[pool], &mut fleet.regions[region], &mut fleet.zones[zone]] {
@@ -159,7 +208,8 @@ fn add_to_groups(fleet: &mut Fleet, index: u32, gateway: &Gateway) {
             group.transports = group.transports.with(gateway.profile.transports);
         }
         if serves {
-            group.sums.connections += gateway.connections;
+            group.sums.used += used;
+            group.sums.load += gateway.load;
             group.sums.capacity += gateway.capacity;
             group.sums.weight += gateway.weight;
             *group.pending.get_mut() += pending;

@@ -60,6 +60,8 @@ pub(super) fn distrust(silent: &mut [i64], live: usize, now_ms: i64) -> Option<D
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -82,6 +84,28 @@ mod tests {
         assert_eq!(distrust(&mut [0], 0, 2_000), None, "the only gateway was killed");
         assert_eq!(distrust(&mut [0, 100], 0, 2_000), None);
         assert!(distrust(&mut [0, 100, 200], 0, 2_000).is_some());
+    }
+
+    proptest! {
+        #[test]
+        fn distrust_is_of_the_most_that_fell_silent_together(
+            mut silent in prop::collection::vec(0..60_000i64, 0..12), live in 0..8usize, later in 0..400_000i64
+        ) {
+            let now = 60_000 + later;
+            let found = distrust(&mut silent, live, now);
+            let together = |from: i64| silent.iter().filter(|at| (from..=from + TOGETHER_MS).contains(*at)).count();
+            let most = silent.iter().map(|at| together(*at)).max().unwrap_or(0);
+            if let Some(found) = found {
+                let covered = silent.iter().filter(|at| found.covers(**at)).count();
+                prop_assert_eq!(covered, most);
+                prop_assert!(covered >= MIN_TOGETHER && covered > live && found.to_ms - found.from_ms <= TOGETHER_MS);
+                prop_assert!(now - found.to_ms <= FORGET_AFTER_MS);
+            } else {
+                let newest = silent.iter().copied().filter(|at| together(*at) == most).max().unwrap_or(0);
+                let old = now - newest > FORGET_AFTER_MS;
+                prop_assert!(most < MIN_TOGETHER || most <= live || old, "{most} of {silent:?} with {live} live");
+            }
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::{
     Fleet, Profile,
     build::{Layout, build},
     health::{DEAD_AFTER_MS, FORGET_AFTER_MS, STALE_AFTER_MS, distrust},
+    load::{self, Strain, Usage},
 };
 use crate::transport::Transports;
 
@@ -20,9 +21,6 @@ pub const MAX_GATEWAYS: usize = 20_000;
 
 /// Endpoints one gateway may report: every transport, plain and TLS, twice.
 const MAX_ENDPOINTS: usize = 8;
-
-/// A gateway's connections and capacity count up to here, so that sums over a fleet cannot overflow.
-const MAX_COUNT: u64 = 1 << 32;
 
 /// Longest endpoint URL, in bytes: a DNS name and room around it.
 const MAX_URL: usize = 512;
@@ -62,12 +60,41 @@ pub(super) struct Load {
     pub reported_at_ms: i64,
     pub ready: bool,
     pub draining: bool,
-    pub capacity: u64,
-    pub connections: u64,
+    pub usage: Usage,
+    pub strain: Strain,
+    /// What it counts for, in connections, as long as this report is fresh.
+    pub load: u64,
     pub uptime_ms: u64,
 }
 
 impl Load {
+    fn of(attachment: u64, report: &GatewayReport, now_ms: i64) -> Self {
+        let usage = Usage::of(report);
+        let strain = Strain::first(&usage);
+        Self {
+            attachment,
+            reported_at_ms: now_ms,
+            ready: report.ready,
+            draining: report.draining,
+            usage,
+            strain,
+            load: load::load(&usage, strain),
+            uptime_ms: report.uptime_ms,
+        }
+    }
+
+    /// With what the same gateway, in the same run, has been before.
+    fn after(self, before: &Self) -> Self {
+        let elapsed_ms = self.reported_at_ms - before.reported_at_ms;
+        let strain = before.strain.follow(&self.usage, elapsed_ms);
+        Self { strain, load: load::load(&self.usage, strain), ..self }
+    }
+
+    /// How much of it is still known, from 1 to 0.
+    pub fn freshness(&self, now_ms: i64) -> f64 {
+        load::freshness(now_ms - self.reported_at_ms)
+    }
+
     pub fn silent(&self, now_ms: i64) -> bool {
         now_ms - self.reported_at_ms > STALE_AFTER_MS
     }
@@ -98,7 +125,7 @@ impl Table {
         report: &GatewayReport,
         now_ms: i64,
     ) -> Result<bool, ReportError> {
-        let fresh = load(attachment, report, now_ms);
+        let fresh = Load::of(attachment, report, now_ms);
         let Some(slot) = self.slots.get(report.gateway_id.as_str()) else {
             if self.entries.len() >= MAX_GATEWAYS {
                 return Err(ReportError::TooMany);
@@ -123,7 +150,7 @@ impl Table {
         }
         let urgent = (fresh.ready, fresh.draining) != (entry.load.ready, entry.load.draining)
             || entry.load.silent(now_ms);
-        entry.load = fresh;
+        entry.load = fresh.after(&entry.load);
         Ok(urgent)
     }
 
@@ -183,18 +210,6 @@ impl Table {
         self.slots.clone_from(&layout.by_id);
         self.layout = Arc::new(layout);
         self.moved = false;
-    }
-}
-
-fn load(attachment: u64, report: &GatewayReport, now_ms: i64) -> Load {
-    Load {
-        attachment,
-        reported_at_ms: now_ms,
-        ready: report.ready,
-        draining: report.draining,
-        capacity: report.capacity.min(MAX_COUNT),
-        connections: report.connections.min(MAX_COUNT),
-        uptime_ms: report.uptime_ms,
     }
 }
 

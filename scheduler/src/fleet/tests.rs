@@ -1,6 +1,9 @@
 //! Reports in, snapshots out: states, groups, slow start, pending assignments and who is forgotten when.
 
-use berth_proto::{client::Endpoint, wire::GatewayReport};
+use berth_proto::{
+    client::Endpoint,
+    wire::{GatewayLoad, GatewayReport},
+};
 
 use super::*;
 
@@ -272,6 +275,87 @@ fn a_new_gateway_counts_for_little_at_first() {
     assert_eq!(weight(14_000, 1_000, SLOW_START_MS), 50.0, "time since the report counts");
     assert_eq!(weight(40_000, 0, SLOW_START_MS), 100.0);
     assert_eq!(weight(0, 0, 0), 100.0);
+}
+
+/// A report that says how much of its CPU is used, in percent.
+fn busy(id: &str, connections: u64, cpu: u64) -> GatewayReport {
+    let load = GatewayLoad {
+        cpu_millis_per_second: cpu,
+        cpu_millis_per_second_capacity: 100,
+        ..GatewayLoad::default()
+    };
+    GatewayReport { connections, load: Some(load), ..report(id, "stable", "", "") }
+}
+
+#[test]
+fn a_gateway_that_degrades_loses_its_share_in_steps_and_gets_it_back_slowly() {
+    let mut table = table(&[busy("g1", 10, 10)]);
+    let mut at = |now, connections, cpu| {
+        table.take(1, &busy("g1", connections, cpu), now).expect("valid");
+        let fleet = table.snapshot(now, SLOW_START_MS);
+        (fleet.gateway(0).load, fleet.pool("stable").expect("reported").sums().used)
+    };
+    // 95% of its CPU: 90% of what is above a half.
+    assert_eq!(at(500, 10, 95), (10, 90), "a tenth a report: as much as its connections");
+    assert_eq!(at(1_000, 10, 95).0, 19, "10, and 7/8 of what 20 is above them");
+    for n in 3..9 {
+        at(n * 500, 10, 95);
+    }
+    assert_eq!(at(4_500, 10, 95).0, 80, "10, and 7/8 of what 90 is above them");
+    assert_eq!(at(5_000, 70, 95), (88, 90), "connections count at once");
+    assert_eq!(at(8_000, 10, 10).0, 71, "a tenth less after three seconds");
+    assert_eq!(at(40_000, 10, 10).0, 10);
+    let reborn = GatewayReport { boot: 2, ..busy("g1", 0, 75) };
+    table.take(2, &reborn, 40_500).expect("valid");
+    assert_eq!(table.snapshot(40_500, SLOW_START_MS).gateway(0).load, 44, "a new start has no past");
+}
+
+#[test]
+fn what_is_old_never_attracts() {
+    let mut reports: Vec<_> = (0..10).map(|n| report(&format!("g{n}"), "stable", "", "")).collect();
+    for (n, connections) in (0..).zip([0, 20, 40, 60, 80]) {
+        reports[n].connections = connections;
+    }
+    let mut table = table(&reports);
+    let loads = |table: &mut Table, now| -> Vec<u64> {
+        table.snapshot(now, SLOW_START_MS).gateways.iter().map(|gateway| gateway.load).collect()
+    };
+    assert_eq!(
+        loads(&mut table, 500)[..5],
+        [0, 20, 40, 60, 80],
+        "between two reports they are as good as new"
+    );
+    // The other five are heard of again, with 50 each: what is known of the pool's mean comes to be theirs.
+    let heard: Vec<_> =
+        reports[5..].iter().map(|report| GatewayReport { connections: 50, ..report.clone() }).collect();
+    let mut before = vec![0; 5];
+    for now in [60_000, 120_000] {
+        for report in &heard[..4] {
+            table.take(1, report, now).expect("valid");
+        }
+        let fleet = table.snapshot(now, SLOW_START_MS);
+        assert!(fleet.distrusted, "six of ten are silent");
+        let now = loads(&mut table, now);
+        assert!(now[..5].iter().zip(&before).all(|(now, before)| now >= before), "{now:?}");
+        assert_eq!(now[3..5], [60, 80], "who was above the mean stays there");
+        before = now;
+    }
+    assert_eq!(before[..3], [50; 3], "who was below is taken for the mean");
+}
+
+#[test]
+fn each_dimension_is_counted() {
+    let mut table = table(&[busy("g1", 10, 90), busy("g2", 50, 20), report("g3", "stable", "", "")]);
+    table.take(1, &GatewayReport { draining: true, ..busy("g4", 10, 400) }, 0).expect("valid");
+    let counts = table.snapshot(0, SLOW_START_MS).dimensions();
+    let of = |dimension: Dimension| counts[dimension as usize];
+    assert_eq!(of(Dimension::Connections), DimensionCounts { decides: 2, most: 0.5 });
+    assert_eq!(
+        of(Dimension::Cpu),
+        DimensionCounts { decides: 1, most: 0.9 },
+        "the one that leaves is left out"
+    );
+    assert_eq!(of(Dimension::Memory), DimensionCounts::default());
 }
 
 #[test]

@@ -115,8 +115,7 @@ pub(crate) fn address(text: &str) -> Result<Option<IpAddr>, Refusal> {
     Ok(Some(ip.to_canonical()))
 }
 
-/// A checked request as the decision wants it. The region is the client's own hint: there is nothing else yet to know
-/// it by, and this is where an address database would come in.
+/// A checked request as the decision wants it, before it is located: the region is the client's own hint.
 pub(crate) fn decision_request<'a>(
     request: &'a ScheduleRequest,
     user_id: &'a str,
@@ -134,7 +133,7 @@ pub(crate) fn decision_request<'a>(
         },
         transports: transports(&request.transports),
         failed: &request.failed,
-        rtt_ms: &request.rtt_ms,
+        near: &[],
     }
 }
 

@@ -189,10 +189,13 @@ fn schemas() -> Value {
         },
         "ExplainRequest": explain,
         "Explanation": {
-            "type": "object", "required": ["endpoints", "policyHash", "stages"],
+            "type": "object", "required": ["client", "endpoints", "policyHash", "stages"],
             "properties": {
                 "decision": schema("Decision"), "problem": schema("Problem"), "tier": { "type": "string" },
                 "endpoints": { "type": "array", "items": schema("Endpoint") },
+                "client": {
+                    "type": "object", "description": "Where the client is thought to be, and what told it; its form may change.",
+                },
                 "policyHash": { "type": "string" },
                 "stages": { "description": "For people; its form may change." },
             },

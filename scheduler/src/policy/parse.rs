@@ -1,5 +1,7 @@
 //! From a policy's text to its checked form, or to the line, key and reason why not.
 
+mod proximity;
+
 use std::{collections::HashSet, ops::Range};
 
 use berth_proto::{
@@ -12,6 +14,7 @@ use serde::Deserialize;
 use thiserror::Error;
 use toml::Spanned;
 
+use self::proximity::{RawProximity, proximity};
 use super::{GrayRule, Home, Matcher, Platform, Policy, sha256_hex};
 
 /// Largest policy text, in bytes: 10,000 named users and room around them. It travels to every gateway.
@@ -82,12 +85,6 @@ struct RawMatch {
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
-struct RawProximity {
-    spill_at: Option<Spanned<f64>>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
 struct RawLoad {
     bound: Option<Spanned<f64>>,
     slow_start_seconds: Option<Spanned<f64>>,
@@ -110,7 +107,7 @@ pub fn parse(text: &str) -> Result<Policy, PolicyError> {
         .ok()
         .filter(|version| *version > 0)
         .ok_or_else(|| place.error(&raw.version, "version", format!("{version} is not above 0")))?;
-    let spill_at = place.number(raw.proximity.spill_at, "proximity.spill_at", 0.0..=1.0)?;
+    let spill_at = place.number(raw.proximity.spill_at.clone(), "proximity.spill_at", 0.0..=1.0)?;
     let bound = place.number(raw.load.bound, "load.bound", 0.0..=100.0)?;
     let slow_start = place.number(raw.load.slow_start_seconds, "load.slow_start_seconds", 0.0..=86_400.0)?;
     Ok(Policy {
@@ -119,6 +116,7 @@ pub fn parse(text: &str) -> Result<Policy, PolicyError> {
         text: text.to_owned(),
         homes: place.rules("home", raw.home, home)?,
         gray: gray_rules(&place, raw.gray)?,
+        proximity: proximity(&place, raw.proximity)?,
         spill_at: spill_at.unwrap_or(defaults.spill_at),
         bound: bound.unwrap_or(defaults.bound),
         slow_start_ms: slow_start.map_or(defaults.slow_start_ms, |seconds| (seconds * 1000.0) as i64),
@@ -205,11 +203,6 @@ fn matcher(place: &Place<'_>, key: &str, raw: RawMatch) -> Result<Matcher, Polic
         Platform::named(value).ok_or(format!("{value:?} is none of {names}"))
     };
     let version = |value: &str| value.parse::<VersionReq>().map_err(|e| format!("{value:?}: {e}"));
-    let network = |value: &str| {
-        // An address alone is the network of that address.
-        let address = value.parse::<std::net::IpAddr>().map(IpNet::from);
-        address.or_else(|_| value.parse()).map_err(|_| format!("{value:?} is no network like 10.0.0.0/8"))
-    };
     Ok(Matcher {
         platforms: place.each(&raw.platforms, &format!("{key}.platforms"), platform)?,
         app_version: match raw.app_version {
@@ -220,6 +213,12 @@ fn matcher(place: &Place<'_>, key: &str, raw: RawMatch) -> Result<Matcher, Polic
         cidrs: place.each(&raw.cidrs, &format!("{key}.cidrs"), network)?,
         devices: place.ids(raw.devices, &format!("{key}.devices"))?,
     })
+}
+
+/// An address alone is the network of that address.
+fn network(value: &str) -> Result<IpNet, String> {
+    let address = value.parse::<std::net::IpAddr>().map(IpNet::from);
+    address.or_else(|_| value.parse()).map_err(|_| format!("{value:?} is no network like 10.0.0.0/8"))
 }
 
 fn label(value: &str) -> Result<String, String> {
@@ -293,6 +292,18 @@ impl Place<'_> {
         }
         let reason = format!("{value} is not between {} and {}", range.start(), range.end());
         Err(self.error(&raw, key, reason))
+    }
+
+    fn whole(
+        &self,
+        raw: &Spanned<i64>,
+        key: &str,
+        range: std::ops::RangeInclusive<u32>,
+    ) -> Result<u32, PolicyError> {
+        let value = *raw.get_ref();
+        u32::try_from(value).ok().filter(|value| range.contains(value)).ok_or_else(|| {
+            self.error(raw, key, format!("{value} is not between {} and {}", range.start(), range.end()))
+        })
     }
 
     fn rules<R, T>(

@@ -4,6 +4,7 @@ use berth_proto::bucket::BUCKETS;
 use proptest::prelude::*;
 
 use super::*;
+use crate::locate::{DistanceBy, Locality};
 
 const DOCUMENTED: &str = r#"
 version = 3
@@ -25,6 +26,23 @@ pool = "next"
 users = ["bob"]
 [proximity]
 spill_at = 0.5
+[[proximity.place]]
+region = "cn-east"
+countries = ["CN"]
+subdivisions = ["CN-SH"]
+asns = [4134, 4812]
+cidrs = ["203.0.113.0/24"]
+[[proximity.region]]
+name = "cn-east"
+lat = 31.2
+lon = 121.5
+[[proximity.region]]
+name = "eu"
+lat = 50.1
+lon = 8.7
+[[proximity.distance]]
+between = ["cn-east", "us"]
+ms = 130
 [load]
 bound = 0
 slow_start_seconds = 1.5
@@ -42,6 +60,16 @@ fn the_documents_policy_is_taken() {
     assert_eq!((rule.salt.as_str(), rule.percent), ("canary-ios", 5.0), "the salt defaults to the id");
     assert_eq!(rule.matcher.platforms, [Platform::Ios]);
     assert_eq!(policy.gray[1].percent, 0.0, "named users only");
+}
+
+#[test]
+fn the_places_of_the_operators_document_are_a_policy() {
+    let document = include_str!("../../../docs/proximity.md");
+    let block =
+        document.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a block");
+    let policy = parse(block).expect("what operators copy");
+    assert_eq!(policy.proximity.places.len(), 4);
+    assert!(policy.proximity.from("sa").is_some_and(|from| from.to("cn-east").is_some()));
 }
 
 #[test]
@@ -71,6 +99,62 @@ const BROKEN: &[(&str, usize, &str, &str)] = &[
         "is not between 0 and 86400",
     ),
     ("version = 1\n[proximity]\nspill_at = 1.01", 3, "proximity.spill_at", "1.01 is not between 0 and 1"),
+    ("version = 1\n[proximity]\nplaces = 1", 3, "proximity.places", "unknown field `places`"),
+    ("version = 1\n[[proximity.place]]\nregion = \"eu\"", 2, "proximity.place[0]", "is of nobody"),
+    (
+        "version = 1\n[[proximity.place]]\nregion = \"eu\"\ncountries = [\"DE\", \"de\"]",
+        4,
+        "proximity.place[0].countries[1]",
+        "\"de\" is no country code",
+    ),
+    (
+        "version = 1\n[[proximity.place]]\nregion = \"eu\"\nsubdivisions = [\"HE\"]",
+        4,
+        "proximity.place[0].subdivisions[0]",
+        "\"HE\" is no code of a subdivision",
+    ),
+    (
+        "version = 1\n[[proximity.place]]\nregion = \"eu\"\nasns = [0]",
+        4,
+        "proximity.place[0].asns[0]",
+        "0 is not between 1 and 4294967295",
+    ),
+    (
+        "version = 1\n[[proximity.place]]\nregion = \"eu\"\ncidrs = [\"10.0.0.0/33\"]",
+        4,
+        "proximity.place[0].cidrs[0]",
+        "is no network",
+    ),
+    (
+        "version = 1\n[[proximity.region]]\nname = \"eu\"\nlat = 91\nlon = 0",
+        4,
+        "proximity.region[0].lat",
+        "91 is not between -90 and 90",
+    ),
+    (
+        "version = 1\n[[proximity.region]]\nname = \"eu\"\nlat = 1\nlon = 2\n[[proximity.region]]\nname = \"eu\"\nlat = 3\nlon = 4",
+        6,
+        "proximity.region[1]",
+        "says again",
+    ),
+    (
+        "version = 1\n[[proximity.distance]]\nbetween = [\"eu\", \"eu\"]\nms = 5",
+        3,
+        "proximity.distance[0].between",
+        "\"eu\" is one region",
+    ),
+    (
+        "version = 1\n[[proximity.distance]]\nbetween = [\"eu\", \"us\"]\nms = 5\n[[proximity.distance]]\nbetween = [\"us\", \"eu\"]\nms = 6",
+        5,
+        "proximity.distance[1]",
+        "says again",
+    ),
+    (
+        "version = 1\n[[proximity.distance]]\nbetween = [\"eu\", \"us\"]\nms = 0",
+        4,
+        "proximity.distance[0].ms",
+        "0 is not between 1 and 2000",
+    ),
     ("version = 1\n[[home]]\nusers = []", 2, "home[0]", "missing field `region`"),
     ("version = 1\n[[home]]\nregion = \"eu\"", 2, "home[0]", "names nobody"),
     ("version = 1\n[[home]]\nregion = \"\"\nusers = []", 3, "home[0].region", "has 0 bytes"),
@@ -171,6 +255,27 @@ fn a_policy_has_limits() {
     let many: String = (0..257).map(rule).collect();
     let error = parse(&format!("version = 1\n{many}")).expect_err("too many rules");
     assert_eq!((error.line, error.key.as_str()), (2 + 256 * 4, "gray"));
+}
+
+#[test]
+fn places_and_distances_are_as_written() {
+    let proximity = parse(DOCUMENTED).expect("the document's own").proximity;
+    let place = |ip: &str, subdivision, asn| {
+        let locality = Locality::of("CN", subdivision).in_as(asn);
+        proximity.place(ip.parse().expect("an address"), locality).map(|(_, region)| region)
+    };
+    assert_eq!(place("203.0.113.1", "SH", 4812), Some("cn-east"));
+    assert_eq!(place("203.0.114.1", "SH", 4812), None, "every list that is given counts");
+    assert_eq!(place("203.0.113.1", "ZJ", 4812), None);
+    assert_eq!(place("203.0.113.1", "SH", 4809), None);
+    let far = |from, to| proximity.from(from).and_then(|from| from.to(to)).map(|far| (far.ms, far.by));
+    assert_eq!(far("us", "cn-east"), Some((130, DistanceBy::Distance)), "in both directions");
+    assert_eq!(far("eu", "cn-east"), Some((147, DistanceBy::Coordinates)), "8,850 km");
+    assert_eq!((far("us", "eu"), far("eu", "eu"), far("mars", "eu")), (None, None, None));
+    let many: String =
+        (0..65).map(|n| format!("[[proximity.region]]\nname = \"r{n}\"\nlat = {n}\nlon = 1\n")).collect();
+    let error = parse(&format!("version = 1\n{many}")).expect_err("too many regions");
+    assert_eq!((error.line, error.key.as_str()), (2 + 64 * 4, "proximity.region[64]"));
 }
 
 #[test]
@@ -293,6 +398,9 @@ fn arb_table() -> impl Strategy<Value = String> {
         ("[[gray]]", &["id", "pool", "percent", "match.platforms", "match.app_version", "match.regions"]),
         ("[[gray]]", &["id", "pool", "percent", "match.cidrs", "match.devices", "match.bogus"]),
         ("[proximity]", &["spill_at"]),
+        ("[[proximity.place]]", &["region", "countries", "subdivisions", "asns", "cidrs"]),
+        ("[[proximity.region]]", &["name", "lat", "lon"]),
+        ("[[proximity.distance]]", &["between", "ms", "bogus"]),
         ("[load]", &["bound", "slow_start_seconds"]),
     ];
     let values = prop::collection::vec((prop::bool::weighted(0.8), arb_value()), 6);
@@ -322,6 +430,9 @@ proptest! {
                 prop_assert!(policy.version > 0);
                 prop_assert!((0.0..=1.0).contains(&policy.spill_at) && (0.0..=100.0).contains(&policy.bound));
                 prop_assert!((0..=86_400_000).contains(&policy.slow_start_ms));
+                for place in &policy.proximity.places {
+                    prop_assert!(!place.region.is_empty() && place.asns.is_sorted());
+                }
                 for home in &policy.homes {
                     prop_assert!(!home.region.is_empty() && home.buckets.end <= BUCKETS);
                 }

@@ -15,7 +15,7 @@ use berth_tests::{
     http,
     raw::Transport,
     server::{Composition, Server, berth},
-    tokens::{JWT_SECRET, SERVICE_KEY},
+    tokens::{ADMIN_KEY, JWT_SECRET, SERVICE_KEY},
 };
 use serde_json::{Value, json};
 
@@ -198,6 +198,53 @@ async fn one_data_dir_serves_one_process() -> TestResult {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_decision_is_explained_for_reading() -> TestResult {
+    let server = Server::shared().await?;
+    let asked = ["policy", "explain", "alice", "--scheduler", &server.at.scheduler];
+    let mut command = berth()?;
+    command.args(asked).env("BERTH_AUTH__ADMIN_KEY", ADMIN_KEY);
+    let (code, said, complained) = text_of(run(command).await?)?;
+    ensure!(code == Some(0), "{code:?} {said} {complained}");
+    // What a gateway measures is in its report, and that in the answer.
+    for part in
+        ["decision", "reason DEFAULT", "ranked", "score", "connections ", "cpu ", "memory ", "loop_lag "]
+    {
+        ensure!(said.contains(part), "{part:?} is not in\n{said}");
+    }
+    let (code, said, complained) = run_with(&asked).await?;
+    ensure!(code == Some(1) && complained.contains("auth.admin_key"), "{code:?} {said} {complained}");
+    let mut command = berth()?;
+    command.args(asked).env("BERTH_AUTH__ADMIN_KEY", "x".repeat(40));
+    let (code, said, complained) = text_of(run(command).await?)?;
+    ensure!(code == Some(2) && complained.contains("401"), "{code:?} {said} {complained}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_is_checked_and_simulated_without_a_server() -> TestResult {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("policy.toml");
+    let path = file.to_str().context("a text")?;
+    std::fs::write(&file, "version = 2\n[load]\nbound = 0.1\n")?;
+    let (code, said, _) = run_with(&["policy", "check", path]).await?;
+    ensure!(code == Some(0) && said.contains("version 2"), "{code:?} {said}");
+    let simulated =
+        ["policy", "simulate", "lose", "--gateways", "10", "--clients", "1000", "--seconds", "80"];
+    let asked = [&simulated[..], &["--delays", "0.5", "--policy", path, "--json"]].concat();
+    let (code, said, complained) = run_with(&asked).await?;
+    ensure!(code == Some(0), "{code:?} {said} {complained}");
+    let result: Value = serde_json::from_str(&said).context(said.clone())?;
+    let runs = result["runs"].as_array().context("no runs")?;
+    ensure!(runs.len() == 4 && runs.iter().all(|run| run["connects"].as_u64() > Some(0)), "{said}");
+    let (again, repeated) = (run_with(&asked).await?.1, said);
+    ensure!(again == repeated, "the same seed, another result");
+    std::fs::write(&file, "version = 2\n[load]\nbound = 'x'\n")?;
+    let (code, _, complained) = run_with(&["policy", "check", path]).await?;
+    ensure!(code == Some(1) && complained.contains("line 3, load.bound"), "{code:?} {complained}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_has_help() -> TestResult {
     for command in [
         "",
@@ -211,6 +258,9 @@ async fn everything_has_help() -> TestResult {
         "bench",
         "bench group",
         "config",
+        "policy check",
+        "policy explain",
+        "policy simulate",
     ] {
         let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
         let (code, said, _) = run_with(&arguments).await?;

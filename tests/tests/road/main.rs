@@ -20,6 +20,7 @@ mod operation;
 mod order;
 mod policy;
 mod presence;
+mod proximity;
 mod readme;
 mod replacement;
 mod requests;

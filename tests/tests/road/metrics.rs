@@ -28,7 +28,7 @@ use serde_json::json;
 use crate::docs::document;
 
 /// Counters and histograms, with labels, that [`cause`] must move.
-const MOVED: [(&str, &[(&str, &str)]); 61] = [
+const MOVED: [(&str, &[(&str, &str)]); 62] = [
     ("berth_scheduler_requests_total", &[("outcome", "ok")]),
     ("berth_scheduler_requests_total", &[("outcome", "invalid_argument")]),
     ("berth_scheduler_requests_total", &[("outcome", "unauthenticated")]),
@@ -44,6 +44,7 @@ const MOVED: [(&str, &[(&str, &str)]); 61] = [
     ("berth_scheduler_redirects_total", &[("outcome", "answered")]),
     ("berth_scheduler_pending_ended_total", &[("how", "used")]),
     ("berth_scheduler_policy_loads_total", &[("outcome", "broken")]),
+    ("berth_scheduler_located_total", &[("by", "nothing")]),
     ("berth_gateway_connections_closed_total", &[("code", "4501")]),
     ("berth_gateway_connections_closed_total", &[("code", "4503")]),
     ("berth_gateway_connections_closed_total", &[("code", "4504")]),
@@ -93,8 +94,11 @@ const MOVED: [(&str, &[(&str, &str)]); 61] = [
 ];
 
 /// What is not caused here, and why.
-const NOT_CAUSED: [(&str, &str); 19] = [
+const NOT_CAUSED: [(&str, &str); 22] = [
     ("berth_scheduler_reports_refused_total", "needs a gateway with a fault: scheduler/src/tests.rs"),
+    ("berth_scheduler_geoip_loads_total", "needs a database: tests/tests/road/proximity.rs"),
+    ("berth_scheduler_geoip_lookups_total", "needs a database: scheduler/src/locate/tests.rs"),
+    ("berth_scheduler_rtt_votes_total", "needs a gateway with a region: scheduler/src/locate/tests.rs"),
     ("berth_gateway_accept_errors_total", "needs a process without descriptors: gateway/tests/famine.rs"),
     (
         "berth_gateway_limited_total",

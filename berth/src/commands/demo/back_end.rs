@@ -3,13 +3,8 @@
 use anyhow::{Context, ensure};
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
 
-/// An answer of more bytes is none of ours.
-const ANSWER: u64 = 64 * 1024;
+use crate::commands::http::ask;
 
 /// Where the back-end API is, and what opens it.
 #[derive(Debug, clap::Args)]
@@ -59,22 +54,4 @@ impl BackEnd {
         ensure!(status == 200, "{method} {path} was answered with {status}: {answer}");
         serde_json::from_str(&answer).with_context(|| format!("{method} {path} was answered with {answer}"))
     }
-}
-
-/// One HTTP/1.0 exchange: the answer ends with the connection. The caller bounds the time.
-async fn ask(base: &str, method: &str, path: &str, key: &str, body: &Value) -> anyhow::Result<(u16, String)> {
-    let host = base.strip_prefix("http://").with_context(|| format!("{base:?} is no http:// address"))?;
-    let host = host.trim_end_matches('/');
-    let body = if body.is_null() { String::new() } else { body.to_string() };
-    let request = format!(
-        "{method} {path} HTTP/1.0\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    let mut stream = TcpStream::connect(host).await.with_context(|| format!("connecting to {base}"))?;
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = String::new();
-    stream.take(ANSWER).read_to_string(&mut answer).await?;
-    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("{base} speaks no HTTP"))?;
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-    Ok((status.with_context(|| format!("{base} speaks no HTTP"))?, body.to_owned()))
 }

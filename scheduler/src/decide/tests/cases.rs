@@ -5,7 +5,7 @@ use rand::{Rng, rngs::SmallRng};
 use super::{
     super::{explain::explain, *},
     rng,
-    world::{Asked, NOW, Spec, World},
+    world::{Asked, NOW, Spec, World, near_in_order},
 };
 use crate::fleet::{FORGET_AFTER_MS, Pending};
 
@@ -43,10 +43,9 @@ fn nearest_first() {
         assert!(ids[0].starts_with("eu-b") && ids[1].starts_with("eu-a"), "{ids:?}");
         assert_eq!(decided(&world, &at("eu", ""), seed).2, TierKind::Region);
         assert_eq!(decided(&world, &at("mars", ""), seed).2, TierKind::Rest);
-        let measured =
-            Asked { rtt_ms: [("us-a1".to_owned(), 80), ("ap-b2".to_owned(), 20)].into(), ..at("", "") };
-        let (_, _, tier, ids) = decided(&world, &measured, seed);
-        assert_eq!(tier, TierKind::Measured);
+        let near = Asked { near: near_in_order(&["ap", "us"]), ..at("", "") };
+        let (_, _, tier, ids) = decided(&world, &near, seed);
+        assert_eq!(tier, TierKind::Near);
         assert!(ids[0].starts_with("ap") && ids[2].starts_with("us"), "{ids:?}");
     }
     world.policy = "version = 1\n[[home]]\nregion = \"us\"\nusers = [\"alice\"]".to_owned();
@@ -83,6 +82,32 @@ fn a_tier_at_spill_at_spills_into_the_next() {
     assert_eq!(tier(&gateways), TierKind::Zone, "all spill: the nearest with room");
     load(&mut gateways, "eu-a", 100);
     assert_eq!(tier(&gateways), TierKind::Region);
+}
+
+#[test]
+fn tiers_that_spill_are_left_in_the_order_of_their_distance() {
+    // Not in the order of names, and the first of them is not where any gateway is.
+    let near = near_in_order(&["mars", "us", "eu", "ap"]);
+    let asked = Asked { near: near.clone(), ..Asked::default() };
+    let mut gateways = three_regions();
+    for expected in ["us", "eu", "ap"] {
+        let world = World { gateways: gateways.clone(), ..World::default() };
+        let (_, _, tier, ids) = decided(&world, &asked, 4);
+        assert!(tier == TierKind::Near && ids[0].starts_with(expected), "{expected}: {ids:?}");
+        gateways.iter_mut().filter(|spec| spec.region == expected).for_each(|spec| spec.connections = 90);
+    }
+    let world = World {
+        gateways: three_regions(),
+        policy: "version = 1\n[[home]]\nregion = \"ap\"\nusers = [\"alice\"]".to_owned(),
+        ..World::default()
+    };
+    let at_home = Asked { region: "eu".to_owned(), near, ..Asked::default() };
+    let (fleet, policy) = (world.fleet(), world.policy());
+    let tiers = tiers(&fleet, fleet.pool("stable").expect("reported"), "ap", &at_home.request());
+    let kinds: Vec<_> = tiers.as_slice().iter().flatten().map(|tier| tier.kind).collect();
+    assert_eq!(kinds, [TierKind::Home, TierKind::Region, TierKind::Near, TierKind::Rest], "no region twice");
+    let (_, seen) = explain(&fleet, &policy, &at_home.request(), NOW, &mut rng(1));
+    assert_eq!((seen.tiers[0].distance_ms, seen.tiers[0].distance_by), (Some(4), Some("measured")));
 }
 
 #[test]
@@ -183,7 +208,7 @@ fn an_explanation_tells_every_stage() {
         gateways: vec![
             Spec::at("g1", "eu", "a"),
             Spec { draining: true, ..Spec::at("g2", "eu", "a") },
-            Spec { connections: 50, ..Spec::at("g3", "eu", "b") },
+            Spec { connections: 50, cpu: Some(90), ..Spec::at("g3", "eu", "b") },
             Spec::of("c1", "canary"),
         ],
         policy:
@@ -204,7 +229,11 @@ fn an_explanation_tells_every_stage() {
     let dropped: Vec<_> = seen.gateways.iter().map(|g| (g.gateway_id.as_str(), g.dropped)).collect();
     let expected = [("g3", None), ("g1", Some("failed")), ("g2", Some("draining")), ("c1", Some("pool"))];
     assert_eq!(dropped, expected);
-    assert_eq!(seen.gateways[0].score, 0.5);
+    let first = &seen.gateways[0];
+    assert_eq!((first.score, first.load, first.worst), (0.76, 76, "cpu"));
+    let told: Vec<_> =
+        first.dimensions.iter().map(|seen| (seen.dimension, seen.utilisation, seen.pressure)).collect();
+    assert_eq!(told, [("connections", 0.5, 0.5), ("cpu", 0.9, 0.8)]);
     let listed: Vec<_> = seen.ranked.iter().map(|r| (r.gateway_id.as_str(), r.domain)).collect();
     assert_eq!(listed, [("g3", "first")]);
 }
@@ -281,6 +310,52 @@ fn a_gateway_that_has_just_started_is_not_flooded() {
     let new = got[9];
     assert!(new <= 150, "a tenth of what the others hold, not all of the thousand: {new}");
     assert!(new >= 50, "but not nothing: {new}");
+}
+
+#[test]
+fn a_gateway_without_cpu_gets_less_and_is_not_refused() {
+    let spec =
+        |n: u64, cpu| Spec { capacity: 1_000, connections: 200, cpu, ..Spec::of(&format!("g{n}"), "stable") };
+    let busy = spec(9, Some(80));
+    let calm = (0..9).map(|n| spec(n, Some(10)));
+    let got = assign_many(
+        &World { gateways: calm.chain([busy.clone()]).collect(), ..World::default() },
+        1_000,
+        &mut rng(7),
+    );
+    assert_eq!(got[9], 0, "three times the mean: {got:?}");
+    let alone = World { gateways: vec![Spec { cpu: Some(300), ..busy }], ..World::default() };
+    assert_eq!(assign_many(&alone, 100, &mut rng(7)), [100], "only connections run out");
+}
+
+#[test]
+fn a_tier_short_of_cpu_spills_as_one_short_of_connections() {
+    let tier = |cpu| {
+        let gateways = vec![Spec { cpu: Some(cpu), ..Spec::at("near", "eu", "") }, Spec::at("far", "us", "")];
+        let asked = Asked { region: "eu".to_owned(), ..Asked::default() };
+        decided(&World { gateways, ..World::default() }, &asked, 3).2
+    };
+    assert_eq!((tier(92), tier(93)), (TierKind::Region, TierKind::Rest));
+}
+
+#[test]
+fn when_most_fall_silent_they_go_on_and_are_no_better_than_the_rest() {
+    // Seven of ten were empty when they were last heard of, a minute ago; who is heard of is half full.
+    let gateways = (0..10)
+        .map(|n| {
+            let (age_ms, connections) = if n < 7 { (60_000, 0) } else { (0, 500) };
+            Spec { capacity: 1_000, age_ms, connections, ..Spec::of(&format!("g{n}"), "stable") }
+        })
+        .collect();
+    let world = World { gateways, ..World::default() };
+    let got = assign_many(&world, 1_000, &mut rng(7));
+    let silent: u64 = got[..7].iter().sum();
+    assert!((600..=800).contains(&silent), "their share, not everybody: {got:?}");
+    let reasons: std::collections::HashSet<_> = (0..50)
+        .map(|seed| decided(&world, &Asked::default(), seed))
+        .map(|found| (found.3[0].as_str() < "g7", found.0))
+        .collect();
+    assert_eq!(reasons, [(true, Reason::Stale), (false, Reason::Default)].into(), "and it is said of whom");
 }
 
 #[test]

@@ -1,13 +1,15 @@
 //! Fleets, policies and requests for tests: written down, or at random.
 
-use std::collections::BTreeMap;
-
-use berth_proto::{client::Endpoint, wire::GatewayReport};
+use berth_proto::{
+    client::Endpoint,
+    wire::{GatewayLoad, GatewayReport},
+};
 use proptest::prelude::*;
 
 use super::super::Request;
 use crate::{
     fleet::{Fleet, Pending, Table},
+    locate::{DistanceBy, Near},
     policy::{Client, Platform, Policy, app_version, parse},
     transport::Transports,
 };
@@ -24,6 +26,8 @@ pub(super) struct Spec {
     pub zone: String,
     pub capacity: u64,
     pub connections: u64,
+    /// In percent of what it has; none: not told.
+    pub cpu: Option<u64>,
     pub pending: u64,
     pub ready: bool,
     pub draining: bool,
@@ -42,6 +46,7 @@ impl Spec {
             zone: String::new(),
             capacity: 100,
             connections: 0,
+            cpu: None,
             pending: 0,
             ready: true,
             draining: false,
@@ -62,6 +67,11 @@ impl Spec {
             url: format!("{transport}://{}", self.id),
             ..Endpoint::default()
         };
+        let load = |percent| GatewayLoad {
+            cpu_millis_per_second: percent * 20,
+            cpu_millis_per_second_capacity: 2_000,
+            ..GatewayLoad::default()
+        };
         GatewayReport {
             gateway_id: self.id.clone(),
             boot: 1,
@@ -74,6 +84,7 @@ impl Spec {
             capacity: self.capacity,
             connections: self.connections,
             uptime_ms: self.uptime_ms,
+            load: self.cpu.map(load),
             ..GatewayReport::default()
         }
     }
@@ -85,17 +96,28 @@ pub(super) struct World {
     pub gateways: Vec<Spec>,
     pub policy: String,
     pub slow_start_ms: i64,
+    /// The scheduler has heard of everybody, all of them idle, before: what it knows now it takes up slowly.
+    pub heard_before: bool,
 }
 
 impl Default for World {
     fn default() -> Self {
-        Self { gateways: Vec::new(), policy: "version = 1".to_owned(), slow_start_ms: 30_000 }
+        Self {
+            gateways: Vec::new(),
+            policy: "version = 1".to_owned(),
+            slow_start_ms: 30_000,
+            heard_before: false,
+        }
     }
 }
 
 impl World {
     pub fn fleet(&self) -> Fleet {
         let mut table = Table::default();
+        for spec in self.gateways.iter().filter(|_| self.heard_before) {
+            let idle = Spec { cpu: Some(0), connections: 0, ..spec.clone() };
+            table.take(1, &idle.report(), NOW - spec.age_ms - 500).expect("a valid report");
+        }
         for spec in &self.gateways {
             table.take(1, &spec.report(), NOW - spec.age_ms).expect("a valid report");
         }
@@ -132,7 +154,8 @@ pub(super) struct Asked {
     pub version: String,
     pub transports: Transports,
     pub failed: Vec<String>,
-    pub rtt_ms: BTreeMap<String, u32>,
+    /// Regions and their distances, nearest first.
+    pub near: Vec<Near<'static>>,
 }
 
 impl Default for Asked {
@@ -145,7 +168,7 @@ impl Default for Asked {
             version: String::new(),
             transports: Transports::ALL,
             failed: Vec::new(),
-            rtt_ms: BTreeMap::new(),
+            near: Vec::new(),
         }
     }
 }
@@ -164,15 +187,22 @@ impl Asked {
             },
             transports: self.transports,
             failed: &self.failed,
-            rtt_ms: &self.rtt_ms,
+            near: &self.near,
         }
     }
+}
+
+/// Regions, each farther than the one before.
+pub(super) fn near_in_order(regions: &[&'static str]) -> Vec<Near<'static>> {
+    let near = |(ms, region): (u32, &&'static str)| Near { region, ms, by: DistanceBy::Measured };
+    (1..).zip(regions).map(near).collect()
 }
 
 /// Any gateway in `stable`; its id is given later.
 pub(super) fn arb_spec() -> impl Strategy<Value = Spec> {
     let labels = (0..4usize, 0..3usize);
-    let load = (0..40u64, 0..45u64, prop_oneof![4 => Just(0), 1 => 0..20u64]);
+    let cpu = prop_oneof![2 => Just(None), 1 => (0..150u64).prop_map(Some)];
+    let load = (0..40u64, 0..45u64, cpu, prop_oneof![4 => Just(0), 1 => 0..20u64]);
     let flags = (prop::bool::weighted(0.9), prop::bool::weighted(0.1));
     let ages = prop_oneof![6 => 0..1_500i64, 1 => 1_501..3_000i64, 1 => 3_001..400_000i64];
     let uptime = prop_oneof![0..30_000u64, Just(3_600_000)];
@@ -180,7 +210,7 @@ pub(super) fn arb_spec() -> impl Strategy<Value = Spec> {
     (labels, load, flags, ages, uptime, transports, any::<u64>()).prop_map(
         |(
             (region, zone),
-            (capacity, connections, pending),
+            (capacity, connections, cpu, pending),
             (ready, draining),
             age_ms,
             uptime_ms,
@@ -194,6 +224,7 @@ pub(super) fn arb_spec() -> impl Strategy<Value = Spec> {
                 zone: ["", "a", "b"][zone].to_owned(),
                 capacity,
                 connections,
+                cpu,
                 pending,
                 ready,
                 draining,
@@ -227,20 +258,20 @@ pub(super) fn arb_world() -> impl Strategy<Value = World> {
                  [proximity]\nspill_at = {spill:.3}\n[load]\nbound = {bound:.3}",
                 home + 1
             );
-            World { gateways, policy, slow_start_ms: 30_000 }
+            World { gateways, policy, ..World::default() }
         },
     )
 }
 
-/// A client of any place that failed at some gateways and measured others.
+/// A client of any place that failed at some gateways and is near to some regions.
 pub(super) fn arb_asked() -> impl Strategy<Value = Asked> {
     let place = (0..5usize, 0..3usize);
     let platform = prop::option::of(prop::sample::select(Platform::ALL.to_vec()));
     let transports = prop::sample::select(vec![Transports::WS, Transports::TCP, Transports::ALL]);
     let failed = prop::collection::vec("g[0-9]{1,2}", 0..6);
-    let rtt_ms = prop::collection::btree_map("g[0-9]{1,2}", 0..300u32, 0..8);
-    ("[a-z]{1,8}", place, platform, transports, failed, rtt_ms).prop_map(
-        |(user, (region, zone), platform, transports, failed, rtt_ms)| Asked {
+    let near = prop::sample::subsequence(vec!["ap", "eu", "nowhere", "us"], 0..=4).prop_shuffle();
+    ("[a-z]{1,8}", place, platform, transports, failed, near).prop_map(
+        |(user, (region, zone), platform, transports, failed, near)| Asked {
             user,
             region: ["", "eu", "us", "ap", "nowhere"][region].to_owned(),
             zone: ["", "a", "b"][zone].to_owned(),
@@ -248,7 +279,7 @@ pub(super) fn arb_asked() -> impl Strategy<Value = Asked> {
             version: "7.3.1".to_owned(),
             transports,
             failed,
-            rtt_ms,
+            near: near_in_order(&near),
         },
     )
 }
