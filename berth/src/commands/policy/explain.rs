@@ -108,8 +108,16 @@ fn readable(answer: &Value) -> String {
     let gateways = stages["gateways"].as_array().map_or(&[][..], Vec::as_slice);
     let _ = writeln!(
         text,
-        "{:<16}{:<10}{:<14}{:>8}  {:<12}{:>12}{:>9}  {:<12}dimensions",
-        "gateway", "pool", "region/zone", "score", "decided by", "connections", "pending", "dropped"
+        "{:<16}{:<10}{:<14}{:>8}  {:<12}{:>14}{:>12}{:>9}  {:<12}dimensions",
+        "gateway",
+        "pool",
+        "region/zone",
+        "score",
+        "decided by",
+        "load/weight",
+        "connections",
+        "pending",
+        "dropped"
     );
     gateways.iter().take(SHOWN).for_each(|gateway| text.push_str(&row(gateway)));
     let hidden =
@@ -127,11 +135,12 @@ fn row(gateway: &Value) -> String {
     };
     let dimensions: Vec<_> = gateway["dimensions"].as_array().into_iter().flatten().map(dimension).collect();
     format!(
-        "{:<16}{:<10}{place:<14}{:>8.4}  {:<12}{:>12}{:>9}  {:<12}{}\n",
+        "{:<16}{:<10}{place:<14}{:>8.4}  {:<12}{:>14}{:>12}{:>9}  {:<12}{}\n",
         plain(&gateway["gatewayId"]),
         plain(&gateway["pool"]),
         gateway["score"].as_f64().unwrap_or(0.0),
         plain(&gateway["worst"]),
+        format!("{}/{:.0}", gateway["load"], gateway["weight"].as_f64().unwrap_or(0.0)),
         format!("{}/{}", gateway["connections"], gateway["capacity"]),
         plain(&gateway["pending"]),
         if gateway["dropped"].is_null() { "-".to_owned() } else { plain(&gateway["dropped"]) },
@@ -172,6 +181,7 @@ mod tests {
                 "tiers": [{ "kind": "region", "region": "eu", "meanScore": 0.25 }],
                 "gateways": [
                     { "gatewayId": "g1", "pool": "canary", "region": "eu", "zone": "a", "score": 0.5, "worst": "cpu",
+                      "load": 48, "weight": 100.0,
                       "connections": 5, "capacity": 100, "pending": 2,
                       "dimensions": [{ "dimension": "cpu", "utilisation": 0.57 }] },
                     { "gatewayId": "g2", "dropped": "draining" },
@@ -187,6 +197,7 @@ mod tests {
             "rule       bucket 12, ruleId ios, verdict in",
             "meanScore 0.2500",
             "0.5000  cpu",
+            "48/100",
             "5/100",
             "cpu 57%",
             "draining",
