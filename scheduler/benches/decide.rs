@@ -126,7 +126,7 @@ fn places(c: &mut Criterion) {
     group.bench_function("address", |b| b.iter(|| black_box(database.find(black_box(ip)))));
     let (empty, policy) = (parse("version = 1").expect("valid"), parse(PLACES).expect("valid"));
     let network = Network::of(ip, database.find(ip)).expect("a public address");
-    let mut polled = Votes::default();
+    let polled = Votes::default();
     for user in 0..15 {
         for region in ["r0", "r1", "r3", "r4"] {
             polled.cast(&network, region, &format!("u{user}"), 10 + user, 0);
