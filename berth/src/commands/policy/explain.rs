@@ -3,7 +3,7 @@
 use std::{fmt::Write, path::PathBuf, time::Duration};
 
 use anyhow::{Context, anyhow, ensure};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::{commands::http::ask, config::Layers, exit::Failure, output};
 
@@ -98,6 +98,13 @@ fn readable(answer: &Value) -> String {
         Some(decision) => say("decision", fields(decision)),
         None => say("decision", format!("none: {}", plain(&answer["problem"]["detail"]))),
     }
+    if !answer["tier"].is_null() {
+        say("tier", plain(&answer["tier"]));
+    }
+    let client = &answer["client"];
+    let place = client.as_object().map(|client| client.iter().filter(|(name, _)| *name != "distances"));
+    say("client", fields(place.into_iter().flatten()));
+    client["distances"].as_array().into_iter().flatten().for_each(|near| say("distance", distance(near)));
     say("admission", fields_of(&stages["admission"]));
     say("home", if stages["home"] == "" { "none".to_owned() } else { plain(&stages["home"]) });
     for (stage, word) in
@@ -148,13 +155,21 @@ fn row(gateway: &Value) -> String {
     )
 }
 
+/// How far a region is, and the votes behind that.
+fn distance(near: &Value) -> String {
+    let place = near.as_object().map(|near| near.iter().filter(|(name, _)| *name != "votes"));
+    let votes =
+        near["votes"].as_object().map_or_else(String::new, |votes| format!(", votes: {}", fields(votes)));
+    fields(place.into_iter().flatten()) + &votes
+}
+
 fn fields_of(entry: &Value) -> String {
-    entry.as_object().map_or_else(String::new, fields)
+    entry.as_object().map_or_else(String::new, |entry| fields(entry))
 }
 
 /// `name value, name value`, without what says nothing.
-fn fields(entry: &Map<String, Value>) -> String {
-    let said = entry.iter().filter(|(_, value)| **value != json!(false) && **value != json!(""));
+fn fields<'a>(entries: impl IntoIterator<Item = (&'a String, &'a Value)>) -> String {
+    let said = entries.into_iter().filter(|(_, value)| **value != json!(false) && **value != json!(""));
     said.map(|(name, value)| format!("{name} {}", plain(value))).collect::<Vec<_>>().join(", ")
 }
 
@@ -174,6 +189,12 @@ mod tests {
     fn every_stage_and_every_loser_is_told() {
         let answer = json!({
             "decision": { "policyVersion": "3", "reason": "SPLIT", "pool": "canary", "ruleId": "" },
+            "tier": "region",
+            "client": {
+                "region": "eu", "regionBy": "place", "place": 0, "network": "203.0.113.0/24",
+                "distances": [{ "region": "eu", "ms": 12, "by": "votes",
+                    "votes": { "count": 4, "weight": 3.5, "medianMs": 11 } }],
+            },
             "stages": {
                 "admission": { "known": 2, "assignable": 2, "distrusted": false },
                 "home": "eu",
@@ -192,6 +213,9 @@ mod tests {
         let text = readable(&answer);
         for part in [
             "decision   policyVersion 3, pool canary, reason SPLIT",
+            "tier       region\n",
+            "client     network 203.0.113.0/24, place 0, region eu, regionBy place\n",
+            "distance   by votes, ms 12, region eu, votes: count 4, medianMs 11, weight 3.5000\n",
             "admission  assignable 2, known 2\n",
             "home       eu",
             "rule       bucket 12, ruleId ios, verdict in",
