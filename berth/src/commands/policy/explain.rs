@@ -164,7 +164,7 @@ fn distance(near: &Value) -> String {
 }
 
 fn fields_of(entry: &Value) -> String {
-    entry.as_object().map_or_else(String::new, |entry| fields(entry))
+    entry.as_object().map_or_else(String::new, fields)
 }
 
 /// `name value, name value`, without what says nothing.
