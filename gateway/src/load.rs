@@ -55,7 +55,7 @@ pub(crate) struct Totals {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Capacities {
     pub(crate) sent_bytes_per_second: u64,
-    pub(crate) cores: u64,
+    pub(crate) cpu_millis_per_second: u64,
     pub(crate) memory_bytes: u64,
 }
 
@@ -95,7 +95,7 @@ impl Meter {
             sent_bytes_per_second: self.sent_bytes.round() as u64,
             sent_bytes_per_second_capacity: self.capacities.sent_bytes_per_second,
             cpu_millis_per_second: self.cpu_millis.round() as u64,
-            cpu_millis_per_second_capacity: 1_000 * self.capacities.cores,
+            cpu_millis_per_second_capacity: self.capacities.cpu_millis_per_second,
             resident_bytes: now.resident_bytes,
             resident_bytes_capacity: self.capacities.memory_bytes,
             loop_lag_us: self.lag_us.round() as u64,
@@ -111,7 +111,9 @@ mod tests {
     use super::*;
 
     fn meter() -> Meter {
-        Meter::new(Capacities { sent_bytes_per_second: 0, cores: 2, memory_bytes: 1_000 }, Totals::default())
+        let capacities =
+            Capacities { sent_bytes_per_second: 0, cpu_millis_per_second: 2_000, memory_bytes: 1_000 };
+        Meter::new(capacities, Totals::default())
     }
 
     /// Totals after `count` reports of a steady load: 100 handshakes, 5,000 bytes, 1.5 cores a second, 3 ms late.

@@ -133,7 +133,7 @@ impl Supervisor {
         let system = System::new();
         let capacities = Capacities {
             sent_bytes_per_second: shared.config.sent_bytes_per_second,
-            cores: system.cores,
+            cpu_millis_per_second: system.cpu_millis_per_second,
             memory_bytes: system.memory_bytes,
         };
         let meter = Meter::new(capacities, totals(&shared, &system, now));

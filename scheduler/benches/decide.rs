@@ -2,7 +2,12 @@
 //! for a client with failed gateways and measured round trips; what it costs to find out where that client is; and what a
 //! snapshot costs.
 
-use std::{collections::BTreeMap, hint::black_box, time::Duration};
+use std::{
+    collections::BTreeMap,
+    hint::black_box,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use berth_proto::{client::Endpoint, wire::GatewayReport};
 use berth_scheduler::{
@@ -126,7 +131,7 @@ fn places(c: &mut Criterion) {
     group.bench_function("address", |b| b.iter(|| black_box(database.find(black_box(ip)))));
     let (empty, policy) = (parse("version = 1").expect("valid"), parse(PLACES).expect("valid"));
     let network = Network::of(ip, database.find(ip)).expect("a public address");
-    let mut polled = Votes::default();
+    let polled = Votes::default();
     for user in 0..15 {
         for region in ["r0", "r1", "r3", "r4"] {
             polled.cast(&network, region, &format!("u{user}"), 10 + user, 0);
@@ -151,6 +156,34 @@ fn places(c: &mut Criterion) {
     group.finish();
 }
 
+/// The time of one look at a network's votes while as many threads as are named look at their own networks.
+fn threads(c: &mut Criterion) {
+    let mut group = c.benchmark_group("votes");
+    let votes = Votes::default();
+    for count in [1u8, 2, 4] {
+        group.bench_function(BenchmarkId::new("threads", count), |b| {
+            b.iter_custom(|iterations| {
+                let start = Instant::now();
+                std::thread::scope(|scope| {
+                    for thread in 0..count {
+                        let votes = &votes;
+                        scope.spawn(move || {
+                            let ip = IpAddr::from([203, 0, thread, 7]);
+                            let network = Network::of(ip, None).expect("a public address");
+                            votes.cast(&network, "r1", "u1", 10, 0);
+                            (0..iterations).for_each(|_| {
+                                black_box(votes.polled(black_box(&network), 1));
+                            });
+                        });
+                    }
+                });
+                start.elapsed()
+            });
+        });
+    }
+    group.finish();
+}
+
 fn snapshots(c: &mut Criterion) {
     let mut group = c.benchmark_group("snapshot");
     for size in [10, 1_000, 10_000] {
@@ -166,6 +199,6 @@ criterion_group! {
     name = benches;
     // Short: the figures settle within two seconds, and there are two dozen of them.
     config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
-    targets = decisions, places, snapshots
+    targets = decisions, places, threads, snapshots
 }
 criterion_main!(benches);

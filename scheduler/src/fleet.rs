@@ -25,7 +25,7 @@ use berth_proto::client::Endpoint;
 use self::build::Layout;
 pub use self::{
     health::{DEAD_AFTER_MS, FORGET_AFTER_MS, REPORT_INTERVAL_MS, STALE_AFTER_MS, TOGETHER_MS},
-    load::{Dimension, MAX_UTILISATION, Measure, Usage, pressure},
+    load::{Dimension, MAX_UTILISATION, Measure, Strain, Usage, pressure},
     pending::{Pending, PendingCounts},
     table::{MAX_GATEWAYS, ReportError, Table},
 };
@@ -137,6 +137,19 @@ impl Gateway {
         u64::from(self.profile.pending.load(Ordering::Relaxed))
     }
 
+    /// What its load adds to its tier's. One gateway, however overloaded, is not more of a tier than all it can hold: a hung
+    /// worker would make the tier look full, and its mean hide who of the others is.
+    #[must_use]
+    pub fn tier_load(&self) -> u64 {
+        self.load.min(self.capacity)
+    }
+
+    /// What is compared with the tier's mean, which is of the same loads.
+    #[must_use]
+    pub fn tier_score(&self) -> f64 {
+        (self.tier_load() + self.pending()) as f64 / self.weight
+    }
+
     /// What two gateways are compared on: (load + pending) / weight.
     #[must_use]
     pub fn score(&self) -> f64 {
@@ -154,9 +167,9 @@ impl Gateway {
 /// What gateways that serve (assignable or full) hold together.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Sums {
-    /// Reported load, the worst dimension of each in connections.
+    /// Reported connections or CPU, the worse of each gateway in connections.
     pub used: u64,
-    /// The same as decisions count it: slow to change, and no less with age.
+    /// [`Gateway::tier_load`]: every dimension, slow to change, and no less with age.
     pub load: u64,
     /// Own pending assignments.
     pub pending: u64,
@@ -186,7 +199,7 @@ impl Sums {
         if self.capacity == 0 { 1.0 } else { self.used as f64 / self.capacity as f64 }
     }
 
-    /// The mean of [`Gateway::score`], weighted. Without weight: 0.
+    /// The mean of [`Gateway::tier_score`], weighted. Without weight: 0.
     #[must_use]
     pub fn mean_score(self) -> f64 {
         if self.weight > 0.0 { (self.load + self.pending) as f64 / self.weight } else { 0.0 }
@@ -236,7 +249,7 @@ impl Group {
 /// A dimension over the gateways that serve.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct DimensionCounts {
-    /// Of so many gateways it is the worst.
+    /// It decides the load of so many gateways.
     pub decides: u64,
     /// The highest utilisation that any reports.
     pub most: f64,
@@ -259,6 +272,8 @@ pub struct Fleet {
     pub zones: Vec<Group>,
     /// What each of the gateways last said of every dimension. Beside them, since decisions read only the sum of it.
     pub usages: Vec<Usage>,
+    /// How far anything but connections counts for each.
+    pub strains: Vec<Strain>,
     /// So many gateways fell silent together that their silence is not believed.
     pub distrusted: bool,
     layout: Arc<Layout>,
@@ -321,14 +336,26 @@ impl Fleet {
         counts
     }
 
+    /// The dimension that decides a gateway's load.
+    #[must_use]
+    pub fn decides(&self, index: u32) -> Dimension {
+        self.strains[index as usize].decides(&self.usages[index as usize])
+    }
+
+    /// How much a gateway's last report still says, from 1 to 0.
+    #[must_use]
+    pub fn freshness(&self, gateway: &Gateway) -> f64 {
+        load::freshness(self.built_at_ms - gateway.reported_at_ms)
+    }
+
     /// Of each dimension, in the order of [`Dimension::ALL`].
     #[must_use]
     pub fn dimensions(&self) -> [DimensionCounts; Dimension::ALL.len()] {
         let mut counts = [DimensionCounts::default(); Dimension::ALL.len()];
-        let serving = self.gateways.iter().zip(&self.usages).filter(|(gateway, _)| gateway.state.serves());
-        for (_, usage) in serving {
-            counts[usage.worst().0 as usize].decides += 1;
-            for (dimension, measure) in usage.measures() {
+        let serving = (0..).zip(&self.gateways).filter(|(_, gateway)| gateway.state.serves());
+        for (index, _) in serving {
+            counts[self.decides(index) as usize].decides += 1;
+            for (dimension, measure) in self.usages[index as usize].measures() {
                 let most = &mut counts[dimension as usize].most;
                 *most = most.max(measure.utilisation().unwrap_or(0.0));
             }

@@ -203,7 +203,7 @@ pub fn locate<'a>(
     let (region, by) = region(fleet, policy, claim, locality);
     let mut near = measured(fleet, claim.rtt_ms);
     let from = policy.proximity.from(region);
-    let polled = network.as_ref().and_then(|network| votes.polled(network));
+    let polled = network.as_ref().and_then(|network| votes.polled(network, now_s));
     if from.is_some() || polled.is_some() {
         for group in &fleet.regions {
             let name = fleet.labels(group).region.as_str();
@@ -211,7 +211,7 @@ pub fn locate<'a>(
                 continue;
             }
             let geography = from.and_then(|from| from.to(name));
-            let tally = polled.and_then(|polled| polled.tally(name, now_s));
+            let tally = polled.as_ref().and_then(|polled| polled.tally(name));
             if let Some((ms, by)) = distance(geography, tally) {
                 near.insert(Near { region: name, ms, by });
             }

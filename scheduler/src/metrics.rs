@@ -176,7 +176,7 @@ impl Metrics {
                 registry.gauge("berth_scheduler_gateways", "Gateways by state.", &labels)
             }),
             decided_by: Dimension::ALL.map(|dimension| {
-                let help = "Serving gateways by the dimension that is worst.";
+                let help = "Serving gateways by the dimension that decides their load.";
                 registry.gauge(
                     "berth_scheduler_gateways_decided_by",
                     help,

@@ -98,7 +98,7 @@ pub struct TierSeen {
     pub distance_by: Option<&'static str>,
     /// Its assignable gateways.
     pub candidates: u32,
-    /// Reported load over capacity, the worst dimension of each gateway.
+    /// Reported connections or CPU over capacity, the worse of each gateway: at `spill_at` it spills.
     pub utilisation: f64,
     /// The mean score, with pending assignments and slow start.
     pub mean_score: f64,
@@ -152,9 +152,13 @@ pub struct GatewaySeen {
     pub connections: u64,
     /// The dimension that decides: `connections`, `handshakes`, `sent_bytes`, `cpu`, `memory` or `loop_lag`.
     pub worst: &'static str,
+    /// How far anything but connections counts: it follows the reports slowly.
+    pub strain: f64,
+    /// How much its last report still says, from 1 to 0: what is missing is taken for the pool's mean.
+    pub freshness: f64,
     /// Every dimension that it reports.
     pub dimensions: Vec<DimensionSeen>,
-    /// What it counts for, in connections: those it has, and most of what its worst dimension is above them.
+    /// What it counts for, in connections: those it has, and most of what its strain is above them.
     pub load: u64,
     /// Own assignments on their way to it.
     pub pending: u64,
@@ -270,7 +274,9 @@ fn gateway_seen(fleet: &Fleet, index: u32, dropped: Option<&'static str>, now_ms
         state: gateway.state.name(),
         capacity: gateway.capacity,
         connections: gateway.connections,
-        worst: usage.worst().0.name(),
+        worst: fleet.decides(index).name(),
+        strain: fleet.strains[index as usize].pressure,
+        freshness: fleet.freshness(gateway),
         dimensions: usage.measures().filter_map(dimension).collect(),
         load: gateway.load,
         pending: gateway.pending(),

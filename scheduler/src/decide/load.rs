@@ -84,6 +84,10 @@ impl<'a> Chooser<'a> {
         }
     }
 
+    fn bounded(&self, index: u32, score: f64, limit: f64) -> Result<f64, Dropped> {
+        if self.fleet.gateway(index).tier_score() <= limit { Ok(score) } else { Err(Dropped::OverBound) }
+    }
+
     /// A gateway of the tier that is not taken: the less loaded of two drawn at random, if its score is at most `limit`.
     /// When several pairs give none, all are looked at.
     pub fn choose(
@@ -105,7 +109,7 @@ impl<'a> Chooser<'a> {
                 if candidates == 1 { one } else { (one + rng.random_range(1..candidates)) % candidates };
             let drawn = [one, other].map(|position| tier.candidate(self.fleet, position));
             let judged = drawn.map(|gateway| {
-                let judged = self.judge(gateway, taken).and_then(|score| bounded(score, limit));
+                let judged = self.judge(gateway, taken).and_then(|score| self.bounded(gateway, score, limit));
                 observer.drawn(gateway, judged);
                 judged
             });
@@ -135,7 +139,7 @@ impl<'a> Chooser<'a> {
         for position in 0..tier.len() {
             let gateway = tier.candidate(self.fleet, position);
             let Ok(score) = self.judge(gateway, taken) else { continue };
-            if score <= limit {
+            if self.bounded(gateway, score, limit).is_ok() {
                 let place = if within < 2 { within } else { rng.random_range(0..=within) };
                 if let Some(slot) = drawn.get_mut(place) {
                     *slot = Some((score, gateway));
@@ -151,10 +155,6 @@ impl<'a> Chooser<'a> {
             chosen.into_iter().flatten().inspect(|(score, gateway)| observer.drawn(*gateway, Ok(*score)));
         chosen.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, gateway)| gateway)
     }
-}
-
-fn bounded(score: f64, limit: f64) -> Result<f64, Dropped> {
-    if score <= limit { Ok(score) } else { Err(Dropped::OverBound) }
 }
 
 /// The first gateway of the list: of the nearest tier below `spill_at`, or, when all are above, of the nearest with room.

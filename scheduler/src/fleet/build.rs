@@ -83,6 +83,7 @@ pub(super) fn build(
         regions: empty(&layout.regions),
         zones: empty(&layout.zones),
         usages: Vec::with_capacity(entries.len()),
+        strains: Vec::with_capacity(entries.len()),
         distrusted: distrust.is_some(),
         layout: Arc::clone(layout),
     };
@@ -113,6 +114,7 @@ pub(super) fn build(
         add_to_groups(&mut fleet, index, &gateway, load.usage.used());
         fleet.gateways.push(gateway);
         fleet.usages.push(load.usage);
+        fleet.strains.push(load.strain);
     }
     fleet
 }
@@ -209,7 +211,7 @@ fn add_to_groups(fleet: &mut Fleet, index: u32, gateway: &Gateway, used: u64) {
         }
         if serves {
             group.sums.used += used;
-            group.sums.load += gateway.load;
+            group.sums.load += gateway.tier_load();
             group.sums.capacity += gateway.capacity;
             group.sums.weight += gateway.weight;
             *group.pending.get_mut() += pending;

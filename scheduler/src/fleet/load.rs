@@ -119,23 +119,23 @@ impl Usage {
         self.0[0]
     }
 
-    /// The dimension that decides, and its pressure. Of equals the first, so connections where nothing is worse.
-    #[must_use]
-    pub fn worst(&self) -> (Dimension, f64) {
-        let all = self.measures().map(|(dimension, measure)| (dimension, pressure(dimension, measure)));
-        all.fold((Dimension::Connections, 0.0), |worst, next| if next.1 > worst.1 { next } else { worst })
+    /// The worst dimension beside connections, of equals the first. Connections and 0: nothing is told, or enough is left.
+    fn strain(&self) -> Strain {
+        let others = self.measures().skip(1);
+        let none = Strain { dimension: Dimension::Connections, pressure: 0.0 };
+        others.fold(none, |worst, (dimension, measure)| {
+            let pressure = pressure(dimension, measure);
+            if pressure > worst.pressure { Strain { dimension, pressure } } else { worst }
+        })
     }
 
-    /// The worst pressure beside that of connections: 0 if nothing is told.
-    fn strain(&self) -> f64 {
-        let others = self.measures().skip(1).map(|(dimension, measure)| pressure(dimension, measure));
-        others.fold(0.0, f64::max)
-    }
-
-    /// The worst dimension in connections. Never below those that there are.
+    /// What it adds to how full its tier is: its connections or its CPU, the worse of them in connections, and no more than
+    /// it can hold. Others could not take over its memory, and its rates and lag swing: clients would cross regions for
+    /// nothing.
     pub(super) fn used(&self) -> u64 {
         let Measure { used, capacity } = self.connections();
-        used.max(in_connections(self.strain(), capacity))
+        let cpu = pressure(Dimension::Cpu, self.0[Dimension::Cpu as usize]);
+        used.max(in_connections(cpu, capacity)).min(capacity)
     }
 }
 
@@ -158,18 +158,32 @@ fn in_connections(utilisation: f64, capacity: u64) -> u64 {
 /// How far the worst dimension beside connections counts: it follows the reports, quickly up and slowly down. That is the slow stop of a
 /// gateway that degrades, and what keeps one from swinging that recovers only because it gets nobody.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Strain(f64);
+pub struct Strain {
+    /// The dimension that it comes from: while it falls, the one that made it rise. Connections: there is none.
+    dimension: Dimension,
+    /// As far as it counts.
+    pub pressure: f64,
+}
 
 impl Strain {
     /// Of a gateway that nothing else is known of, what it says.
-    pub fn first(usage: &Usage) -> Self {
-        Self(usage.strain())
+    pub(super) fn first(usage: &Usage) -> Self {
+        usage.strain()
     }
 
     /// After a report that came `elapsed_ms` after the one before.
-    pub fn follow(self, usage: &Usage, elapsed_ms: i64) -> Self {
-        let (now, elapsed) = (usage.strain(), elapsed_ms.max(0) as f64);
-        Self(now.clamp(self.0 - elapsed / RECOVERY_MS, self.0 + elapsed / SLOW_STOP_MS))
+    pub(super) fn follow(self, usage: &Usage, elapsed_ms: i64) -> Self {
+        let (said, elapsed) = (usage.strain(), elapsed_ms.max(0) as f64);
+        let least = self.pressure - elapsed / RECOVERY_MS;
+        let pressure = said.pressure.clamp(least, self.pressure + elapsed / SLOW_STOP_MS);
+        let dimension = if pressure > said.pressure { self.dimension } else { said.dimension };
+        Self { dimension, pressure }
+    }
+
+    /// The dimension that decides the load: connections, unless the strain is worse.
+    pub(super) fn decides(self, usage: &Usage) -> Dimension {
+        let connections = pressure(Dimension::Connections, usage.connections());
+        if self.pressure > connections { self.dimension } else { Dimension::Connections }
     }
 }
 
@@ -177,7 +191,7 @@ impl Strain {
 /// that came or went count at once: they are exact.
 pub(super) fn load(usage: &Usage, strain: Strain) -> u64 {
     let Measure { used, capacity } = usage.connections();
-    let above = in_connections(strain.0, capacity).saturating_sub(used) as f64;
+    let above = in_connections(strain.pressure, capacity).saturating_sub(used) as f64;
     used + (above * (1.0 - CONNECTIONS_SHARE)).round() as u64
 }
 
@@ -209,6 +223,10 @@ mod tests {
         prop::array::uniform6(arb_measure()).prop_map(Usage)
     }
 
+    fn strained(pressure: f64) -> Strain {
+        Strain { dimension: Dimension::LoopLag, pressure }
+    }
+
     fn full(usage: &Usage) -> u64 {
         load(usage, Strain::first(usage))
     }
@@ -220,17 +238,18 @@ mod tests {
             heavier.0[which].used = (heavier.0[which].used + more).min(MAX_COUNT);
             prop_assert!(full(&heavier) >= full(&usage));
             prop_assert!(heavier.used() >= usage.used());
-            prop_assert!(heavier.worst().1 >= usage.worst().1);
+            prop_assert!(heavier.strain().pressure >= usage.strain().pressure);
         }
 
         #[test]
         fn a_load_is_bounded_and_never_below_the_connections(usage in arb_usage(), strain in 0.0..=MAX_UTILISATION) {
             let Measure { used, capacity } = usage.connections();
             let most = used.max((capacity as f64 * MAX_UTILISATION) as u64);
-            for load in [full(&usage), load(&usage, Strain(strain))] {
+            for load in [full(&usage), load(&usage, strained(strain))] {
                 prop_assert!((used..=most).contains(&load), "{load} of {used} to {most}");
             }
-            prop_assert!(usage.worst().1 <= MAX_UTILISATION);
+            prop_assert!(usage.strain().pressure <= MAX_UTILISATION);
+            prop_assert!(usage.used() <= capacity, "one gateway fills no more of its tier than itself");
         }
 
         #[test]
@@ -240,7 +259,7 @@ mod tests {
             let mut untold = usage;
             untold.0[which] = Measure { used, capacity: 0 };
             prop_assert_eq!(full(&less), full(&untold));
-            prop_assert_eq!(less.worst(), untold.worst());
+            prop_assert_eq!(less.strain(), untold.strain());
             prop_assert!(full(&usage) >= full(&untold));
         }
 
@@ -251,7 +270,7 @@ mod tests {
             let mut untold = usage;
             untold.0[which] = Measure::default();
             prop_assert_eq!(full(&idle), full(&untold));
-            prop_assert_eq!(idle.worst(), untold.worst());
+            prop_assert_eq!(idle.strain(), untold.strain());
         }
 
         #[test]
@@ -259,16 +278,16 @@ mod tests {
             let report = GatewayReport { connections, capacity, ..GatewayReport::default() };
             let usage = Usage::of(&report);
             prop_assert_eq!(full(&usage), connections);
-            prop_assert_eq!(usage.used(), connections);
-            prop_assert_eq!(usage.worst().0, Dimension::Connections);
+            prop_assert_eq!(usage.used(), connections.min(capacity));
+            prop_assert_eq!(usage.strain().decides(&usage), Dimension::Connections);
         }
 
         #[test]
         fn a_strain_stays_between_what_it_was_and_what_is_said(was in 0.0..=MAX_UTILISATION, usage in arb_usage(), elapsed in 0..100_000i64) {
-            let said = usage.strain();
-            let Strain(now) = Strain(was).follow(&usage, elapsed);
+            let said = usage.strain().pressure;
+            let now = strained(was).follow(&usage, elapsed).pressure;
             prop_assert!((was.min(said)..=was.max(said)).contains(&now), "{was} -> {now}, said {said}");
-            let Strain(later) = Strain(was).follow(&usage, elapsed + 1_000);
+            let later = strained(was).follow(&usage, elapsed + 1_000).pressure;
             prop_assert!((later - said).abs() <= (now - said).abs(), "time brings it nearer");
         }
 
@@ -294,13 +313,16 @@ mod tests {
         };
         let mut strain = Strain::first(&busy(10));
         strain = strain.follow(&busy(90), 500);
-        assert!((strain.0 - 0.1).abs() < 1e-9, "a tenth a report: {strain:?}");
+        assert!((strain.pressure - 0.1).abs() < 1e-9, "a tenth a report: {strain:?}");
         for _ in 0..10 {
             strain = strain.follow(&busy(90), 500);
         }
-        assert!((strain.0 - 0.8).abs() < 1e-9, "and no further: {strain:?}");
+        assert!((strain.pressure - 0.8).abs() < 1e-9, "and no further: {strain:?}");
         strain = strain.follow(&busy(0), 3_000);
-        assert!((strain.0 - 0.7).abs() < 1e-9, "a tenth in three seconds: {strain:?}");
+        assert!((strain.pressure - 0.7).abs() < 1e-9, "a tenth in three seconds: {strain:?}");
+        assert_eq!(strain.decides(&busy(0)), Dimension::Handshakes, "what made it rise, until it is over");
+        strain = strain.follow(&busy(0), 30_000);
+        assert_eq!(strain.decides(&busy(0)), Dimension::Connections);
     }
 
     #[test]
@@ -318,10 +340,22 @@ mod tests {
                 ..GatewayReport::default()
             })
         };
-        assert_eq!(of(100, 1_500).worst(), (Dimension::Cpu, 0.5));
+        let decides = |usage: Usage| usage.strain().decides(&usage);
+        assert_eq!(decides(of(100, 1_500)), Dimension::Cpu);
         assert_eq!((of(100, 1_500).used(), full(&of(100, 1_500))), (500, 450));
-        assert_eq!(of(600, 1_500).worst(), (Dimension::Connections, 0.6));
+        assert_eq!(decides(of(600, 1_500)), Dimension::Connections);
+        assert_eq!(of(100, 8_000).used(), 1_000, "no more than the whole of it");
         assert!(full(&of(100, 1_500)) < full(&of(200, 1_500)), "CPU alike: fewer connections are less load");
+    }
+
+    #[test]
+    fn only_connections_and_cpu_fill_a_tier() {
+        let mut usage = Usage::default();
+        usage.0[0] = Measure { used: 100, capacity: 1_000 };
+        for other in [Dimension::Handshakes, Dimension::SentBytes, Dimension::Memory, Dimension::LoopLag] {
+            usage.0[other as usize] = Measure { used: 400, capacity: 100 };
+        }
+        assert_eq!((usage.used(), full(&usage)), (100, 3_513));
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! What every request asks where its client is: the address database in force and the votes.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
 
@@ -17,7 +15,7 @@ pub(crate) struct Locator {
     /// Wakes the watch of the file: somebody asked to look at it now.
     pub reload: Notify,
     database: ArcSwapOption<Database>,
-    votes: Mutex<Votes>,
+    votes: Votes,
     metrics: Proximity,
 }
 
@@ -27,7 +25,7 @@ impl Locator {
         let locator = Self {
             reload: Notify::new(),
             database: ArcSwapOption::empty(),
-            votes: Mutex::default(),
+            votes: Votes::default(),
             metrics,
         };
         if let Some(database) = database {
@@ -57,8 +55,8 @@ impl Locator {
         now_ms: i64,
     ) -> Located<'a> {
         let database = self.database.load();
-        let mut votes = self.votes();
-        let located = locate(fleet, policy, database.as_deref(), &votes, claim, seconds(now_ms));
+        let votes = &self.votes;
+        let located = locate(fleet, policy, database.as_deref(), votes, claim, seconds(now_ms));
         self.metrics.located(located.by);
         if database.is_some() && claim.ip.is_some() {
             self.metrics.lookup(located.locality.is_some());
@@ -83,16 +81,11 @@ impl Locator {
         claim: &Claim<'a>,
         now_ms: i64,
     ) -> (Located<'a>, ClientSeen) {
-        let votes = self.votes();
-        let located = locate(fleet, policy, self.database.load().as_deref(), &votes, claim, seconds(now_ms));
-        let polled = located.network.as_ref().and_then(|network| votes.polled(network));
-        let seen = ClientSeen::of(&located, polled, seconds(now_ms));
+        let (votes, now_s) = (&self.votes, seconds(now_ms));
+        let located = locate(fleet, policy, self.database.load().as_deref(), votes, claim, now_s);
+        let polled = located.network.as_ref().and_then(|network| votes.polled(network, now_s));
+        let seen = ClientSeen::of(&located, polled);
         (located, seen)
-    }
-
-    /// Nothing panics while it holds the lock halfway through a change.
-    fn votes(&self) -> MutexGuard<'_, Votes> {
-        self.votes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -52,14 +52,14 @@ struct VotesSeen {
 impl ClientSeen {
     /// Writes down where a client is.
     #[must_use]
-    pub fn of(located: &Located<'_>, polled: Option<Polled<'_>>, now_s: u32) -> Self {
+    pub fn of(located: &Located<'_>, polled: Option<Polled<'_>>) -> Self {
         let (region_by, place) = match located.by {
             RegionBy::Hint => ("hint", None),
             RegionBy::Place(index) => ("place", Some(index)),
             RegionBy::Nothing => ("nothing", None),
         };
         let votes = |region: &str| {
-            let tally = polled.and_then(|polled| polled.tally(region, now_s))?;
+            let tally = polled.as_ref().and_then(|polled| polled.tally(region))?;
             Some(VotesSeen { count: tally.votes, weight: tally.fresh(), median_ms: tally.ms })
         };
         let distances = located.near.as_slice().iter().map(|near| DistanceSeen {

@@ -16,6 +16,10 @@ mod tests;
 use std::{
     collections::hash_map::RandomState,
     hash::{BuildHasher, Hash},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use super::Network;
@@ -142,17 +146,19 @@ pub enum Cast {
     Full,
 }
 
-/// The votes of all networks.
+/// The votes of all networks. Each set has a lock of its own, held while one vote is put in or a network's medians are
+/// taken: clients of different networks do not wait for each other.
 #[derive(Debug)]
 pub struct Votes {
-    sets: Box<[Vec<Polls>]>,
+    sets: Box<[Mutex<Vec<Polls>>]>,
     hasher: RandomState,
-    networks: usize,
+    networks: AtomicUsize,
 }
 
 impl Default for Votes {
     fn default() -> Self {
-        Self { sets: (0..SETS).map(|_| Vec::new()).collect(), hasher: RandomState::new(), networks: 0 }
+        let sets = (0..SETS).map(|_| Mutex::default()).collect();
+        Self { sets, hasher: RandomState::new(), networks: AtomicUsize::new(0) }
     }
 }
 
@@ -160,18 +166,18 @@ impl Votes {
     /// Networks that have votes, or had.
     #[must_use]
     pub fn networks(&self) -> usize {
-        self.networks
+        self.networks.load(Ordering::Relaxed)
     }
 
     /// Casts a user's vote: `ms` from his network to the region.
-    pub fn cast(&mut self, network: &Network, region: &str, voter: &str, ms: u32, now_s: u32) -> Cast {
+    pub fn cast(&self, network: &Network, region: &str, voter: &str, ms: u32, now_s: u32) -> Cast {
         let vote = Vote {
             voter: self.hash(voter) as u32,
             ms: u16::try_from(ms.clamp(MIN_MS, MAX_MS)).unwrap_or(u16::MAX),
             at_s: now_s,
         };
         let (network, region) = (self.hash(network), self.hash(region) as u32);
-        let set = &mut self.sets[set_of(network)];
+        let set = &mut *self.set(network);
         let known = set.len();
         let of_network = |polls: &Polls| polls.network == network;
         let new = || Polls { network, polls: Vec::new() };
@@ -185,16 +191,26 @@ impl Votes {
             poll.cast(vote);
             Cast::Taken
         });
-        self.networks += set.len() - known;
+        self.networks.fetch_add(set.len() - known, Ordering::Relaxed);
         cast
     }
 
-    /// What a network's clients said; none: nothing.
+    /// What a network's clients said, as far as it still counts; none: nothing.
     #[must_use]
-    pub fn polled(&self, network: &Network) -> Option<Polled<'_>> {
+    pub fn polled(&self, network: &Network, now_s: u32) -> Option<Polled<'_>> {
         let network = self.hash(network);
-        let polls = self.sets[set_of(network)].iter().find(|polls| polls.network == network)?;
-        Some(Polled { votes: self, polls })
+        let set = self.set(network);
+        let polls = &set.iter().find(|polls| polls.network == network)?.polls;
+        let mut tallies = [None; REGIONS];
+        for (slot, poll) in tallies.iter_mut().zip(polls) {
+            *slot = poll.tally(now_s).map(|tally| (poll.region, tally));
+        }
+        Some(Polled { votes: self, tallies })
+    }
+
+    /// Found by the low bits: the votes compare the whole hash. Nothing panics while it holds a lock halfway through a change.
+    fn set(&self, network: u64) -> MutexGuard<'_, Vec<Polls>> {
+        self.sets[network as usize % SETS].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn hash(&self, what: impl Hash) -> u64 {
@@ -206,21 +222,16 @@ impl Votes {
 #[derive(Debug, Clone, Copy)]
 pub struct Polled<'a> {
     votes: &'a Votes,
-    polls: &'a Polls,
+    tallies: [Option<(u32, Tally)>; REGIONS],
 }
 
 impl Polled<'_> {
     /// What they said of a region; none: nothing that still counts.
     #[must_use]
-    pub fn tally(&self, region: &str, now_s: u32) -> Option<Tally> {
+    pub fn tally(&self, region: &str) -> Option<Tally> {
         let region = self.votes.hash(region) as u32;
-        self.polls.polls.iter().find(|poll| poll.region == region)?.tally(now_s)
+        self.tallies.iter().flatten().find(|(of, _)| *of == region).map(|(_, tally)| *tally)
     }
-}
-
-/// The low bits: the votes compare the whole hash.
-fn set_of(network: u64) -> usize {
-    network as usize % SETS
 }
 
 /// The entry looked for, or a new one in a free place, or in that of the one with the least weight, if that is no more than a

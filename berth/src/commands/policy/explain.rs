@@ -3,7 +3,7 @@
 use std::{fmt::Write, path::PathBuf, time::Duration};
 
 use anyhow::{Context, anyhow, ensure};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::{commands::http::ask, config::Layers, exit::Failure, output};
 
@@ -98,6 +98,13 @@ fn readable(answer: &Value) -> String {
         Some(decision) => say("decision", fields(decision)),
         None => say("decision", format!("none: {}", plain(&answer["problem"]["detail"]))),
     }
+    if !answer["tier"].is_null() {
+        say("tier", plain(&answer["tier"]));
+    }
+    let client = &answer["client"];
+    let place = client.as_object().map(|client| client.iter().filter(|(name, _)| *name != "distances"));
+    say("client", fields(place.into_iter().flatten()));
+    client["distances"].as_array().into_iter().flatten().for_each(|near| say("distance", distance(near)));
     say("admission", fields_of(&stages["admission"]));
     say("home", if stages["home"] == "" { "none".to_owned() } else { plain(&stages["home"]) });
     for (stage, word) in
@@ -108,8 +115,16 @@ fn readable(answer: &Value) -> String {
     let gateways = stages["gateways"].as_array().map_or(&[][..], Vec::as_slice);
     let _ = writeln!(
         text,
-        "{:<16}{:<10}{:<14}{:>8}  {:<12}{:>12}{:>9}  {:<12}dimensions",
-        "gateway", "pool", "region/zone", "score", "decided by", "connections", "pending", "dropped"
+        "{:<16}{:<10}{:<14}{:>8}  {:<12}{:>14}{:>12}{:>9}  {:<12}dimensions",
+        "gateway",
+        "pool",
+        "region/zone",
+        "score",
+        "decided by",
+        "load/weight",
+        "connections",
+        "pending",
+        "dropped"
     );
     gateways.iter().take(SHOWN).for_each(|gateway| text.push_str(&row(gateway)));
     let hidden =
@@ -127,11 +142,12 @@ fn row(gateway: &Value) -> String {
     };
     let dimensions: Vec<_> = gateway["dimensions"].as_array().into_iter().flatten().map(dimension).collect();
     format!(
-        "{:<16}{:<10}{place:<14}{:>8.4}  {:<12}{:>12}{:>9}  {:<12}{}\n",
+        "{:<16}{:<10}{place:<14}{:>8.4}  {:<12}{:>14}{:>12}{:>9}  {:<12}{}\n",
         plain(&gateway["gatewayId"]),
         plain(&gateway["pool"]),
         gateway["score"].as_f64().unwrap_or(0.0),
         plain(&gateway["worst"]),
+        format!("{}/{:.0}", gateway["load"], gateway["weight"].as_f64().unwrap_or(0.0)),
         format!("{}/{}", gateway["connections"], gateway["capacity"]),
         plain(&gateway["pending"]),
         if gateway["dropped"].is_null() { "-".to_owned() } else { plain(&gateway["dropped"]) },
@@ -139,13 +155,21 @@ fn row(gateway: &Value) -> String {
     )
 }
 
+/// How far a region is, and the votes behind that.
+fn distance(near: &Value) -> String {
+    let place = near.as_object().map(|near| near.iter().filter(|(name, _)| *name != "votes"));
+    let votes =
+        near["votes"].as_object().map_or_else(String::new, |votes| format!(", votes: {}", fields(votes)));
+    fields(place.into_iter().flatten()) + &votes
+}
+
 fn fields_of(entry: &Value) -> String {
     entry.as_object().map_or_else(String::new, fields)
 }
 
 /// `name value, name value`, without what says nothing.
-fn fields(entry: &Map<String, Value>) -> String {
-    let said = entry.iter().filter(|(_, value)| **value != json!(false) && **value != json!(""));
+fn fields<'a>(entries: impl IntoIterator<Item = (&'a String, &'a Value)>) -> String {
+    let said = entries.into_iter().filter(|(_, value)| **value != json!(false) && **value != json!(""));
     said.map(|(name, value)| format!("{name} {}", plain(value))).collect::<Vec<_>>().join(", ")
 }
 
@@ -165,6 +189,12 @@ mod tests {
     fn every_stage_and_every_loser_is_told() {
         let answer = json!({
             "decision": { "policyVersion": "3", "reason": "SPLIT", "pool": "canary", "ruleId": "" },
+            "tier": "region",
+            "client": {
+                "region": "eu", "regionBy": "place", "place": 0, "network": "203.0.113.0/24",
+                "distances": [{ "region": "eu", "ms": 12, "by": "votes",
+                    "votes": { "count": 4, "weight": 3.5, "medianMs": 11 } }],
+            },
             "stages": {
                 "admission": { "known": 2, "assignable": 2, "distrusted": false },
                 "home": "eu",
@@ -172,6 +202,7 @@ mod tests {
                 "tiers": [{ "kind": "region", "region": "eu", "meanScore": 0.25 }],
                 "gateways": [
                     { "gatewayId": "g1", "pool": "canary", "region": "eu", "zone": "a", "score": 0.5, "worst": "cpu",
+                      "load": 48, "weight": 100.0,
                       "connections": 5, "capacity": 100, "pending": 2,
                       "dimensions": [{ "dimension": "cpu", "utilisation": 0.57 }] },
                     { "gatewayId": "g2", "dropped": "draining" },
@@ -182,11 +213,15 @@ mod tests {
         let text = readable(&answer);
         for part in [
             "decision   policyVersion 3, pool canary, reason SPLIT",
+            "tier       region\n",
+            "client     network 203.0.113.0/24, place 0, region eu, regionBy place\n",
+            "distance   by votes, ms 12, region eu, votes: count 4, medianMs 11, weight 3.5000\n",
             "admission  assignable 2, known 2\n",
             "home       eu",
             "rule       bucket 12, ruleId ios, verdict in",
             "meanScore 0.2500",
             "0.5000  cpu",
+            "48/100",
             "5/100",
             "cpu 57%",
             "draining",

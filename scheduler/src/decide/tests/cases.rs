@@ -329,6 +329,36 @@ fn a_gateway_without_cpu_gets_less_and_is_not_refused() {
 }
 
 #[test]
+fn one_sick_gateway_neither_moves_its_region_nor_loosens_the_bound() {
+    // A hung worker makes a gateway count four times. Its nine neighbours are half full, one of them nearly.
+    let spec = |n: u64, connections| Spec {
+        capacity: 1_000,
+        connections,
+        cpu: Some(10),
+        ..Spec::at(&format!("g{n}"), "eu", "")
+    };
+    let mut gateways: Vec<_> = (0..8).map(|n| spec(n, 500)).collect();
+    gateways.push(spec(8, 760));
+    gateways.push(Spec { cpu: Some(300), ..spec(9, 500) });
+    let far = Spec { capacity: 10_000, ..Spec::at("z", "us", "") };
+    let asked = Asked { region: "eu".to_owned(), ..Asked::default() };
+    let sick_and_far =
+        World { gateways: gateways.iter().cloned().chain([far]).collect(), ..World::default() };
+    assert_eq!(decided(&sick_and_far, &asked, 3).2, TierKind::Region, "nine serve well");
+    let got = assign_many(&World { gateways, ..World::default() }, 300, &mut rng(7));
+    assert_eq!((got[8], got[9]), (0, 0), "above 1.25 x the mean, and the last choice: {got:?}");
+}
+
+#[test]
+fn an_overloaded_tier_does_not_herd() {
+    let gateways = (0..10)
+        .map(|n| Spec { capacity: 1_000, cpu: Some(150 + n), ..Spec::of(&format!("g{n}"), "stable") })
+        .collect();
+    let got = assign_many(&World { gateways, ..World::default() }, 500, &mut rng(7));
+    assert!(got.iter().all(|count| *count <= 250), "not all to the least overloaded: {got:?}");
+}
+
+#[test]
 fn a_tier_short_of_cpu_spills_as_one_short_of_connections() {
     let tier = |cpu| {
         let gateways = vec![Spec { cpu: Some(cpu), ..Spec::at("near", "eu", "") }, Spec::at("far", "us", "")];

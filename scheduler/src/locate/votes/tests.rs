@@ -12,11 +12,11 @@ fn network(number: u32) -> Network {
 }
 
 fn tally(votes: &Votes, number: u32, now_s: u32) -> Option<Tally> {
-    votes.polled(&network(number))?.tally("eu", now_s)
+    votes.polled(&network(number), now_s)?.tally("eu")
 }
 
 /// Votes of different users with their ages, cast in the order of time. Now is [`LIFETIME_S`].
-fn cast_all(votes: &mut Votes, others: &[(u32, u32)]) {
+fn cast_all(votes: &Votes, others: &[(u32, u32)]) {
     let mut in_order: Vec<_> = others.iter().enumerate().collect();
     in_order.sort_by_key(|(_, (_, age_s))| std::cmp::Reverse(*age_s));
     for (user, (ms, age_s)) in in_order {
@@ -31,8 +31,8 @@ fn others() -> impl Strategy<Value = Vec<(u32, u32)>> {
 proptest! {
     #[test]
     fn one_user_moves_the_median_by_one_vote(others in others(), says in prop::collection::vec(any::<u32>(), 1..40)) {
-        let mut votes = Votes::default();
-        cast_all(&mut votes, &others);
+        let votes = Votes::default();
+        cast_all(&votes, &others);
         for ms in &says {
             votes.cast(&network(1), "eu", "mallory", *ms, LIFETIME_S);
         }
@@ -54,8 +54,8 @@ proptest! {
 
     #[test]
     fn old_votes_fade(others in others(), later in 0..2 * LIFETIME_S) {
-        let mut votes = Votes::default();
-        cast_all(&mut votes, &others);
+        let votes = Votes::default();
+        cast_all(&votes, &others);
         let weight = |now_s| tally(&votes, 1, now_s).map_or(0, |tally| tally.weight);
         prop_assert!(weight(LIFETIME_S + later) <= weight(LIFETIME_S));
         if later >= LIFETIME_S {
@@ -65,7 +65,7 @@ proptest! {
 
     #[test]
     fn whatever_is_said_is_within_bounds(says in prop::collection::vec((0..100u32, any::<u32>()), 1..100)) {
-        let mut votes = Votes::default();
+        let votes = Votes::default();
         for (user, ms) in says {
             votes.cast(&network(1), "eu", &format!("u{user}"), ms, 5);
         }
@@ -76,14 +76,14 @@ proptest! {
 
 #[test]
 fn fresh_votes_outweigh_old_ones() {
-    let mut votes = Votes::default();
-    cast_all(&mut votes, &[(500, LIFETIME_S - 60), (500, LIFETIME_S - 60), (500, LIFETIME_S - 60), (20, 0)]);
+    let votes = Votes::default();
+    cast_all(&votes, &[(500, LIFETIME_S - 60), (500, LIFETIME_S - 60), (500, LIFETIME_S - 60), (20, 0)]);
     assert_eq!(tally(&votes, 1, LIFETIME_S).map(|tally| (tally.ms, tally.votes)), Some((20, 4)));
 }
 
 #[test]
 fn the_newest_votes_stay() {
-    let mut votes = Votes::default();
+    let votes = Votes::default();
     for user in 0..40 {
         let ms = if user < 20 { 900 } else { 30 };
         assert_eq!(votes.cast(&network(1), "eu", &format!("u{user}"), ms, user), Cast::Taken);
@@ -93,7 +93,7 @@ fn the_newest_votes_stay() {
 
 #[test]
 fn one_user_with_every_address_drives_nobody_out() {
-    let mut votes = Votes::default();
+    let votes = Votes::default();
     let known = 0..1_000;
     for number in known.clone() {
         for user in ["alice", "bob"] {
@@ -106,30 +106,54 @@ fn one_user_with_every_address_drives_nobody_out() {
     assert!(votes.networks() <= SETS * WAYS, "{}", votes.networks());
     assert!(known.clone().all(|number| tally(&votes, number, 102).is_some_and(|tally| tally.votes == 2)));
     // Once those have faded, others may have their place.
-    let mut late = Votes::default();
+    let late = Votes::default();
     for number in 0..40_000 {
         for user in ["alice", "bob"] {
             late.cast(&network(number), "eu", user, 30, 0);
         }
     }
-    let refused = |votes: &mut Votes, now_s| {
+    let refused = |votes: &Votes, now_s| {
         (50_000..50_500).filter(|n| votes.cast(&network(*n), "eu", "carol", 30, now_s) == Cast::Full).count()
     };
-    assert!(refused(&mut late, 0) > 450, "full, and each has two fresh votes");
-    assert_eq!(refused(&mut late, LIFETIME_S / 2), 0);
+    assert!(refused(&late, 0) > 450, "full, and each has two fresh votes");
+    assert_eq!(refused(&late, LIFETIME_S / 2), 0);
 }
 
 #[test]
 fn a_network_keeps_the_regions_that_it_measures_most() {
-    let mut votes = Votes::default();
+    let votes = Votes::default();
     let cast =
-        |votes: &mut Votes, region: usize, user| votes.cast(&network(1), &format!("r{region}"), user, 30, 0);
+        |votes: &Votes, region: usize, user| votes.cast(&network(1), &format!("r{region}"), user, 30, 0);
     for region in 0..REGIONS {
         for user in ["alice", "bob"] {
-            assert_eq!(cast(&mut votes, region, user), Cast::Taken);
+            assert_eq!(cast(&votes, region, user), Cast::Taken);
         }
     }
-    assert_eq!(cast(&mut votes, 99, "mallory"), Cast::Full);
-    let polled = votes.polled(&network(1)).expect("known");
-    assert!((0..REGIONS).all(|region| polled.tally(&format!("r{region}"), 0).is_some()));
+    assert_eq!(cast(&votes, 99, "mallory"), Cast::Full);
+    let polled = votes.polled(&network(1), 0).expect("known");
+    assert!((0..REGIONS).all(|region| polled.tally(&format!("r{region}")).is_some()));
+}
+
+#[test]
+fn networks_do_not_wait_for_each_other() {
+    let votes = Votes::default();
+    let set_of = |number| votes.hash(network(number)) as usize % SETS;
+    let other = (2..).find(|number| set_of(*number) != set_of(1)).expect("there are many sets");
+    let held = votes.set(votes.hash(network(1)));
+    // Would wait for ever if there were one lock.
+    assert_eq!(votes.cast(&network(other), "eu", "alice", 30, 0), Cast::Taken);
+    assert_eq!(tally(&votes, other, 0).map(|tally| tally.ms), Some(30));
+    drop(held);
+    let known = votes.networks();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let votes = &votes;
+            scope.spawn(move || {
+                (0..VOTES as u32).for_each(|n| {
+                    votes.cast(&network(1_000_000 + n % 4), "eu", &format!("u{thread}"), 30, n);
+                })
+            });
+        }
+    });
+    assert_eq!(votes.networks(), known + 4, "each counted once, whoever came first");
 }
