@@ -8,7 +8,8 @@
 //!
 //! A sender's own row is written when his message is committed, other people's rows when theirs are spread, so his own
 //! inbox may hold his message 5 of a conversation before another's message 4. That is not disorder: everybody agrees on
-//! which message is which seq. Rows of one sender, and rows from the other side, must grow.
+//! which message is which seq. Rows of one sender, and rows from the other side, must grow. In an epoch that ended between the
+//! two, message 4 was never given; in the newest one it must be there.
 
 pub mod groups;
 
@@ -189,7 +190,7 @@ pub fn check(events: &[Event]) -> Report {
         let who = format!("{}/{} in epoch {epoch}", reader.user, reader.device);
         check_inbox_seqs(&who, view, &mut report);
         check_once(&who, view, &mut report);
-        check_order(&who, &reader.user, view, &facts, &mut report);
+        check_order(&who, (&reader.user, *epoch), view, &facts, &mut report);
         check_timelines(&who, view, &facts, &mut report);
     }
     check_agreement(&facts, &mut report);
@@ -246,7 +247,13 @@ fn check_once(who: &str, view: &View<'_>, report: &mut Report) {
 
 /// One sender's messages come in the order he sent them: in each conversation to everybody, over all of them to his own
 /// devices. The rows of a conversation from the other side, and one's own, come in the conversation's order.
-fn check_order(who: &str, user: &str, view: &View<'_>, facts: &Facts<'_>, report: &mut Report) {
+fn check_order(
+    who: &str,
+    (user, epoch): (&str, u64),
+    view: &View<'_>,
+    facts: &Facts<'_>,
+    report: &mut Report,
+) {
     let mut last_nth: HashMap<(&str, u64), u64> = HashMap::new();
     let mut last_seq: HashMap<(bool, u64), u64> = HashMap::new();
     let mut conversations: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
@@ -270,16 +277,32 @@ fn check_order(who: &str, user: &str, view: &View<'_>, facts: &Facts<'_>, report
         }
     }
     for (conversation, seqs) in conversations {
-        check_conversation_seqs(&format!("{who}: conversation {conversation}"), &seqs, report);
+        let newest = seqs.last().copied().unwrap_or(0);
+        let theirs = last_seq.get(&(false, conversation)).copied().unwrap_or(0);
+        for missing in (1..=newest).filter(|seq| !seqs.contains(seq)) {
+            if missing < theirs || !cut_off(facts, (user, epoch), (conversation, missing)) {
+                report.find(Fault::Gap, format!("{who}: conversation {conversation} has no seq {missing}"));
+            }
+        }
     }
 }
 
-/// Every seq from 1 to the newest seen is there.
-fn check_conversation_seqs(what: &str, seqs: &BTreeSet<u64>, report: &mut Report) {
-    let newest = seqs.last().copied().unwrap_or(0);
-    for missing in (1..=newest).filter(|seq| !seqs.contains(seq)) {
-        report.find(Fault::Gap, format!("{what} has no seq {missing}"));
-    }
+/// Whether the epoch ended before the other side's message at this place, behind which `user` saw one of his own already,
+/// was due: an epoch ends when the server rolls back, and what was not spread by then is given in the next one.
+fn cut_off(facts: &Facts<'_>, (user, epoch): (&str, u64), place: (u64, u64)) -> bool {
+    let (conversation, _) = place;
+    let of_epoch = facts.views.iter().filter(|((_, at), _)| *at == epoch).map(|(_, view)| view);
+    let known = of_epoch.flat_map(all).find(|seen| (seen.conversation_id, seen.conversation_seq) == place);
+    let theirs = |seen: &Seen| seen.from != user;
+    epoch != facts.newest
+        && known.map_or_else(
+            // Nobody saw it: it may be theirs if they speak there at all.
+            || {
+                let mut rows = facts.views.values().flat_map(all);
+                rows.any(|seen| seen.conversation_id == conversation && theirs(seen))
+            },
+            theirs,
+        )
 }
 
 /// A timeline read from its start is contiguous from 1, holds nobody's message twice, and keeps each sender's order.

@@ -240,6 +240,31 @@ fn own_messages_may_precede_the_other_sides_earlier_ones() {
     assert!(report.clean(), "{report:?}");
 }
 
+/// u0's device "a" without its last row of epoch `epoch`, after its two last rows changed places: u0's own message comes
+/// before u1's earlier one, and then the epoch ends.
+fn cut_between_both_sides(sends: &[(u8, u8)], epoch: u64) -> Report {
+    let mut events = good(sends, 2);
+    let of_view = |event: &Event| matches!(event, Event::Row { reader: r, epoch: e, .. } if *r == reader("u0", "a") && *e == epoch);
+    let rows: Vec<usize> = (0..events.len()).filter(|i| of_view(&events[*i])).collect();
+    let [.., last_but_one, last] = rows[..] else { panic!("it has two rows") };
+    let own = seen(&mut events[last]).clone();
+    *seen(&mut events[last_but_one]) = own;
+    events.remove(last);
+    check(&events)
+}
+
+#[test]
+fn what_the_other_side_said_before_ones_own_last_may_be_cut_off_with_its_epoch() {
+    let report = cut_between_both_sides(&[(0, 1), (1, 0), (1, 0), (0, 1)], 1);
+    assert!(report.clean(), "{report:?}");
+    let newest = cut_between_both_sides(&[(0, 1), (1, 0), (1, 0), (0, 1)], 2);
+    assert_eq!((newest.gaps, newest.lost), (1, 1), "the newest epoch goes on until it is there");
+    let own = cut_between_both_sides(&[(1, 0), (0, 1), (0, 1)], 1);
+    assert_eq!(own.gaps, 1, "one's own messages come in order");
+    let behind = cut_between_both_sides(&[(0, 1), (1, 0), (1, 0)], 1);
+    assert_eq!(behind.gaps, 1, "so do the other side's");
+}
+
 fn sends() -> impl Strategy<Value = Vec<(u8, u8)>> {
     proptest::collection::vec((0u8..4, 0u8..4), 1..40)
 }
