@@ -267,7 +267,8 @@ impl Device {
     pub async fn idle(&mut self, patience: Duration) -> anyhow::Result<()> {
         match self.raw.next_within(patience).await? {
             Some(Seen::Frame(frame)) => self.take(frame),
-            Some(Seen::End(code)) => bail!("the connection ended with {code:?}"),
+            // Not told at once: who waits for a server to come back expects it.
+            Some(Seen::End(code)) => anyhow::bail!("the connection ended with {code:?}"),
             None => Ok(()),
         }
     }

@@ -235,7 +235,8 @@ impl Raw {
     pub async fn frame(&mut self) -> anyhow::Result<Frame> {
         match self.next().await? {
             Seen::Frame(frame) => Ok(frame),
-            Seen::End(code) => bail!("the connection ended with {code:?}"),
+            // Not told at once: who waits for a server to come back expects it.
+            Seen::End(code) => anyhow::bail!("the connection ended with {code:?}"),
         }
     }
 
