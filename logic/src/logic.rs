@@ -34,8 +34,8 @@ use crate::{
 const STOP: Duration = Duration::from_secs(10);
 
 /// A running logic. Lanes and the HTTP API run on the runtime it was started on; commit, spread and upkeep have threads
-/// of their own. The embedded store's calls block the runtime's threads for microseconds (a sync, once a second, for
-/// milliseconds), so give it a runtime of its own, with at least two threads.
+/// of their own. The embedded store's calls block the runtime's threads for microseconds; a write that waits for a slice of a
+/// group, and a sync once a second, for milliseconds. So give it a runtime of its own, with at least two threads.
 pub struct Logic {
     context: Arc<Context>,
     service: Arc<Service>,
