@@ -38,3 +38,15 @@ pub fn metadata() -> &'static Value {
         serde_json::from_slice(&output.stdout).expect("cargo writes JSON")
     })
 }
+
+/// The README's first command: without a default, cargo asks which binary is meant.
+#[test]
+fn cargo_run_is_berth() {
+    let packages = metadata()["packages"].as_array().expect("a list");
+    let defaults: Vec<_> = packages
+        .iter()
+        .filter(|package| package["source"].is_null())
+        .filter_map(|package| package["default_run"].as_str())
+        .collect();
+    assert_eq!(defaults, ["berth"]);
+}
