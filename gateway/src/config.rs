@@ -25,7 +25,7 @@ pub struct Config {
     pub advertise: Option<String>,
     /// Most connections; none: as many as the descriptors allow.
     pub capacity: Option<u64>,
-    /// Connections accepted per second over all workers; those above wait in the kernel's backlog.
+    /// Clients let in per second over all workers; those above are told 4009 and when to come.
     pub handshakes_per_second: u32,
     /// Bytes a second that its network takes, for the schedulers' comparison; 0: not told.
     pub sent_bytes_per_second: u64,

@@ -306,6 +306,9 @@ impl Link<FromScheduler> for SchedulerDown {
                     }
                 }
                 from_scheduler::Message::Policy(policy) => shared.mailbox.policy(policy),
+                from_scheduler::Message::Demand(demand) => {
+                    shared.demand(self.index, demand.wanted_per_second);
+                }
             }
         }
         Ok(())

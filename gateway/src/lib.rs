@@ -11,12 +11,14 @@ mod budget;
 mod clock;
 mod config;
 mod connection;
+mod door;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 mod gateway;
 mod guard;
 mod inlet;
 mod keyring;
+mod lease;
 mod level;
 mod listener;
 mod load;

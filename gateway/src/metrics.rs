@@ -116,11 +116,11 @@ labels!(
 );
 
 labels!(
-    /// A limit that somebody met. The first five cost a connection before it had a session, frames costs it afterwards,
+    /// A limit that somebody met. The first six cost a connection before it had a session, frames costs it afterwards,
     /// user_requests costs the answer.
     Limited {
         Capacity => "capacity", AddressConnections => "address_connections", AddressRate => "address_rate",
-        PendingHandshakes => "pending_handshakes", Origin => "origin", Frames => "frames",
+        Handshakes => "handshakes", PendingHandshakes => "pending_handshakes", Origin => "origin", Frames => "frames",
         UserRequests => "user_requests",
     }
 );
@@ -197,6 +197,8 @@ pub(crate) struct Metrics {
     pub(crate) handshakes: Family<Handshake>,
     pub(crate) handshakes_failed: Family<Closed>,
     pub(crate) handshake_seconds: Histogram,
+    pub(crate) handshake_queue_seconds: Gauge,
+    pub(crate) spare_handshakes: Gauge,
     pub(crate) accept_errors: Counter,
     pub(crate) limited: Family<Limited>,
     pub(crate) pending: Gauge,
@@ -255,6 +257,16 @@ impl Metrics {
             handshakes: Family::new(r, "berth_gateway_handshakes_total", steps, "result"),
             handshakes_failed: Family::new(r, "berth_gateway_handshakes_failed_total", failed, "code"),
             handshake_seconds: r.seconds("berth_gateway_handshake_seconds", "From accept to welcome.", &[]),
+            handshake_queue_seconds: r.gauge(
+                "berth_gateway_handshake_queue_seconds",
+                "How long those who came above the handshake rate were told to wait last.",
+                &[],
+            ),
+            spare_handshakes: r.gauge(
+                "berth_gateway_spare_handshakes_per_second",
+                "What of the handshake rate is leased to schedulers.",
+                &[],
+            ),
             accept_errors: r.counter("berth_gateway_accept_errors_total", errors, &[]),
             limited: Family::new(r, "berth_gateway_limited_total", limited, "limit"),
             pending: r.gauge(

@@ -12,6 +12,7 @@ use berth_proto::wire::{
 
 use crate::{
     inlet::Delivery,
+    lease::Spare,
     load::{Capacities, Meter, System, Totals},
     metrics::LinkRefused,
     shared::{ENDED, Shared, lock},
@@ -111,6 +112,7 @@ pub(crate) struct Supervisor {
     watched: Vec<Watched>,
     system: System,
     meter: Meter,
+    spare: Spare,
 }
 
 #[derive(Clone, Copy)]
@@ -137,7 +139,8 @@ impl Supervisor {
             memory_bytes: system.memory_bytes,
         };
         let meter = Meter::new(capacities, totals(&shared, &system, now));
-        Self { shared, leases: HashMap::new(), next_report_ms: now, watched, system, meter }
+        let spare = Spare::new(shared.config.handshakes_per_second, now);
+        Self { shared, leases: HashMap::new(), next_report_ms: now, watched, system, meter, spare }
     }
 
     /// Runs until [`Mailbox::stop`].
@@ -233,6 +236,11 @@ impl Supervisor {
         let load = self.meter.measure(totals);
         self.shared.metrics.loop_lag_seconds.set(load.loop_lag_us as f64 / 1e6);
         *lock(&self.shared.load) = Some(load);
+        let door = &self.shared.door;
+        let spare = self.spare.measure(door.returned.load(Relaxed), now);
+        self.shared.spare_per_second.store(spare, Relaxed);
+        self.shared.metrics.spare_handshakes.set(spare as f64);
+        self.shared.metrics.handshake_queue_seconds.set(door.queue_ms(now) as f64 / 1_000.0);
     }
 
     fn watch(&mut self, now: i64) {
@@ -258,7 +266,7 @@ impl Supervisor {
 fn totals(shared: &Shared, system: &System, now: i64) -> Totals {
     Totals {
         at_ms: now,
-        handshakes: shared.handshakes.load(Relaxed),
+        handshakes: shared.door.let_in.load(Relaxed),
         sent_bytes: shared.metrics.traffic.bytes_out.total(),
         cpu_us: system.cpu_us(),
         resident_bytes: system.resident_bytes(),
@@ -274,8 +282,9 @@ pub(crate) fn report(shared: &Shared) {
     }
     let _turn = lock(&shared.reporting);
     let report = build_report(shared);
-    for link in schedulers.iter() {
-        let message = Some(to_scheduler::Message::Report(report.clone()));
+    for (link, lease) in schedulers.iter().zip(shared.leases(&schedulers)) {
+        let report = GatewayReport { admit_per_second: Some(lease), ..report.clone() };
+        let message = Some(to_scheduler::Message::Report(report));
         if link.send(vec![ToScheduler { message }]).is_err() {
             shared.metrics.links.refused.one(LinkRefused::Report);
         }
@@ -298,12 +307,13 @@ fn build_report(shared: &Shared) -> GatewayReport {
         capacity: shared.capacity,
         connections: shared.connections.load(Relaxed),
         handshakes_per_second_capacity: config.handshakes_per_second.into(),
-        handshakes: shared.handshakes.load(Relaxed),
+        handshakes: shared.door.let_in.load(Relaxed),
         used_tickets: shared.take_used_tickets(),
         policy_version,
         policy_hash,
         uptime_ms: shared.clock.uptime_ms().unsigned_abs(),
         load: *lock(&shared.load),
+        admit_per_second: None,
     }
 }
 

@@ -116,6 +116,7 @@ impl Worker {
             spread_ms: shared.spread_ms.load(Relaxed),
             logics: Vec::new(),
             guard: Arc::clone(&shared.guard),
+            door: Arc::clone(&shared.door),
             levels: Levels::new(&shared.metrics),
             metrics: Arc::clone(&shared.metrics),
         };

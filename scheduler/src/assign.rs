@@ -6,7 +6,8 @@ use berth_proto::{schedule, wire::Ticket};
 use rand::Rng;
 
 use crate::{
-    core::Core,
+    admission::{Owner, spread_ms},
+    core::{Ask, Core, Wait},
     decide::{NoGateway, Request, decide},
     fleet::{Fleet, Profile},
     locate::Claim,
@@ -19,6 +20,15 @@ pub(crate) struct Assigned {
     pub ticket: String,
     pub expires_at_ms: i64,
     pub decision: schedule::Decision,
+    /// Over how long the clients of the first gateway should come back if it is lost, in milliseconds.
+    pub spread_ms: u32,
+}
+
+/// Why a user is sent nowhere now.
+#[derive(Debug)]
+pub(crate) enum NotAssigned {
+    NoGateway(NoGateway),
+    Queued(Wait),
 }
 
 /// For whom, until when.
@@ -31,18 +41,22 @@ pub(crate) struct Terms<'a> {
     pub auth_expires_at_ms: i64,
     /// Milliseconds since the Unix epoch.
     pub now_ms: i64,
+    /// Whether it waits its turn.
+    pub ask: Ask<'a>,
 }
 
 impl Core {
-    /// Locates, decides, signs and counts. The request's region is the client's own hint.
-    pub fn assign(&self, request: Request<'_>, terms: &Terms<'_>) -> Result<Assigned, NoGateway> {
+    /// Locates, decides, lets in, signs and counts. The request's region is the client's own hint.
+    pub fn assign(&self, request: Request<'_>, terms: &Terms<'_>) -> Result<Assigned, NotAssigned> {
         let (fleet, policy) = (self.fleet.load(), self.policy.load());
         let now_ms = self.clock.monotonic_ms();
         let claim = Claim::of(&request, terms.rtt_ms);
         let located = self.locator.ask(&fleet, &policy, &claim, request.user_id, now_ms);
         let request = request.located(&located);
         let mut rng = rand::rng();
-        let decision = decide(&fleet, &policy, &request, now_ms, &mut rng)?;
+        let decision = decide(&fleet, &policy, &request, now_ms, &mut rng).map_err(NotAssigned::NoGateway)?;
+        let owner = Owner { user: request.user_id, device: request.client.device_id };
+        self.admit(decision.pool, owner, terms.ask, terms.now_ms).map_err(NotAssigned::Queued)?;
         let ranked = decision.ranked.as_slice();
         let schedule_id = rng.random();
         let expires_at_ms = (terms.now_ms + self.ticket_ttl_ms).min(terms.auth_expires_at_ms);
@@ -74,6 +88,7 @@ impl Core {
             ticket,
             expires_at_ms,
             decision: describe(&decision),
+            spread_ms: spread_ms(&fleet, ranked[0]),
         })
     }
 }

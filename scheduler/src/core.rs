@@ -15,6 +15,7 @@ use berth_proto::{
 use tokio::sync::Notify;
 
 use crate::{
+    admission::{self, Admission, Now, Owner, QueueSeen, QueueTokens, Showing, Turn},
     clock::Clock,
     fleet::{DEAD_AFTER_MS, Fleet, Pending, REPORT_INTERVAL_MS, ReportError, SNAPSHOT_INTERVAL_MS, Table},
     jwt::JwtKeys,
@@ -23,6 +24,10 @@ use crate::{
     metrics::Metrics,
     policy::{PolicyStore, Words},
 };
+
+/// Places in the queue that one user may take at once, and again in each second: a phone, a tablet and a desktop that come
+/// together, and one to spare. Without a limit, one user who asks and asks would make everybody else wait.
+const PLACES_PER_USER: u32 = 4;
 
 /// The state of a scheduler. Decisions read `fleet` and `policy` without a lock.
 pub(crate) struct Core {
@@ -33,11 +38,15 @@ pub(crate) struct Core {
     pub metrics: Metrics,
     pub jwt: JwtKeys,
     pub signer: TicketSigner,
+    pub queue_tokens: QueueTokens,
     pub admin_key: String,
     pub ticket_ttl_ms: i64,
     pub heartbeat: HeartbeatParameters,
     pub reconnect: ReconnectParameters,
     pub limiter: RateLimiter,
+    /// Places in the queue that one user may take.
+    places: RateLimiter,
+    admission: Mutex<Admission>,
     /// Wakes the policy watch: somebody asked to look at the file now.
     pub reload: Notify,
     /// Wakes the publisher: the next snapshot should not wait.
@@ -57,6 +66,7 @@ pub(crate) struct Parts {
     pub metrics: Metrics,
     pub jwt: JwtKeys,
     pub signer: TicketSigner,
+    pub queue_tokens: QueueTokens,
     pub admin_key: String,
     pub ticket_ttl_ms: i64,
     pub heartbeat: HeartbeatParameters,
@@ -72,6 +82,7 @@ impl Core {
             metrics,
             jwt,
             signer,
+            queue_tokens,
             admin_key,
             ticket_ttl_ms,
             heartbeat,
@@ -86,6 +97,8 @@ impl Core {
             urgent: Notify::new(),
             first_report_ms: OnceLock::new(),
             table: Mutex::default(),
+            places: RateLimiter::new(PLACES_PER_USER),
+            admission: Mutex::default(),
             pending: Mutex::default(),
             words: Mutex::default(),
             policy,
@@ -93,6 +106,7 @@ impl Core {
             metrics,
             jwt,
             signer,
+            queue_tokens,
             admin_key,
             ticket_ttl_ms,
             heartbeat,
@@ -140,6 +154,46 @@ impl Core {
     /// Counts an assignment until a gateway sees its ticket.
     pub fn assigned(&self, fleet: &Fleet, gateway: u32, user_id: &str, schedule_id: u64) {
         lock(&self.pending).assign(fleet, gateway, user_id, schedule_id, self.clock.monotonic_ms());
+    }
+
+    /// Lets a client in to a pool, or tells when to come again. Of a client that a gateway sends on, nothing is asked: it is
+    /// counted.
+    ///
+    /// # Errors
+    /// The wait, and the token that keeps the place.
+    pub fn admit(&self, pool: &str, owner: Owner<'_>, ask: Ask<'_>, wall_ms: i64) -> Result<(), Wait> {
+        let now = Now { monotonic_ms: self.clock.monotonic_ms(), wall_ms };
+        let queue_token = match ask {
+            Ask::SentOn => {
+                lock(&self.admission).sent(pool, now.monotonic_ms);
+                return Ok(());
+            }
+            Ask::LetIn { queue_token } => queue_token,
+        };
+        let showing = match queue_token {
+            "" => Showing::Nothing,
+            token => self.queue_tokens.read(token, owner).map_or(Showing::Forged, Showing::Place),
+        };
+        let may_hold = || self.places.take(owner.user, now.monotonic_ms).is_ok();
+        let turn = lock(&self.admission).ask(pool, showing, now, may_hold);
+        match turn {
+            Turn::Now => Ok(()),
+            Turn::At(place) => Err(Wait {
+                ms: admission::wait_ms(place.due_ms - wall_ms),
+                queue_token: self.queue_tokens.make(place, owner),
+            }),
+            Turn::Later(ms) => Err(Wait { ms, queue_token: String::new() }),
+        }
+    }
+
+    /// How the queue of a pool is.
+    pub fn queue(&self, pool: &str) -> Option<QueueSeen> {
+        lock(&self.admission).seen(pool, self.clock.monotonic_ms())
+    }
+
+    /// What to ask the gateways of a pool for, in clients a second.
+    pub fn wanted(&self, pool: &str) -> u64 {
+        lock(&self.admission).wanted(pool, self.clock.monotonic_ms())
     }
 
     /// How many assignments are pending.
@@ -216,12 +270,40 @@ impl Core {
         self.metrics.dimensions(fleet.dimensions());
         self.metrics.distrusted.set(if fleet.distrusted { 1.0 } else { 0.0 });
         silence.tell(&fleet);
+        self.budgets(&fleet, now_ms);
         self.fleet.store(Arc::new(fleet));
         self.metrics.pending.set(pending, ended);
         let took = started.elapsed();
         self.metrics.snapshot_seconds.record(took);
         took
     }
+
+    /// What each pool's gateways lease is this scheduler's budget for it, from now on.
+    fn budgets(&self, fleet: &Fleet, now_ms: i64) {
+        let pools = fleet.pools.iter().map(|pool| (&*fleet.labels(pool).pool, pool.admit_per_second));
+        let mut admission = lock(&self.admission);
+        admission.budgets(pools, now_ms);
+        let (budget, wait_ms) = admission.all(now_ms);
+        self.metrics.admission.set(budget, wait_ms, admission.counts());
+    }
+}
+
+/// How a client comes to be let in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Ask<'a> {
+    /// It asks, perhaps with what keeps its place.
+    LetIn { queue_token: &'a str },
+    /// A gateway sends it on.
+    SentOn,
+}
+
+/// More clients ask than can be let in: when to come again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wait {
+    /// In milliseconds.
+    pub ms: u32,
+    /// Keeps the place; empty: none is kept.
+    pub queue_token: String,
 }
 
 /// For how long this process stood still, if it did: stopped, swapped out, on a machine that slept. What is shorter than a

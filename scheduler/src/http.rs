@@ -20,7 +20,9 @@ use axum::{
 use berth_proto::{
     id,
     id::SYSTEM_USER,
-    schedule::{Decision, Problem, ScheduleAnswer, ScheduleEndpoint, ScheduleRequest},
+    schedule::{
+        Decision, Problem, ReconnectParameters, ScheduleAnswer, ScheduleEndpoint, ScheduleRequest,
+    },
 };
 use rand::Rng;
 use ring::digest::{SHA256, digest};
@@ -28,8 +30,8 @@ use serde::Serialize;
 
 use self::{problem::Refusal, server::Peer};
 use crate::{
-    assign::{self, Terms},
-    core::Core,
+    assign::{self, NotAssigned, Terms},
+    core::{Ask, Core, Wait},
     decide::{
         NoGateway,
         explain::{Explanation, explain},
@@ -113,9 +115,10 @@ async fn answer(core: &Core, request: Request, started: &mut Instant) -> Result<
         rtt_ms: &asked.rtt_ms,
         auth_expires_at_ms: user.expires_at_ms,
         now_ms,
+        ask: Ask::LetIn { queue_token: &asked.queue_token },
     };
     let request = input::decision_request(&asked, &user.id, peer);
-    let assigned = core.assign(request, &terms).map_err(|e| no_gateway(&e))?;
+    let assigned = core.assign(request, &terms).map_err(not_assigned)?;
     let ttl_seconds = (assigned.expires_at_ms - now_ms).max(0) / 1000;
     Ok(ScheduleAnswer {
         schedule_id: format!("{:016x}", assigned.schedule_id),
@@ -125,7 +128,10 @@ async fn answer(core: &Core, request: Request, started: &mut Instant) -> Result<
         ticket: assigned.ticket,
         ticket_expires_at_ms: assigned.expires_at_ms,
         heartbeat: core.heartbeat,
-        reconnect: core.reconnect,
+        reconnect: ReconnectParameters {
+            spread_ms: core.reconnect.spread_ms.max(assigned.spread_ms),
+            ..core.reconnect
+        },
         decision: assigned.decision,
     })
 }
@@ -178,7 +184,9 @@ async fn explanation(core: &Core, request: Request) -> Result<ExplainAnswer, Ref
     let claim = Claim::of(&request, &asked.schedule.rtt_ms);
     let (located, client) = core.locator.explain(&fleet, &policy, &claim, now_ms);
     let request = request.located(&located);
-    let (decided, stages) = explain(&fleet, &policy, &request, now_ms, &mut rand::rng());
+    let (decided, mut stages) = explain(&fleet, &policy, &request, now_ms, &mut rand::rng());
+    let pool = decided.as_ref().map_or_else(|error| error.pool.as_str(), |decision| decision.pool);
+    stages.admission.queue = core.queue(pool);
     let policy_hash = policy.hash.clone();
     Ok(match decided {
         Ok(decision) => ExplainAnswer {
@@ -200,6 +208,15 @@ async fn explanation(core: &Core, request: Request) -> Result<ExplainAnswer, Ref
             stages,
         },
     })
+}
+
+fn not_assigned(problem: NotAssigned) -> Refusal {
+    match problem {
+        NotAssigned::NoGateway(error) => no_gateway(&error),
+        NotAssigned::Queued(Wait { ms, queue_token }) => {
+            Refusal::Overloaded { retry_after_ms: ms, queue_token }
+        }
+    }
 }
 
 fn no_gateway(error: &NoGateway) -> Refusal {

@@ -3,6 +3,7 @@
 //! Soft state only: gateways report to every scheduler, the policy is a text, and a decision is a pure function of both
 //! ([`decide`]). Losing another replica, a queue or a store does not stop assignments.
 
+mod admission;
 mod assign;
 mod clock;
 mod core;
@@ -47,6 +48,7 @@ use tracing::{error, info};
 
 pub use crate::jwt::{JwtKeys, JwtKeysError, MIN_SECRET, sign_user_token};
 use crate::{
+    admission::QueueTokens,
     core::{Core, Parts},
     limit::RateLimiter,
     locate::{Database, LoadError, Locator, watch::Followed},
@@ -168,6 +170,7 @@ impl Scheduler {
             metrics: Metrics::register(metrics),
             jwt: config.jwt,
             signer: TicketSigner::from_secret(&config.ticket_key),
+            queue_tokens: QueueTokens::from_secret(&config.ticket_key),
             admin_key: config.admin_key,
             ticket_ttl_ms: i64::try_from(config.ticket_ttl.as_millis()).unwrap_or(i64::MAX / 2),
             heartbeat: config.heartbeat,

@@ -1,5 +1,6 @@
 //! What the scheduler counts. Every series exists from the start, but those of pools: they come with the pool.
 
+mod admission;
 mod proximity;
 
 use std::{
@@ -10,7 +11,10 @@ use std::{
 use berth_proto::{metric::Registry, schedule::Reason};
 use metrics::{Counter, Gauge, Histogram};
 
-pub use self::proximity::{GeoipLoad, Proximity, Vote};
+pub use self::{
+    admission::Admissions,
+    proximity::{GeoipLoad, Proximity, Vote},
+};
 use crate::{
     fleet::{Dimension, DimensionCounts, PendingCounts, State},
     policy::STABLE,
@@ -34,6 +38,8 @@ pub enum Outcome {
     RateLimited,
     /// 503.
     NoGateway,
+    /// 503, with a place in the queue.
+    Overloaded,
     /// 404, on any path.
     NotFound,
     /// 405, on any path.
@@ -41,13 +47,14 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    const ALL: [(Self, &'static str); 8] = [
+    const ALL: [(Self, &'static str); 9] = [
         (Self::Ok, "ok"),
         (Self::InvalidArgument, "invalid_argument"),
         (Self::Unauthenticated, "unauthenticated"),
         (Self::Forbidden, "forbidden"),
         (Self::RateLimited, "rate_limited"),
         (Self::NoGateway, "no_gateway"),
+        (Self::Overloaded, "overloaded"),
         (Self::NotFound, "not_found"),
         (Self::Method, "method_not_allowed"),
     ];
@@ -143,6 +150,8 @@ pub struct Metrics {
     pub reports_refused: Counter,
     /// `berth_scheduler_redirects_total{outcome}`.
     redirects: [Counter; Redirect::ALL.len()],
+    /// The storm budget.
+    pub admission: Admissions,
     /// What this replica has assigned and nobody has seen.
     pub pending: Pending,
     /// The policy.
@@ -211,6 +220,7 @@ impl Metrics {
                 registry.counter("berth_scheduler_redirects_total", help, &[("outcome", name)])
             }),
             decisions: Decisions::register(registry),
+            admission: Admissions::register(registry),
             pending: Pending::register(registry),
             policy: Policies::register(registry),
         }

@@ -13,7 +13,7 @@ use berth_proto::{
     id,
     link::{Link, Refused, RefusedReason, SchedulerService},
     wire::{
-        AttachGateway, FromScheduler, GatewayReport, PolicyText, RedirectAnswer, RedirectAsk, TicketKeys,
+        AttachGateway, Demand, FromScheduler, GatewayReport, PolicyText, RedirectAnswer, RedirectAsk, TicketKeys,
         ToScheduler, from_scheduler, to_scheduler,
     },
 };
@@ -22,7 +22,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     assign::Terms,
-    core::Core,
+    core::{Ask, Core},
     decide::Request,
     metrics::Redirect,
     policy::{Client, Platform, app_version},
@@ -78,6 +78,8 @@ impl SchedulerService for Service {
 struct Told {
     keys: bool,
     policy_hash: String,
+    /// How many clients a second are wanted.
+    demand: Option<u64>,
 }
 
 /// A gateway's link to this scheduler. That it ends says nothing: the gateway lives as long as it reports.
@@ -123,6 +125,7 @@ impl Link<ToScheduler> for GatewayLink {
 impl GatewayLink {
     fn report(&self, report: GatewayReport) {
         let own = report.gateway_id == self.gateway.gateway_id && report.boot == self.gateway.boot;
+        let pool = report.pool.clone();
         let problem = if own {
             self.core.report(self.number, &report).err().map(|e| e.to_string())
         } else {
@@ -133,6 +136,7 @@ impl GatewayLink {
             None => {
                 self.complained.store(false, Ordering::Relaxed);
                 self.tell();
+                self.tell_demand(&pool);
             }
             // Twice a second for as long as it lasts: once is enough, until it is good again.
             Some(problem) if !self.complained.swap(true, Ordering::Relaxed) => {
@@ -152,6 +156,19 @@ impl GatewayLink {
             mpsc::error::TrySendError::Full(job) => (job.ask, RefusedReason::Full),
             mpsc::error::TrySendError::Closed(job) => (job.ask, RefusedReason::Closed),
         })
+    }
+
+    /// Says how many clients are wanted of the gateway's pool, if that has changed: the gateway leases its share by it.
+    fn tell_demand(&self, pool: &str) {
+        let wanted_per_second = self.core.wanted(pool);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.demand.is_some_and(|told| !differs(told, wanted_per_second)) {
+            return;
+        }
+        let demand = from_scheduler::Message::Demand(Demand { wanted_per_second });
+        if self.down.send(vec![FromScheduler { message: Some(demand) }]).is_ok() {
+            told.demand = Some(wanted_per_second);
+        }
     }
 
     /// Says the ticket keys and the policy, each once; what the link does not take now is said at the next report.
@@ -178,6 +195,11 @@ impl Drop for GatewayLink {
     fn drop(&mut self) {
         info!(gateway = %self.gateway.gateway_id, "gateway detached");
     }
+}
+
+/// Whether another demand is worth a message: one that differs by more than an eighth.
+fn differs(told: u64, wanted: u64) -> bool {
+    wanted.abs_diff(told) > told / 8
 }
 
 /// Answers redirects until every sender is gone or the task is dropped.
@@ -232,6 +254,7 @@ fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> RedirectAnswer 
         rtt_ms: &BTreeMap::new(),
         auth_expires_at_ms: ask.auth_expires_at_ms,
         now_ms,
+        ask: Ask::SentOn,
     };
     match core.assign(request, &terms) {
         Ok(assigned) => RedirectAnswer {
@@ -240,8 +263,8 @@ fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> RedirectAnswer 
             ticket: assigned.ticket,
             ticket_expires_at_ms: assigned.expires_at_ms,
         },
-        Err(error) => {
-            debug!(%error, "no redirect");
+        Err(problem) => {
+            debug!(?problem, "no redirect");
             nowhere
         }
     }

@@ -64,7 +64,8 @@ async fn a_gateway_is_told_keys_and_policy_at_once() {
     assert_eq!(keys.public_keys, [TicketSigner::from_secret(TICKET_KEY).public_key().to_vec()]);
     assert_eq!(policies(&gateway), [(5, "version = 5".to_owned())]);
     gateway.report(report("gw-1"));
-    assert_eq!(gateway.heard().len(), 2, "each once");
+    gateway.report(report("gw-1"));
+    assert_eq!(gateway.heard().len(), 3, "each once, and the demand");
 }
 
 #[tokio::test]
@@ -80,7 +81,7 @@ async fn what_a_full_link_refused_is_said_at_the_next_report() {
     assert!(late.heard().is_empty());
     late.heard.full.store(false, Ordering::SeqCst);
     late.report(report("gw-1"));
-    assert_eq!(late.heard().len(), 2);
+    assert_eq!(late.heard().len(), 3);
 }
 
 #[tokio::test]
@@ -154,6 +155,31 @@ async fn used_tickets_are_no_longer_pending() {
     .await;
     eventually("counted", || fixture.metric(r#"berth_scheduler_pending_ended_total{how="used"}"#) == 2.0)
         .await;
+}
+
+#[tokio::test]
+async fn a_pools_gateways_are_told_how_many_clients_are_wanted() {
+    let fixture = Fixture::start(config()).await;
+    let lease = |id: &str, pool: &str| GatewayReport {
+        admit_per_second: Some(1),
+        pool: pool.to_owned(),
+        ..report(id)
+    };
+    let stable = fixture.gateway(lease("gw-1", "stable")).await;
+    let canary = fixture.gateway(lease("gw-2", "canary")).await;
+    let demands = |gateway: &FakeGateway| {
+        let demand = |message| match message {
+            from_scheduler::Message::Demand(demand) => Some(demand.wanted_per_second),
+            _ => None,
+        };
+        gateway.heard().into_iter().filter_map(demand).collect::<Vec<_>>()
+    };
+    assert_eq!(demands(&stable), [0], "once, as long as it is the same");
+    for _ in 0..20 {
+        fixture.schedule(r#"{"deviceId":"d"}"#).await;
+    }
+    eventually("the demand is told", || demands(&stable).last().is_some_and(|wanted| *wanted > 0)).await;
+    assert_eq!(demands(&canary), [0], "it is not of their pool");
 }
 
 #[tokio::test]

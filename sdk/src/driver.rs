@@ -32,6 +32,9 @@ const VERSION: u32 = 1;
 /// What this SDK calls itself in schedule requests.
 const SDK: &str = concat!("rust/", env!("CARGO_PKG_VERSION"));
 
+/// Why a scheduler refuses a client for whom it has a place in its queue.
+const OVERLOADED: &str = "OVERLOADED";
+
 /// Between attempts to store a cursor that could not be stored.
 const SAVE_AGAIN_MS: i64 = 1_000;
 
@@ -79,13 +82,16 @@ pub(crate) struct Driver {
     scheduler: usize,
     /// Asks in a row that no scheduler answered.
     unanswered: usize,
+    /// Keeps this client's place in the schedulers' queue; empty: it has none.
+    queue_token: String,
 }
 
 impl Driver {
     pub fn new(core: Core, state: watch::Sender<State>) -> Self {
         let endpoints = Endpoints::new(core.options.transports.clone());
         let (reconnect, heartbeat) = Default::default();
-        Self { core, state, endpoints, reconnect, heartbeat, scheduler: 0, unanswered: 0 }
+        let queue_token = String::new();
+        Self { core, state, endpoints, reconnect, heartbeat, scheduler: 0, unanswered: 0, queue_token }
     }
 
     /// The client's life: until it is closed.
@@ -285,6 +291,10 @@ impl Driver {
             Ok(()) => return Ok(()),
             Err(ScheduleError::Refused(problem)) => {
                 let retry_after_ms = problem.retry_after_ms.unwrap_or_default();
+                // Whatever else a scheduler says, a place that another one gave stays good.
+                if problem.reason == OVERLOADED {
+                    self.queue_token.clone_from(&problem.queue_token);
+                }
                 (ScheduleError::Refused(problem).to_string(), retry_after_ms)
             }
             Err(error) => (error.to_string(), 0),
@@ -355,12 +365,14 @@ impl Driver {
             region: options.region.clone(),
             attempt: self.endpoints.asked(),
             failed: self.endpoints.failed_gateways(),
+            queue_token: self.queue_token.clone(),
             ..Default::default()
         }
     }
 
     fn scheduled(&mut self, answer: &schedule::ScheduleAnswer) -> Result<(), ScheduleError> {
         tracing::debug!(schedule_id = answer.schedule_id, endpoints = answer.endpoints.len(), "scheduled");
+        self.queue_token.clear();
         self.reconnect.set_parameters(answer.reconnect);
         self.heartbeat = answer.heartbeat;
         if self.endpoints.scheduled(answer, self.core.clock.now_ms()) {

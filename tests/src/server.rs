@@ -60,11 +60,19 @@ impl Options {
             .env("BERTH_GATEWAY__HEARTBEAT_TIMEOUT_MS", timeout_ms)
     }
 
-    /// Without the gateways' limits on what one user and one connection may ask: for tests that flood, or look again and
-    /// again until something is so.
+    /// Without the gateways' limits on what one user and one connection may ask, and on how many come: for tests that flood,
+    /// or look again and again until something is so.
     #[must_use]
     pub fn tireless_clients(self) -> Self {
-        self.env("BERTH_GATEWAY__REQUESTS_PER_SECOND_PER_USER", 0).env("BERTH_GATEWAY__FRAMES_PER_SECOND", 0)
+        self.env("BERTH_GATEWAY__REQUESTS_PER_SECOND_PER_USER", 0)
+            .env("BERTH_GATEWAY__FRAMES_PER_SECOND", 0)
+            .handshakes_per_second(1_000_000)
+    }
+
+    /// Each gateway takes so many handshakes a second.
+    #[must_use]
+    pub fn handshakes_per_second(self, rate: u32) -> Self {
+        self.env("BERTH_GATEWAY__HANDSHAKES_PER_SECOND", rate)
     }
 
     /// Starts with this policy file.

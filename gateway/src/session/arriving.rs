@@ -14,7 +14,7 @@ use berth_proto::{
 use rand::Rng;
 
 use super::{Cx, Env, Goodbye, Identified, Identity, identified, wire::Wire, write};
-use crate::{clock::Now, config::Timeouts, metrics::Handshake, notify::Outlook, rendezvous};
+use crate::{clock::Now, config::Timeouts, metrics::{Handshake, Limited}, notify::Outlook, rendezvous};
 
 /// What is known of it; dropped with its welcome.
 pub(super) struct Arriving {
@@ -95,11 +95,13 @@ impl Arriving {
         if cx.env.verifier.is_empty() {
             return Err(Goodbye::overloaded(cx.rng).because("no scheduler has told its keys yet"));
         }
+        enter(cx)?;
         let ticket = check_ticket(cx.env, cx.now, &hello)?;
         let identity = Identity::new(&ticket.user_id, &hello);
         if !ticket.gateway_ids.contains(&cx.env.gateway_id) {
             return self.ask_redirect(cx, wire, &identity, ticket.auth_expires_at_ms);
         }
+        cx.env.door.shown(ticket.issued_at_ms, cx.now.wall_ms);
         cx.ups.used_tickets.push(ticket.schedule_id);
         let Some(logic) = rendezvous::choose(&ticket.user_id, &cx.env.logics) else {
             return Err(Goodbye::overloaded(cx.rng).because("no logic is attached"));
@@ -223,6 +225,15 @@ impl Arriving {
             cx.ups.logic.push((logic, to_logic::Message::Close(identity.close_unopened(cx.handle))));
         }
     }
+}
+
+/// Before the ticket is looked at, since that is a good part of what a handshake costs.
+fn enter(cx: &Cx<'_>) -> Result<(), Goodbye> {
+    cx.env.door.enter(cx.now.steady_ms).map_err(|wait_ms| {
+        cx.env.metrics.limited.one(Limited::Handshakes);
+        let goodbye = Goodbye::new(CloseCode::Overloaded).retry_after(wait_ms);
+        goodbye.because("more clients come than this gateway takes in a second")
+    })
 }
 
 fn check_hello(hello: &Hello) -> Result<(), Goodbye> {

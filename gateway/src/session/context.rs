@@ -6,7 +6,7 @@ use berth_proto::{schedule::HeartbeatParameters, ticket::TicketVerifier, wire as
 use link::to_logic;
 use rand::rngs::SmallRng;
 
-use crate::{clock::Now, config::Timeouts, guard::Guard, level::Levels, metrics::Metrics};
+use crate::{clock::Now, config::Timeouts, door::Door, guard::Guard, level::Levels, metrics::Metrics};
 
 /// What every session of a worker sees, as of this wake-up.
 pub(crate) struct Env {
@@ -25,6 +25,8 @@ pub(crate) struct Env {
     pub(crate) logics: Vec<bool>,
     /// What one peer may cost.
     pub(crate) guard: Arc<Guard>,
+    /// The handshake rate.
+    pub(crate) door: Arc<Door>,
     pub(crate) metrics: Arc<Metrics>,
     /// What this worker adds to the gauges.
     pub(crate) levels: Levels,

@@ -49,6 +49,7 @@ impl Harness {
             spread_ms: 2_000,
             logics: vec![true],
             guard: Arc::default(),
+            door: Arc::default(),
             levels: Levels::new(&metrics),
             metrics,
         };

@@ -9,4 +9,5 @@ mod lifecycle;
 mod limits;
 mod network;
 mod road;
+mod storm;
 mod support;
