@@ -30,7 +30,10 @@ pub(crate) struct Door {
 impl Door {
     /// So many a second.
     pub(crate) fn new(per_second: u32) -> Self {
-        Self { queue: Mutex::new(Queue { rate: Rate::new(per_second), ..Queue::default() }), ..Self::default() }
+        Self {
+            queue: Mutex::new(Queue { rate: Rate::new(per_second), ..Queue::default() }),
+            ..Self::default()
+        }
     }
 
     /// Somebody says hello.

@@ -20,9 +20,7 @@ use axum::{
 use berth_proto::{
     id,
     id::SYSTEM_USER,
-    schedule::{
-        Decision, Problem, ReconnectParameters, ScheduleAnswer, ScheduleEndpoint, ScheduleRequest,
-    },
+    schedule::{Decision, Problem, ReconnectParameters, ScheduleAnswer, ScheduleEndpoint, ScheduleRequest},
 };
 use rand::Rng;
 use ring::digest::{SHA256, digest};

@@ -13,8 +13,8 @@ use berth_proto::{
     id,
     link::{Link, Refused, RefusedReason, SchedulerService},
     wire::{
-        AttachGateway, Demand, FromScheduler, GatewayReport, PolicyText, RedirectAnswer, RedirectAsk, TicketKeys,
-        ToScheduler, from_scheduler, to_scheduler,
+        AttachGateway, Demand, FromScheduler, GatewayReport, PolicyText, RedirectAnswer, RedirectAsk,
+        TicketKeys, ToScheduler, from_scheduler, to_scheduler,
     },
 };
 use tokio::sync::mpsc;

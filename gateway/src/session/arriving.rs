@@ -14,7 +14,13 @@ use berth_proto::{
 use rand::Rng;
 
 use super::{Cx, Env, Goodbye, Identified, Identity, identified, wire::Wire, write};
-use crate::{clock::Now, config::Timeouts, metrics::{Handshake, Limited}, notify::Outlook, rendezvous};
+use crate::{
+    clock::Now,
+    config::Timeouts,
+    metrics::{Handshake, Limited},
+    notify::Outlook,
+    rendezvous,
+};
 
 /// What is known of it; dropped with its welcome.
 pub(super) struct Arriving {

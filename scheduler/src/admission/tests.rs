@@ -24,6 +24,12 @@ fn ask(admission: &mut Admission, showing: Showing, ms: i64) -> Turn {
     admission.ask(POOL, showing, now(ms), || true)
 }
 
+fn newcomers(admission: &mut Admission, count: usize) {
+    for _ in 0..count {
+        let _ = ask(admission, Showing::Nothing, 0);
+    }
+}
+
 /// The first newcomer who has to wait, after a second's worth at once.
 fn queued(admission: &mut Admission) -> Shown {
     for id in 0.. {
@@ -57,19 +63,22 @@ fn below_the_budget_nobody_waits() {
 fn a_place_is_kept_until_its_time_and_good_once() {
     let mut admission = admission(100);
     let shown = queued(&mut admission);
-    (0..500).for_each(|_| drop(ask(&mut admission, Showing::Nothing, 0)));
+    newcomers(&mut admission, 500);
     assert_eq!(ask(&mut admission, Showing::Place(shown), 0), Turn::At(shown.place), "early: the same again");
     assert_eq!(ask(&mut admission, Showing::Place(shown), due_ms(shown)), Turn::Now, "past all newcomers");
     let again = ask(&mut admission, Showing::Place(shown), due_ms(shown));
     assert!(matches!(again, Turn::At(place) if place.due_ms > shown.place.due_ms + 1_000), "{again:?}");
-    assert_eq!([TokenSeen::Early, TokenSeen::Honoured, TokenSeen::Used].map(|one| seen(&admission, one)), [1; 3]);
+    assert_eq!(
+        [TokenSeen::Early, TokenSeen::Honoured, TokenSeen::Used].map(|one| seen(&admission, one)),
+        [1; 3]
+    );
 }
 
 #[test]
 fn who_comes_much_too_late_or_with_a_forged_token_is_a_newcomer() {
     let mut admission = admission(10);
     let shown = queued(&mut admission);
-    (0..500).for_each(|_| drop(ask(&mut admission, Showing::Nothing, 0)));
+    newcomers(&mut admission, 500);
     let late = ask(&mut admission, Showing::Place(shown), due_ms(shown) + KEPT_MS + 1);
     assert!(matches!(late, Turn::At(place) if place.due_ms > WALL_MS + 40_000), "at the end: {late:?}");
     assert!(matches!(ask(&mut admission, Showing::Forged, 0), Turn::At(_)));
@@ -80,7 +89,7 @@ fn who_comes_much_too_late_or_with_a_forged_token_is_a_newcomer() {
 fn who_waits_for_a_place_that_has_become_free_gets_it() {
     let mut admission = admission(10);
     let shown = queued(&mut admission);
-    (0..500).for_each(|_| drop(ask(&mut admission, Showing::Nothing, 0)));
+    newcomers(&mut admission, 500);
     admission.budgets([(POOL, 10_000)].into_iter(), 1);
     assert!(due_ms(shown) > 101);
     assert_eq!(ask(&mut admission, Showing::Place(shown), 1), Turn::Now);
@@ -113,7 +122,9 @@ fn beyond_the_longest_wait_no_place_is_kept() {
 fn pools_do_not_wait_for_each_other_and_end_with_their_gateways() {
     let mut admission = Admission::default();
     admission.budgets([("canary", 1), (POOL, 100)].into_iter(), 0);
-    (0..50).for_each(|_| drop(admission.ask("canary", Showing::Nothing, now(0), || true)));
+    for _ in 0..50 {
+        let _ = admission.ask("canary", Showing::Nothing, now(0), || true);
+    }
     assert_eq!(ask(&mut admission, Showing::Nothing, 0), Turn::Now);
     assert_eq!(admission.all(0).0, 101);
     assert!(admission.all(0).1 > 40_000);
@@ -171,11 +182,8 @@ fn crowd(size: usize, within_ms: i64, per_second: u64, seed: u64) -> Vec<(i64, i
     let mut rng = SmallRng::seed_from_u64(seed);
     let tokens = QueueTokens::from_secret(b"0123456789abcdef0123456789abcdef");
     let mut replicas = [admission(per_second / 2), admission(per_second / 2)];
-    let waiting = |_| Waiting {
-        at_ms: rng.random_range(0..within_ms),
-        showing: Showing::Nothing,
-        told_ms: None,
-    };
+    let waiting =
+        |_| Waiting { at_ms: rng.random_range(0..within_ms), showing: Showing::Nothing, told_ms: None };
     let mut clients: Vec<Waiting> = (0..size).map(waiting).collect();
     let mut let_in = vec![(0, 0); size];
     let mut order: std::collections::BTreeSet<(i64, usize)> =

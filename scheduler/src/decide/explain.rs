@@ -307,8 +307,7 @@ impl Recorder<'_> {
 
 impl Observer for Recorder<'_> {
     fn admission(&mut self, known: usize, assignable: usize) {
-        self.seen.admission =
-            Admission { known, assignable, distrusted: self.fleet.distrusted, queue: None };
+        self.seen.admission = Admission { known, assignable, distrusted: self.fleet.distrusted, queue: None };
     }
 
     fn home(&mut self, region: &str) {

@@ -219,8 +219,7 @@ async fn above_the_budget_a_client_gets_its_place_and_comes_back_with_it() {
     let (mut waits, mut last) = (Vec::new(), json!(null));
     for user in 0..40 {
         let bearer = bearer(&format!("u{user}"));
-        let answer =
-            fixture.post("/v1/schedule", &[("authorization", &bearer)], r#"{"deviceId":"d"}"#).await;
+        let answer = fixture.post("/v1/schedule", &[("authorization", &bearer)], r#"{"deviceId":"d"}"#).await;
         if answer.status != 200 {
             check_problem(&answer, 503, "OVERLOADED");
             waits.push(answer.body["retryAfterMs"].as_u64().expect("a number"));

@@ -3,7 +3,7 @@
 use berth_proto::metric::Registry;
 use metrics::{Counter, Gauge};
 
-use crate::admission::{Admitted, AdmissionCounts, TokenSeen};
+use crate::admission::{AdmissionCounts, Admitted, TokenSeen};
 
 /// The storm budget.
 pub struct Admissions {

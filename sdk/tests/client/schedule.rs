@@ -119,11 +119,17 @@ async fn a_place_in_the_queue_is_kept_whoever_is_asked_and_used_once() {
     let mut options = fake.options(Kind::Tcp);
     options.schedulers.push(format!("http://{}", other.scheduler));
     let before = std::time::Instant::now();
-    let (_client, _events, peer) = fake.connect(options).await;
+    let (_client, _events) = Client::start(options).await.expect("starts");
+    let mut peer = fake.accept().await;
+    peer.hello().await;
     assert!(before.elapsed() >= Duration::from_millis(300), "the wait is kept in full");
     assert_eq!(fake.asked().await.request.queue_token, "");
     assert_eq!(other.asked().await.request.queue_token, "place");
-    assert_eq!(fake.asked().await.request.queue_token, "place", "another scheduler's refusal does not end it");
+    assert_eq!(
+        fake.asked().await.request.queue_token,
+        "place",
+        "another scheduler's refusal does not end it"
+    );
     peer.disconnect(close_code(4005)).await;
     fake.accept().await.hello().await;
     assert_eq!(fake.asked().await.request.queue_token, "", "it was let in on it");
