@@ -95,7 +95,7 @@ impl Load {
 
     /// What it would count for under such a pressure.
     pub fn as_strained(&self, pressure: f64) -> u64 {
-        load::load(&self.usage, Strain { pressure, ..self.strain })
+        load::load(&self.usage, self.strain.at(pressure))
     }
 
     /// How much of it is still known, from 1 to 0.

@@ -313,12 +313,8 @@ fn a_gateway_that_degrades_loses_its_share_in_steps_and_gets_it_back_slowly() {
 #[test]
 fn a_gateway_that_says_only_its_connections_is_taken_to_be_as_strained_as_its_pool() {
     let silent = |id: &str, pool: &str| GatewayReport { connections: 10, ..report(id, pool, "", "") };
-    let mut table = table(&[
-        busy("g1", 10, 95),
-        busy("g2", 10, 75),
-        silent("g3", "stable"),
-        silent("g4", "canary"),
-    ]);
+    let mut table =
+        table(&[busy("g1", 10, 95), busy("g2", 10, 75), silent("g3", "stable"), silent("g4", "canary")]);
     let fleet = table.snapshot(500, SLOW_START_MS);
     let load = |id: &str| fleet.gateway(fleet.find(id).expect("reported")).load;
     assert_eq!((load("g1"), load("g2")), (80, 45));

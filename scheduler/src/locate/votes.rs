@@ -24,8 +24,8 @@ use std::{
     },
 };
 
-use self::voters::Voters;
 pub use self::voters::NETWORKS;
+use self::voters::Voters;
 
 use super::Network;
 
@@ -185,11 +185,8 @@ impl Votes {
     /// Casts a user's vote: `ms` from his network to the region.
     pub fn cast(&self, network: &Network, region: &str, voter: &str, ms: u32, now_s: u32) -> Cast {
         let voter = self.hash(voter) as u32;
-        let vote = Vote {
-            voter,
-            ms: u16::try_from(ms.clamp(MIN_MS, MAX_MS)).unwrap_or(u16::MAX),
-            at_s: now_s,
-        };
+        let vote =
+            Vote { voter, ms: u16::try_from(ms.clamp(MIN_MS, MAX_MS)).unwrap_or(u16::MAX), at_s: now_s };
         let (network, region) = (self.hash(network), self.hash(region) as u32);
         let set = &mut *self.set(network);
         let known = set.len();

@@ -105,8 +105,14 @@ fn one_user_with_every_address_drives_nobody_out() {
         (known.end..10_000).filter(|n| votes.cast(&network(*n), "eu", name, 1, 101) == Cast::Taken).count()
     };
     assert_eq!(mallorys(&votes, "mallory"), NETWORKS as usize);
-    assert_eq!(votes.cast(&network(known.end), "eu", "mallory", 2, 102), Cast::Taken, "he votes there already");
-    (0..3_000).for_each(|n| drop(mallorys(&votes, &format!("mallory{n}"))));
+    assert_eq!(
+        votes.cast(&network(known.end), "eu", "mallory", 2, 102),
+        Cast::Taken,
+        "he votes there already"
+    );
+    for n in 0..3_000 {
+        mallorys(&votes, &format!("mallory{n}"));
+    }
     assert!(votes.networks() <= SETS * WAYS, "{}", votes.networks());
     assert!(known.clone().all(|number| tally(&votes, number, 102).is_some_and(|tally| tally.votes == 2)));
     // Once those have faded, others may have their place.
@@ -118,7 +124,9 @@ fn one_user_with_every_address_drives_nobody_out() {
     }
     let refused = |votes: &Votes, now_s| {
         let carol = |n: u32| format!("carol{}", n / NETWORKS);
-        (50_000..50_500).filter(|n| votes.cast(&network(*n), "eu", &carol(*n), 30, now_s) == Cast::Full).count()
+        (50_000..50_500)
+            .filter(|n| votes.cast(&network(*n), "eu", &carol(*n), 30, now_s) == Cast::Full)
+            .count()
     };
     assert!(refused(&late, 0) > 450, "full, and each has two fresh votes");
     assert_eq!(refused(&late, LIFETIME_S / 2), 0);
