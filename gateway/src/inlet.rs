@@ -309,6 +309,7 @@ impl Link<FromScheduler> for SchedulerDown {
                 from_scheduler::Message::Demand(demand) => {
                     shared.demand(self.index, demand.wanted_per_second);
                 }
+                from_scheduler::Message::Carried(carried) => shared.mailbox.carried(self.index, carried),
             }
         }
         Ok(())

@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 
 use crate::{
     admission::{self, Admission, Now, Owner, QueueSeen, QueueTokens, Showing, Turn},
+    carried::Carrier,
     clock::Clock,
     fleet::{DEAD_AFTER_MS, Fleet, Pending, REPORT_INTERVAL_MS, ReportError, SNAPSHOT_INTERVAL_MS, Table},
     jwt::JwtKeys,
@@ -32,6 +33,8 @@ const PLACES_PER_USER: u32 = 4;
 /// The state of a scheduler. Decisions read `fleet` and `policy` without a lock.
 pub(crate) struct Core {
     pub clock: Clock,
+    /// What outlives this scheduler.
+    pub carried: Carrier,
     pub policy: PolicyStore,
     pub locator: Locator,
     pub fleet: ArcSwap<Fleet>,
@@ -61,6 +64,7 @@ pub(crate) struct Core {
 
 /// What [`Core::new`] needs besides its own parts.
 pub(crate) struct Parts {
+    pub carried: Carrier,
     pub policy: PolicyStore,
     pub locator: Locator,
     pub metrics: Metrics,
@@ -77,6 +81,7 @@ pub(crate) struct Parts {
 impl Core {
     pub fn new(parts: Parts) -> Self {
         let Parts {
+            carried,
             policy,
             locator,
             metrics,
@@ -101,6 +106,7 @@ impl Core {
             admission: Mutex::default(),
             pending: Mutex::default(),
             words: Mutex::default(),
+            carried,
             policy,
             locator,
             metrics,
