@@ -43,6 +43,7 @@ pub struct Options {
     links_that_can_be_cut: bool,
     composition: Option<Composition>,
     descriptors: Option<u32>,
+    gateways: Option<usize>,
 }
 
 impl Options {
@@ -108,6 +109,13 @@ impl Options {
     pub fn apart(mut self) -> Self {
         self.composition = Some(Composition::Apart);
         self
+    }
+
+    /// Roles apart, with so many gateways: for a fleet of which one can be missing.
+    #[must_use]
+    pub fn gateways(mut self, count: usize) -> Self {
+        self.gateways = Some(count);
+        self.apart()
     }
 
     /// Roles apart, with a proxy in each link: see [`Server::cut`].
@@ -194,7 +202,7 @@ impl Server {
         if let Some(policy) = &options.policy {
             fs::write(folder.path().join("policy.toml"), policy)?;
         }
-        let layout = Layout::new(options.composition(), options.links_that_can_be_cut)?;
+        let layout = Layout::new(options.composition(), options.links_that_can_be_cut, options.gateways)?;
         let at = layout.addresses();
         Ok(Self { at, options, layout, processes: BTreeMap::new(), disk: None, folder })
     }

@@ -21,7 +21,7 @@ use crate::{bail, metrics::Admin, proxy::Proxy, tokens};
 pub enum Composition {
     /// `berth dev`: all in one.
     One,
-    /// Each on its own: two schedulers, two gateways, one logic. Fewer would hide what two replicas, or two gateways of one
+    /// Each on its own: two schedulers, two gateways or more, one logic. Fewer would hide what two replicas, or two gateways of one
     /// user, do to each other.
     Apart,
 }
@@ -43,7 +43,7 @@ impl Composition {
 
 /// Schedulers and gateways of [`Composition::Apart`].
 pub const SCHEDULERS: usize = 2;
-/// Gateways of [`Composition::Apart`]: gw-1 and gw-2.
+/// Gateways of [`Composition::Apart`], unless the options say more: gw-1 and gw-2.
 pub const GATEWAYS: usize = 2;
 
 /// One process of a server. In the order in which they are stopped; they are started in the opposite one.
@@ -71,7 +71,12 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    pub(super) fn new(composition: Composition, with_proxies: bool) -> anyhow::Result<Self> {
+    /// With so many gateways, or [`GATEWAYS`].
+    pub(super) fn new(
+        composition: Composition,
+        with_proxies: bool,
+        gateways: Option<usize>,
+    ) -> anyhow::Result<Self> {
         if composition == Composition::One {
             let nowhere = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); 3];
             return Ok(Self {
@@ -82,14 +87,15 @@ impl Layout {
                 proxies: vec![],
             });
         }
+        let count = gateways.unwrap_or(GATEWAYS);
         let schedulers: Vec<_> = (0..SCHEDULERS).map(|_| [port(), port(), port()]).collect();
         let logic = [port(), port(), port()];
         let mut proxies = Vec::new();
-        for _ in (0..GATEWAYS).filter(|_| with_proxies) {
+        for _ in (0..count).filter(|_| with_proxies) {
             let targets = schedulers.iter().map(|[_, rpc, _]| *rpc).chain([logic[1]]);
             proxies.push(targets.map(Proxy::start).collect::<anyhow::Result<_>>()?);
         }
-        let gateways = (0..GATEWAYS).map(|_| [port(), port()]).collect();
+        let gateways = (0..count).map(|_| [port(), port()]).collect();
         Ok(Self { composition, schedulers, gateways, logic, proxies })
     }
 
@@ -137,7 +143,7 @@ impl Layout {
     /// The proxy between a gateway and its peer.
     pub(super) fn proxy(&self, gateway: usize, peer: Role) -> anyhow::Result<&Proxy> {
         let Some(proxies) = self.proxies.get(gateway) else {
-            bail!("there is no link to cut: Options::links_that_can_be_cut, and gateways 0 and 1");
+            bail!("there is no link to cut: Options::links_that_can_be_cut, and gateways from 0");
         };
         match peer {
             Role::Scheduler(index) if index < SCHEDULERS => Ok(&proxies[index]),

@@ -6,6 +6,7 @@ mod cut;
 mod frozen;
 mod killed;
 mod slow;
+mod storm;
 mod two_gateways;
 
 use std::time::Duration;

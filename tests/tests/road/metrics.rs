@@ -28,7 +28,7 @@ use serde_json::json;
 use crate::docs::document;
 
 /// Counters and histograms, with labels, that [`cause`] must move.
-const MOVED: [(&str, &[(&str, &str)]); 62] = [
+const MOVED: [(&str, &[(&str, &str)]); 63] = [
     ("berth_scheduler_requests_total", &[("outcome", "ok")]),
     ("berth_scheduler_requests_total", &[("outcome", "invalid_argument")]),
     ("berth_scheduler_requests_total", &[("outcome", "unauthenticated")]),
@@ -39,6 +39,7 @@ const MOVED: [(&str, &[(&str, &str)]); 62] = [
     ("berth_scheduler_explains_total", &[("outcome", "ok")]),
     ("berth_scheduler_explains_total", &[("outcome", "unauthenticated")]),
     ("berth_scheduler_decisions_total", &[("pool", "stable"), ("reason", "DEFAULT")]),
+    ("berth_scheduler_admissions_total", &[("outcome", "admitted")]),
     ("berth_scheduler_snapshot_seconds_count", &[]),
     ("berth_scheduler_reports_total", &[]),
     ("berth_scheduler_redirects_total", &[("outcome", "answered")]),
@@ -94,8 +95,9 @@ const MOVED: [(&str, &[(&str, &str)]); 62] = [
 ];
 
 /// What is not caused here, and why.
-const NOT_CAUSED: [(&str, &str); 22] = [
+const NOT_CAUSED: [(&str, &str); 23] = [
     ("berth_scheduler_reports_refused_total", "needs a gateway with a fault: scheduler/src/tests.rs"),
+    ("berth_scheduler_queue_tokens_total", "needs a crowd: scheduler/src/http/tests.rs"),
     ("berth_scheduler_geoip_loads_total", "needs a database: tests/tests/road/proximity.rs"),
     ("berth_scheduler_geoip_lookups_total", "needs a database: scheduler/src/locate/tests.rs"),
     ("berth_scheduler_rtt_votes_total", "needs a gateway with a region: scheduler/src/locate/tests.rs"),
