@@ -65,8 +65,8 @@ impl Default for Limits {
             // All of those come back within 16 s of a break.
             handshakes_per_second_per_address: 256,
             exempt_addresses: Networks::default(),
-            // Four seconds of the default handshake rate: more than an honest client takes, and less than half of the
-            // descriptors that one process usually gets.
+            // Four seconds of the default handshake rate, and one of what is accepted at it: about what an honest client takes,
+            // and less than half of the descriptors that one process usually gets.
             pending_handshakes: 8_192,
             // A person's client sends a few a second; twice what the user may ask for leaves room for the rest.
             frames_per_second: 2_000,
