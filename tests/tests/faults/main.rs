@@ -5,6 +5,7 @@ mod crowd;
 mod cut;
 mod frozen;
 mod killed;
+mod schedulers;
 mod slow;
 mod two_gateways;
 

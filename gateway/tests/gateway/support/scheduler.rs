@@ -93,6 +93,8 @@ impl Link<ToScheduler> for Up {
                     }
                     state.asks.push(ask);
                 }
+                // Nothing here outlives a scheduler.
+                to_scheduler::Message::Carried(_) => {}
             }
         }
         Ok(())
