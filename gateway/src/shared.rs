@@ -24,7 +24,7 @@ use crate::{
     clock::Clock,
     config::Config,
     door::Door,
-    guard::Guard,
+    guard::{Guard, Spell},
     inlet::{Delivery, Inlet},
     keyring::Keyring,
     lease,
@@ -72,6 +72,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     /// What one peer may cost.
     pub(crate) guard: Arc<Guard>,
+    /// Sessions opened by tickets that are good only while no scheduler is linked.
+    pub(crate) outage: Arc<Spell>,
     pub(crate) inlets: Vec<Arc<Inlet>>,
     pub(crate) mailbox: Mailbox,
     /// One per transport, as clients reach this gateway.
@@ -128,6 +130,7 @@ impl Shared {
             load: Mutex::default(),
             guard: Arc::new(Guard::new(&config.limits)),
             door: Arc::new(Door::new(config.handshakes_per_second)),
+            outage: Arc::default(),
             config,
             boot,
             clock,

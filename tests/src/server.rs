@@ -41,6 +41,7 @@ pub struct Options {
     makes_its_own_keys: bool,
     on_a_disk_that_can_fail: bool,
     links_that_can_be_cut: bool,
+    schedulers: Option<usize>,
     composition: Option<Composition>,
     descriptors: Option<u32>,
     gateways: Option<usize>,
@@ -115,6 +116,13 @@ impl Options {
     #[must_use]
     pub fn gateways(mut self, count: usize) -> Self {
         self.gateways = Some(count);
+        self.apart()
+    }
+
+    /// Roles apart, with so many schedulers.
+    #[must_use]
+    pub fn schedulers(mut self, count: usize) -> Self {
+        self.schedulers = Some(count);
         self.apart()
     }
 
@@ -202,7 +210,7 @@ impl Server {
         if let Some(policy) = &options.policy {
             fs::write(folder.path().join("policy.toml"), policy)?;
         }
-        let layout = Layout::new(options.composition(), options.links_that_can_be_cut, options.gateways)?;
+        let layout = Layout::new(&options)?;
         let at = layout.addresses();
         Ok(Self { at, options, layout, processes: BTreeMap::new(), disk: None, folder })
     }

@@ -13,11 +13,17 @@ use berth_proto::{
 
 use rand::Rng;
 
-use super::{Cx, Env, Goodbye, Identified, Identity, identified, wire::Wire, write};
+use super::{
+    Cx, Env, Goodbye, Identified, Identity,
+    grace::{self, Worth},
+    identified,
+    wire::Wire,
+    write,
+};
 use crate::{
     clock::Now,
     config::Timeouts,
-    metrics::{Handshake, Limited},
+    metrics::{Grace, Handshake, Limited},
     notify::Outlook,
     rendezvous,
 };
@@ -46,6 +52,8 @@ struct Opening {
     identity: Identity,
     logic: u8,
     auth_deadline_ms: i64,
+    /// How far its ticket is accepted only because no scheduler is linked.
+    grace: Option<Grace>,
     /// Notifies may overtake the answer.
     outlook: Outlook,
 }
@@ -104,11 +112,19 @@ impl Arriving {
         enter(cx)?;
         let ticket = check_ticket(cx.env, cx.now, &hello)?;
         let identity = Identity::new(&ticket.user_id, &hello);
-        if !ticket.gateway_ids.contains(&cx.env.gateway_id) {
-            return self.ask_redirect(cx, wire, &identity, ticket.auth_expires_at_ms);
-        }
+        let grace = match grace::worth(&ticket, cx.env, cx.now.wall_ms, hello.no_scheduler) {
+            Worth::Good => {
+                cx.ups.used_tickets.push(ticket.schedule_id);
+                None
+            }
+            Worth::Grace(grace) => Some(grace),
+            Worth::Ask => return self.ask_redirect(cx, wire, &identity, ticket.auth_expires_at_ms),
+            Worth::Expired { late_ms } => {
+                let problem = TicketError::Expired { late_ms }.to_string();
+                return Err(Goodbye::new(CloseCode::TicketExpired).because(problem));
+            }
+        };
         cx.env.door.shown(ticket.issued_at_ms, cx.now.wall_ms);
-        cx.ups.used_tickets.push(ticket.schedule_id);
         let Some(logic) = rendezvous::choose(&ticket.user_id, &cx.env.logics) else {
             return Err(Goodbye::overloaded(cx.rng).because("no logic is attached"));
         };
@@ -116,7 +132,7 @@ impl Arriving {
         cx.ups.logic.push((logic, to_logic::Message::Open(open)));
         self.deadline_ms = after(cx.now, cx.env.timeouts.open);
         let auth_deadline_ms = on_steady_scale(cx.now, ticket.auth_expires_at_ms);
-        let opening = Opening { identity, logic, auth_deadline_ms, outlook: Outlook::default() };
+        let opening = Opening { identity, logic, auth_deadline_ms, grace, outlook: Outlook::default() };
         self.step = Step::Opening(Box::new(opening));
         Ok(())
     }
@@ -161,7 +177,7 @@ impl Arriving {
             let code = CloseCode::from_number(opened.close_code).unwrap_or(CloseCode::Internal);
             return Err(Goodbye::new(code).because(error.message).retry_after(error.retry_after_ms));
         }
-        let Opening { identity, logic, auth_deadline_ms, outlook: overtaken } = opening;
+        let Opening { identity, logic, auth_deadline_ms, grace, outlook: overtaken } = opening;
         let welcome = Welcome {
             session_id: format!("{:016x}{:016x}", cx.env.boot, cx.handle),
             user_id: identity.user().to_owned(),
@@ -178,6 +194,16 @@ impl Arriving {
         metrics.handshakes.one(Handshake::Welcomed);
         metrics.handshake_seconds.record(seconds(cx.now.steady_ms - self.accepted_ms));
         cx.env.levels.sessions.up();
+        if let Some(grace) = grace {
+            metrics.grace_sessions.one(grace);
+            if cx.env.outage.happens(cx.now.steady_ms) {
+                let grace_ms = cx.env.grace_ms;
+                tracing::info!(
+                    grace_ms,
+                    "no scheduler is linked: genuine tickets of other gateways, or that expired within the grace, are accepted"
+                );
+            }
+        }
         Ok(Some(Identified::new(identified::Opened {
             identity,
             logic,
@@ -216,7 +242,7 @@ impl Arriving {
             Step::Hello => Goodbye::new(CloseCode::HandshakeTimeout),
             Step::Opening(_) => Goodbye::overloaded(cx.rng).because("logic did not answer in time"),
             Step::Redirecting | Step::Redirected => Goodbye::new(CloseCode::TicketExpired)
-                .because("the ticket is for other gateways; ask a scheduler"),
+                .because("no scheduler said in time where the client belongs; ask one"),
         }
     }
 
@@ -256,14 +282,12 @@ fn check_hello(hello: &Hello) -> Result<(), Goodbye> {
     Ok(())
 }
 
-/// The ticket, if it is genuine, in time and of this device. For which gateways is not asked here.
+/// The ticket, if it is genuine, of this device and of a user whose login is in time. Its own time, and for which gateways it
+/// is, are not asked here.
 fn check_ticket(env: &Env, now: Now, hello: &Hello) -> Result<link::Ticket, Goodbye> {
     let refused = |code, problem: String| Err(Goodbye::new(code).because(problem));
-    let ticket = match env.verifier.verify(&hello.ticket, now.wall_ms) {
+    let ticket = match env.verifier.genuine(&hello.ticket) {
         Ok(ticket) => ticket,
-        Err(problem @ TicketError::Expired { .. }) => {
-            return refused(CloseCode::TicketExpired, problem.to_string());
-        }
         Err(problem) => return refused(CloseCode::Unauthenticated, problem.to_string()),
     };
     if ticket.device_id != hello.device_id || id::check(&ticket.device_id).is_err() {

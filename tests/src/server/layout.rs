@@ -41,9 +41,9 @@ impl Composition {
     }
 }
 
-/// Schedulers and gateways of [`Composition::Apart`].
+/// Schedulers of [`Composition::Apart`], unless [`Options::schedulers`] says otherwise.
 pub const SCHEDULERS: usize = 2;
-/// Gateways of [`Composition::Apart`], unless the options say more: gw-1 and gw-2.
+/// Gateways of [`Composition::Apart`], unless [`Options::gateways`] says otherwise: gw-1 and gw-2.
 pub const GATEWAYS: usize = 2;
 
 /// One process of a server. In the order in which they are stopped; they are started in the opposite one.
@@ -71,12 +71,8 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// With so many gateways, or [`GATEWAYS`].
-    pub(super) fn new(
-        composition: Composition,
-        with_proxies: bool,
-        gateways: Option<usize>,
-    ) -> anyhow::Result<Self> {
+    pub(super) fn new(options: &Options) -> anyhow::Result<Self> {
+        let composition = options.composition();
         if composition == Composition::One {
             let nowhere = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); 3];
             return Ok(Self {
@@ -87,15 +83,16 @@ impl Layout {
                 proxies: vec![],
             });
         }
-        let count = gateways.unwrap_or(GATEWAYS);
-        let schedulers: Vec<_> = (0..SCHEDULERS).map(|_| [port(), port(), port()]).collect();
+        let gateways = options.gateways.unwrap_or(GATEWAYS);
+        let schedulers: Vec<_> =
+            (0..options.schedulers.unwrap_or(SCHEDULERS)).map(|_| [port(), port(), port()]).collect();
         let logic = [port(), port(), port()];
         let mut proxies = Vec::new();
-        for _ in (0..count).filter(|_| with_proxies) {
+        for _ in (0..gateways).filter(|_| options.links_that_can_be_cut) {
             let targets = schedulers.iter().map(|[_, rpc, _]| *rpc).chain([logic[1]]);
             proxies.push(targets.map(Proxy::start).collect::<anyhow::Result<_>>()?);
         }
-        let gateways = (0..count).map(|_| [port(), port()]).collect();
+        let gateways = (0..gateways).map(|_| [port(), port()]).collect();
         Ok(Self { composition, schedulers, gateways, logic, proxies })
     }
 
@@ -146,8 +143,8 @@ impl Layout {
             bail!("there is no link to cut: Options::links_that_can_be_cut, and gateways from 0");
         };
         match peer {
-            Role::Scheduler(index) if index < SCHEDULERS => Ok(&proxies[index]),
-            Role::Logic => Ok(&proxies[SCHEDULERS]),
+            Role::Scheduler(index) if index < self.schedulers.len() => Ok(&proxies[index]),
+            Role::Logic => Ok(&proxies[self.schedulers.len()]),
             other => bail!("a gateway has no link to {other:?}"),
         }
     }

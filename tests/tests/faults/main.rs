@@ -5,6 +5,7 @@ mod crowd;
 mod cut;
 mod frozen;
 mod killed;
+mod schedulers;
 mod slow;
 mod storm;
 mod two_gateways;

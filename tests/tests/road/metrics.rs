@@ -103,6 +103,10 @@ const NOT_CAUSED: [(&str, &str); 23] = [
     ("berth_scheduler_rtt_votes_total", "needs a gateway with a region: scheduler/src/locate/tests.rs"),
     ("berth_gateway_accept_errors_total", "needs a process without descriptors: gateway/tests/famine.rs"),
     (
+        "berth_gateway_grace_sessions_total",
+        "needs a gateway without any scheduler: gateway/tests/gateway/outage.rs, tests/tests/faults/schedulers.rs",
+    ),
+    (
         "berth_gateway_limited_total",
         "needs a flood: gateway/tests/gateway/limits.rs, tests/tests/road/noisy.rs",
     ),

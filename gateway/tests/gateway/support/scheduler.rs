@@ -25,6 +25,8 @@ struct State {
     used: Vec<u64>,
     /// To the gateways that are attached.
     down: Vec<Arc<dyn Link<FromScheduler>>>,
+    /// The link is down.
+    away: bool,
 }
 
 impl Default for FakeScheduler {
@@ -49,6 +51,10 @@ impl FakeScheduler {
         for link in down {
             link.send(vec![FromScheduler { message: Some(message.clone()) }]).expect("taken");
         }
+    }
+
+    pub fn away(&self, away: bool) {
+        self.state.lock().expect("no panic").away = away;
     }
 
     pub fn last_report(&self) -> Option<GatewayReport> {
@@ -99,8 +105,14 @@ impl Link<ToScheduler> for Up {
                     }
                     state.asks.push(ask);
                 }
+                // Nothing here outlives a scheduler.
+                to_scheduler::Message::Carried(_) => {}
             }
         }
         Ok(())
+    }
+
+    fn connected(&self) -> bool {
+        !self.state.lock().expect("no panic").away
     }
 }
