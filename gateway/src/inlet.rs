@@ -296,7 +296,7 @@ impl Link<FromScheduler> for SchedulerDown {
         for message in batch.into_iter().filter_map(|message| message.message) {
             match message {
                 from_scheduler::Message::Keys(keys) => {
-                    if !shared.ticket_keys(self.index, &keys.public_keys) {
+                    if !shared.ticket_keys(self.index, &keys) {
                         tracing::warn!("a scheduler told no usable ticket key; the ones known so far stay");
                     }
                 }

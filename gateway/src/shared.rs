@@ -16,7 +16,7 @@ use berth_proto::{
     limits,
     link::Link,
     ticket::TicketVerifier,
-    wire::{GatewayLoad, ToLogic, ToScheduler},
+    wire::{GatewayLoad, TicketKeys, ToLogic, ToScheduler},
 };
 
 use crate::{
@@ -169,7 +169,7 @@ impl Shared {
     }
 
     /// The keys a scheduler signs with, beside those of the others; returns whether there was a usable one.
-    pub(crate) fn ticket_keys(&self, scheduler: usize, keys: &[Vec<u8>]) -> bool {
+    pub(crate) fn ticket_keys(&self, scheduler: usize, keys: &TicketKeys) -> bool {
         let mut keyring = lock(&self.keyring);
         let usable = keyring.told(scheduler, keys, self.clock.now().steady_ms);
         if usable {

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use berth_proto::{
     limits,
     schedule::{HeartbeatParameters, ReconnectParameters},
-    ticket::TicketSigner,
+    ticket::{PUBLIC_KEY, TicketSigner},
     wire::GatewayReport,
 };
 use tokio::sync::Notify;
@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use crate::{
     clock::Clock,
     fleet::{DEAD_AFTER_MS, Fleet, Pending, REPORT_INTERVAL_MS, ReportError, SNAPSHOT_INTERVAL_MS, Table},
-    jwt::JwtKeys,
+    jwt::JwtStore,
     limit::RateLimiter,
     locate::Locator,
     metrics::Metrics,
@@ -31,8 +31,10 @@ pub(crate) struct Core {
     pub locator: Locator,
     pub fleet: ArcSwap<Fleet>,
     pub metrics: Metrics,
-    pub jwt: JwtKeys,
+    pub jwt: JwtStore,
     pub signer: TicketSigner,
+    /// The public halves of every key that any scheduler may sign with now, our own first.
+    pub ticket_keys: Vec<[u8; PUBLIC_KEY]>,
     pub admin_key: String,
     pub ticket_ttl_ms: i64,
     pub heartbeat: HeartbeatParameters,
@@ -55,8 +57,9 @@ pub(crate) struct Parts {
     pub policy: PolicyStore,
     pub locator: Locator,
     pub metrics: Metrics,
-    pub jwt: JwtKeys,
+    pub jwt: JwtStore,
     pub signer: TicketSigner,
+    pub ticket_keys: Vec<[u8; PUBLIC_KEY]>,
     pub admin_key: String,
     pub ticket_ttl_ms: i64,
     pub heartbeat: HeartbeatParameters,
@@ -72,6 +75,7 @@ impl Core {
             metrics,
             jwt,
             signer,
+            ticket_keys,
             admin_key,
             ticket_ttl_ms,
             heartbeat,
@@ -93,6 +97,7 @@ impl Core {
             metrics,
             jwt,
             signer,
+            ticket_keys,
             admin_key,
             ticket_ttl_ms,
             heartbeat,

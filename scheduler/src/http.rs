@@ -94,7 +94,7 @@ async fn schedule(State(core): State<Arc<Core>>, request: Request) -> Response<B
 async fn answer(core: &Core, request: Request, started: &mut Instant) -> Result<ScheduleAnswer, Refusal> {
     let token = bearer(request.headers())?;
     let now_ms = core.clock.wall_ms();
-    let user = core.jwt.verify(token, now_ms).map_err(|e| Refusal::Unauthenticated(e.to_string()))?;
+    let user = core.jwt.load().verify(token, now_ms).map_err(|e| Refusal::Unauthenticated(e.to_string()))?;
     if user.id == SYSTEM_USER {
         let detail = format!("the user id {SYSTEM_USER:?} belongs to the server");
         return Err(Refusal::Forbidden(detail));
@@ -112,6 +112,7 @@ async fn answer(core: &Core, request: Request, started: &mut Instant) -> Result<
         transports: &asked.transports,
         rtt_ms: &asked.rtt_ms,
         auth_expires_at_ms: user.expires_at_ms,
+        auth_issued_at_ms: user.issued_at_ms,
         now_ms,
     };
     let request = input::decision_request(&asked, &user.id, peer);

@@ -63,6 +63,7 @@ pub fn ticket(user: &str, device: &str, gateway_id: &str) -> Ticket {
         auth_expires_at_ms: now_ms() + 3_600_000,
         schedule_id: rand::random(),
         issued_at_ms: now_ms(),
+        auth_issued_at_ms: now_ms(),
         ..Default::default()
     }
 }

@@ -96,9 +96,9 @@ impl Arriving {
             return Err(Goodbye::overloaded(cx.rng).because("no scheduler has told its keys yet"));
         }
         let ticket = check_ticket(cx.env, cx.now, &hello)?;
-        let identity = Identity::new(&ticket.user_id, &hello);
+        let identity = Identity::new(&ticket.user_id, ticket.auth_issued_at_ms, &hello);
         if !ticket.gateway_ids.contains(&cx.env.gateway_id) {
-            return self.ask_redirect(cx, wire, &identity, ticket.auth_expires_at_ms);
+            return self.ask_redirect(cx, wire, &identity, &ticket);
         }
         cx.ups.used_tickets.push(ticket.schedule_id);
         let Some(logic) = rendezvous::choose(&ticket.user_id, &cx.env.logics) else {
@@ -118,7 +118,7 @@ impl Arriving {
         cx: &mut Cx<'_>,
         wire: Wire,
         identity: &Identity,
-        auth_expires_at_ms: i64,
+        ticket: &link::Ticket,
     ) -> Result<(), Goodbye> {
         cx.ups.redirects.push(link::RedirectAsk {
             handle: cx.handle,
@@ -128,7 +128,8 @@ impl Arriving {
             app_version: identity.app_version().to_owned(),
             client_ip: self.peer.to_canonical().to_string(),
             transport: wire.transport().to_owned(),
-            auth_expires_at_ms,
+            auth_expires_at_ms: ticket.auth_expires_at_ms,
+            auth_issued_at_ms: ticket.auth_issued_at_ms,
         });
         self.deadline_ms = after(cx.now, cx.env.timeouts.redirect);
         self.step = Step::Redirecting;
