@@ -41,6 +41,7 @@ pub fn scheduler(config: &Config, auth: &Auth) -> anyhow::Result<berth_scheduler
         listen: scheduler.listen,
         policy_file: some(&scheduler.policy_file).map(PathBuf::from),
         geoip_file: some(&scheduler.geoip).map(PathBuf::from),
+        data_dir: some(&scheduler.data_dir).map(PathBuf::from),
         jwt,
         jwks_file,
         ticket_key: auth.ticket_key.clone().into_bytes(),
