@@ -96,7 +96,7 @@ pub(crate) struct Shared {
     used_tickets: Mutex<Vec<u64>>,
     keyring: Mutex<Keyring>,
     /// What outlives schedulers.
-    pub(crate) carried: Mutex<carry::Store>,
+    pub(crate) carried: Arc<Mutex<carry::Store>>,
     /// The newest policy seen, by version and hash: replicas that are behind learn of it through reports.
     policy: Mutex<(u64, String)>,
 }
@@ -139,7 +139,7 @@ impl Shared {
             rare: Mutex::new(rare),
             used_tickets: Mutex::default(),
             keyring: Mutex::default(),
-            carried: Mutex::default(),
+            carried: Arc::default(),
             policy: Mutex::default(),
         }
     }

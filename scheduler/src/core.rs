@@ -10,7 +10,7 @@ use berth_proto::{
     limits,
     schedule::{HeartbeatParameters, ReconnectParameters},
     ticket::{PUBLIC_KEY, TicketSigner},
-    wire::GatewayReport,
+    wire::{GatewayReport, Revocation},
 };
 use tokio::sync::Notify;
 
@@ -146,6 +146,14 @@ impl Core {
                 "another scheduler has a newer policy, or another text under the same version; update this one's file"
             );
         }
+    }
+
+    /// Whether that user and device may be sent anywhere with what was issued then: not if it was revoked.
+    ///
+    /// # Errors
+    /// The revocation.
+    pub fn check_revoked(&self, user_id: &str, device_id: &str, issued_at_ms: i64) -> Result<(), Revocation> {
+        self.carried.read(|store| store.revoked(user_id, device_id, issued_at_ms)).map_or(Ok(()), Err)
     }
 
     /// Counts an assignment until a gateway sees its ticket.

@@ -21,6 +21,7 @@ use berth_proto::{
     id,
     id::SYSTEM_USER,
     schedule::{Decision, Problem, ScheduleAnswer, ScheduleEndpoint, ScheduleRequest},
+    wire::Revocation,
 };
 use rand::Rng;
 use ring::digest::{SHA256, digest};
@@ -107,6 +108,7 @@ async fn answer(core: &Core, request: Request, started: &mut Instant) -> Result<
     *started = Instant::now();
     let asked: ScheduleRequest = input::json(&bytes)?;
     input::check(&asked)?;
+    core.check_revoked(&user.id, &asked.device_id, user.issued_at_ms).map_err(revoked)?;
     core.settled().map_err(starting)?;
     let terms = Terms {
         transports: &asked.transports,
@@ -201,6 +203,14 @@ async fn explanation(core: &Core, request: Request) -> Result<ExplainAnswer, Ref
             stages,
         },
     })
+}
+
+fn revoked(revocation: Revocation) -> Refusal {
+    let Revocation { not_before_ms, reason, .. } = revocation;
+    let because = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
+    Refusal::Unauthenticated(format!(
+        "tokens issued before {not_before_ms} were revoked{because}; sign in again and send the new one"
+    ))
 }
 
 fn no_gateway(error: &NoGateway) -> Refusal {

@@ -230,7 +230,8 @@ fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> RedirectAnswer 
     let nowhere = RedirectAnswer { handle: ask.handle, ..RedirectAnswer::default() };
     let now_ms = core.clock.wall_ms();
     let valid = id::check(&ask.user_id).is_ok() && id::check(&ask.device_id).is_ok();
-    if !valid || ask.auth_expires_at_ms <= now_ms {
+    let revoked = || core.check_revoked(&ask.user_id, &ask.device_id, ask.auth_issued_at_ms).is_err();
+    if !valid || ask.auth_expires_at_ms <= now_ms || revoked() {
         return nowhere;
     }
     let fleet = core.fleet.load();

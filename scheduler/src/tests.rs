@@ -1,5 +1,7 @@
 //! The scheduler as a whole: gateways attach and report, policies change under it, it becomes ready and stops.
 
+mod credentials;
+
 use std::sync::atomic::Ordering;
 
 use berth_proto::{

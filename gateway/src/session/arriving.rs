@@ -13,7 +13,7 @@ use berth_proto::{
 
 use rand::Rng;
 
-use super::{Cx, Env, Goodbye, Identified, Identity, identified, wire::Wire, write};
+use super::{Cx, Env, Goodbye, Identified, Identity, identified, revoked, wire::Wire, write};
 use crate::{clock::Now, config::Timeouts, metrics::Handshake, notify::Outlook, rendezvous};
 
 /// What is known of it; dropped with its welcome.
@@ -97,6 +97,7 @@ impl Arriving {
         }
         let ticket = check_ticket(cx.env, cx.now, &hello)?;
         let identity = Identity::new(&ticket.user_id, ticket.auth_issued_at_ms, &hello);
+        revoked::check(cx.env, &identity)?;
         if !ticket.gateway_ids.contains(&cx.env.gateway_id) {
             return self.ask_redirect(cx, wire, &identity, &ticket);
         }
@@ -153,6 +154,11 @@ impl Arriving {
         if let Some(error) = opened.error {
             let code = CloseCode::from_number(opened.close_code).unwrap_or(CloseCode::Internal);
             return Err(Goodbye::new(code).because(error.message).retry_after(error.retry_after_ms));
+        }
+        if let Err(goodbye) = revoked::check(cx.env, &opening.identity) {
+            // Its session is there: it is closed as one that nobody was told of.
+            self.step = Step::Opening(Box::new(opening));
+            return Err(goodbye);
         }
         let Opening { identity, logic, auth_deadline_ms, outlook: overtaken } = opening;
         let welcome = Welcome {

@@ -1,8 +1,8 @@
 //! What a session is given and what it gives: its surroundings as values.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use berth_proto::{schedule::HeartbeatParameters, ticket::TicketVerifier, wire as link};
+use berth_proto::{carry, schedule::HeartbeatParameters, ticket::TicketVerifier, wire as link};
 use link::to_logic;
 use rand::rngs::SmallRng;
 
@@ -23,6 +23,8 @@ pub(crate) struct Env {
     pub(crate) stopping: bool,
     /// Which logic links are up.
     pub(crate) logics: Vec<bool>,
+    /// The records that outlive schedulers: which credentials are void.
+    pub(crate) carried: Arc<Mutex<carry::Store>>,
     /// What one peer may cost.
     pub(crate) guard: Arc<Guard>,
     pub(crate) metrics: Arc<Metrics>,

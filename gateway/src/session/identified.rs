@@ -30,7 +30,7 @@ pub(crate) struct Identity {
     text: Box<str>,
     /// Where the first three end; each is at most 64 bytes.
     ends: [u8; 3],
-    /// When what he identified himself with was issued, on the wall clock; 0: it does not say.
+    /// See [`Identity::auth_issued_at_ms`].
     auth_issued_at_ms: i64,
 }
 
@@ -50,6 +50,11 @@ impl Identity {
 
     pub(crate) fn device(&self) -> &str {
         &self.text[self.end(0)..self.end(1)]
+    }
+
+    /// When what he identified himself with was issued, on the wall clock; 0: it does not say.
+    pub(crate) fn auth_issued_at_ms(&self) -> i64 {
+        self.auth_issued_at_ms
     }
 
     pub(super) fn platform(&self) -> &str {
@@ -140,6 +145,10 @@ impl Identified {
 
     pub(super) fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     pub(super) fn lives(&mut self, now: Now) {

@@ -48,6 +48,7 @@ impl Harness {
             stopping: false,
             spread_ms: 2_000,
             logics: vec![true],
+            carried: Arc::default(),
             guard: Arc::default(),
             levels: Levels::new(&metrics),
             metrics,

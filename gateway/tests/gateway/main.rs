@@ -8,5 +8,6 @@ mod handshake;
 mod lifecycle;
 mod limits;
 mod network;
+mod revoked;
 mod road;
 mod support;
