@@ -14,7 +14,7 @@ use berth_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::{BUSY, options};
+use crate::{BUSY, options, options_for_an_ended_lease};
 
 /// Who is connected with what was revoked is closed within this, at every gateway that is linked to logic or to a scheduler.
 const CLOSED: Duration = Duration::from_secs(2);
@@ -77,7 +77,7 @@ async fn all_closed(server: &Server, users: Vec<(Device, String, String)>) -> an
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_that_is_cut_off_from_logic_closes_who_is_revoked() -> TestResult {
-    let server = Server::start(options().links_that_can_be_cut()).await?;
+    let server = Server::start(options_for_an_ended_lease().links_that_can_be_cut()).await?;
     let linked = slowest(&server).await?;
     let mut users = Vec::new();
     for _ in 0..USERS {
