@@ -143,11 +143,8 @@ async fn keys_are_changed_and_nobody_is_refused() -> TestResult {
         2 * rounds
     ));
     ensure!(rounds > 0);
-    let old = schedule_with(
-        &server.at.scheduler,
-        &user_signed("u", now_ms(), JWT_SECRET),
-        &json!({"deviceId": "d"}),
-    );
-    ensure!(old.await?.status == 401, "the old secret is good for nothing any more");
+    let old = user_signed("u", now_ms(), JWT_SECRET);
+    let answer = schedule_with(&server.at.scheduler, &old, &json!({"deviceId": "d"})).await?;
+    ensure!(answer.status == 401, "the old secret is good for nothing any more");
     Ok(())
 }

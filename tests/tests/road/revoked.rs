@@ -87,7 +87,8 @@ async fn a_revoked_user_is_out_everywhere_until_a_new_login_and_stays_out_over_r
     let mut other = Device::connect(&server.at, Transport::Tcp, &bob, "d").await?;
 
     let asked = Instant::now();
-    let revoking = back_end(&server, &format!("{alice}:revoke"), &json!({"reason": "lost phone"}));
+    let (path, reason) = (format!("{alice}:revoke"), json!({"reason": "lost phone"}));
+    let revoking = back_end(&server, &path, &reason);
     let closing = async {
         for (device, transport) in connected.iter_mut().zip([Transport::Tcp, Transport::WsJson]) {
             let ending = device.ending().await?;
@@ -115,9 +116,8 @@ async fn a_revoked_user_is_out_everywhere_until_a_new_login_and_stays_out_over_r
 
     // Everything dies at once, so nothing but logic's disk remembers.
     server.restart(&[]).await?;
-    let shown =
-        http::get(&format!("{}/v1/users/{alice}/revocations", server.at.logic), Some(tokens::SERVICE_KEY));
-    let shown = shown.await?.value();
+    let url = format!("{}/v1/users/{alice}/revocations", server.at.logic);
+    let shown = http::get(&url, Some(tokens::SERVICE_KEY)).await?.value();
     ensure!(shown["revocations"][0]["notBeforeMs"] == answer["notBeforeMs"], "{shown}");
     for login in [&phone, &laptop] {
         login.turned_away(&server).await?;
