@@ -13,8 +13,20 @@ use berth_proto::{
 
 use rand::Rng;
 
-use super::{Cx, Env, Goodbye, Identified, Identity, identified, revoked, wire::Wire, write};
-use crate::{clock::Now, config::Timeouts, metrics::Handshake, notify::Outlook, rendezvous};
+use super::{
+    Cx, Env, Goodbye, Identified, Identity,
+    grace::{self, Worth},
+    identified, revoked,
+    wire::Wire,
+    write,
+};
+use crate::{
+    clock::Now,
+    config::Timeouts,
+    metrics::{Grace, Handshake},
+    notify::Outlook,
+    rendezvous,
+};
 
 /// What is known of it; dropped with its welcome.
 pub(super) struct Arriving {
@@ -40,6 +52,8 @@ struct Opening {
     identity: Identity,
     logic: u8,
     auth_deadline_ms: i64,
+    /// How far its ticket is accepted only because no scheduler is linked.
+    grace: Option<Grace>,
     /// Notifies may overtake the answer.
     outlook: Outlook,
 }
@@ -98,10 +112,18 @@ impl Arriving {
         let ticket = check_ticket(cx.env, cx.now, &hello)?;
         let identity = Identity::new(&ticket.user_id, ticket.auth_issued_at_ms, &hello);
         revoked::check(cx.env, &identity)?;
-        if !ticket.gateway_ids.contains(&cx.env.gateway_id) {
-            return self.ask_redirect(cx, wire, &identity, &ticket);
-        }
-        cx.ups.used_tickets.push(ticket.schedule_id);
+        let grace = match grace::worth(&ticket, cx.env, cx.now.wall_ms, hello.no_scheduler) {
+            Worth::Good => {
+                cx.ups.used_tickets.push(ticket.schedule_id);
+                None
+            }
+            Worth::Grace(grace) => Some(grace),
+            Worth::Ask => return self.ask_redirect(cx, wire, &identity, &ticket),
+            Worth::Expired { late_ms } => {
+                let problem = TicketError::Expired { late_ms }.to_string();
+                return Err(Goodbye::new(CloseCode::TicketExpired).because(problem));
+            }
+        };
         let Some(logic) = rendezvous::choose(&ticket.user_id, &cx.env.logics) else {
             return Err(Goodbye::overloaded(cx.rng).because("no logic is attached"));
         };
@@ -109,7 +131,7 @@ impl Arriving {
         cx.ups.logic.push((logic, to_logic::Message::Open(open)));
         self.deadline_ms = after(cx.now, cx.env.timeouts.open);
         let auth_deadline_ms = on_steady_scale(cx.now, ticket.auth_expires_at_ms);
-        let opening = Opening { identity, logic, auth_deadline_ms, outlook: Outlook::default() };
+        let opening = Opening { identity, logic, auth_deadline_ms, grace, outlook: Outlook::default() };
         self.step = Step::Opening(Box::new(opening));
         Ok(())
     }
@@ -160,7 +182,7 @@ impl Arriving {
             self.step = Step::Opening(Box::new(opening));
             return Err(goodbye);
         }
-        let Opening { identity, logic, auth_deadline_ms, outlook: overtaken } = opening;
+        let Opening { identity, logic, auth_deadline_ms, grace, outlook: overtaken } = opening;
         let welcome = Welcome {
             session_id: format!("{:016x}{:016x}", cx.env.boot, cx.handle),
             user_id: identity.user().to_owned(),
@@ -177,6 +199,16 @@ impl Arriving {
         metrics.handshakes.one(Handshake::Welcomed);
         metrics.handshake_seconds.record(seconds(cx.now.steady_ms - self.accepted_ms));
         cx.env.levels.sessions.up();
+        if let Some(grace) = grace {
+            metrics.grace_sessions.one(grace);
+            if cx.env.outage.happens(cx.now.steady_ms) {
+                let grace_ms = cx.env.grace_ms;
+                tracing::info!(
+                    grace_ms,
+                    "no scheduler is linked: genuine tickets of other gateways, or that expired within the grace, are accepted"
+                );
+            }
+        }
         Ok(Some(Identified::new(identified::Opened {
             identity,
             logic,
@@ -215,7 +247,7 @@ impl Arriving {
             Step::Hello => Goodbye::new(CloseCode::HandshakeTimeout),
             Step::Opening(_) => Goodbye::overloaded(cx.rng).because("logic did not answer in time"),
             Step::Redirecting | Step::Redirected => Goodbye::new(CloseCode::TicketExpired)
-                .because("the ticket is for other gateways; ask a scheduler"),
+                .because("no scheduler said in time where the client belongs; ask one"),
         }
     }
 
@@ -246,14 +278,12 @@ fn check_hello(hello: &Hello) -> Result<(), Goodbye> {
     Ok(())
 }
 
-/// The ticket, if it is genuine, in time and of this device. For which gateways is not asked here.
+/// The ticket, if it is genuine, of this device and of a user whose login is in time. Its own time, and for which gateways it
+/// is, are not asked here.
 fn check_ticket(env: &Env, now: Now, hello: &Hello) -> Result<link::Ticket, Goodbye> {
     let refused = |code, problem: String| Err(Goodbye::new(code).because(problem));
-    let ticket = match env.verifier.verify(&hello.ticket, now.wall_ms) {
+    let ticket = match env.verifier.genuine(&hello.ticket) {
         Ok(ticket) => ticket,
-        Err(problem @ TicketError::Expired { .. }) => {
-            return refused(CloseCode::TicketExpired, problem.to_string());
-        }
         Err(problem) => return refused(CloseCode::Unauthenticated, problem.to_string()),
     };
     if ticket.device_id != hello.device_id || id::check(&ticket.device_id).is_err() {

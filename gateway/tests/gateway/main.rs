@@ -8,6 +8,7 @@ mod handshake;
 mod lifecycle;
 mod limits;
 mod network;
+mod outage;
 mod revoked;
 mod road;
 mod support;

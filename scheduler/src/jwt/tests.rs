@@ -146,7 +146,7 @@ fn keys_that_cannot_be_used_say_why() {
     assert!(why(r#"{"keys":[{"kty":"RSA","n":"AQAB","e":"AQAB"}]}"#).contains("n has 17 bits"));
     assert!(why(r#"{"keys":[{"kty":"RSA","e":"AQAB"}]}"#).ends_with("n is missing"));
     assert!(why("nonsense").starts_with("auth.jwks_file: no JWKS"));
-    assert!(matches!(JwtKeys::from_secret(b"short"), Err(JwtKeysError::ShortSecret(5))));
+    assert!(matches!(JwtKeys::from_secrets(&[b"short"]), Err(JwtKeysError::ShortSecret(5))));
     let nowhere = JwtKeys::from_jwks_file(Path::new("/no/such/file"));
     assert!(matches!(nowhere, Err(JwtKeysError::Unreadable { .. })));
 }

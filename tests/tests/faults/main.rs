@@ -7,6 +7,7 @@ mod frozen;
 mod keys;
 mod killed;
 mod revoked;
+mod schedulers;
 mod slow;
 mod two_gateways;
 

@@ -94,7 +94,7 @@ const MOVED: [(&str, &[(&str, &str)]); 62] = [
 ];
 
 /// What is not caused here, and why.
-const NOT_CAUSED: [(&str, &str); 26] = [
+const NOT_CAUSED: [(&str, &str); 27] = [
     ("berth_scheduler_reports_refused_total", "needs a gateway with a fault: scheduler/src/tests.rs"),
     ("berth_scheduler_jwks_loads_total", "needs a JWKS file: scheduler/src/tests/credentials.rs"),
     ("berth_gateway_sessions_revoked_total", "needs a revocation: tests/tests/road/revoked.rs"),
@@ -104,6 +104,10 @@ const NOT_CAUSED: [(&str, &str); 26] = [
     ("berth_scheduler_geoip_lookups_total", "needs a database: scheduler/src/locate/tests.rs"),
     ("berth_scheduler_rtt_votes_total", "needs a gateway with a region: scheduler/src/locate/tests.rs"),
     ("berth_gateway_accept_errors_total", "needs a process without descriptors: gateway/tests/famine.rs"),
+    (
+        "berth_gateway_grace_sessions_total",
+        "needs a gateway without any scheduler: gateway/tests/gateway/outage.rs, tests/tests/faults/schedulers.rs",
+    ),
     (
         "berth_gateway_limited_total",
         "needs a flood: gateway/tests/gateway/limits.rs, tests/tests/road/noisy.rs",
