@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::*;
+use super::{watch::JwksFile, *};
 
 const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 const NOW: i64 = 1_795_000_000_000;
@@ -147,7 +147,7 @@ fn keys_that_cannot_be_used_say_why() {
     assert!(why(r#"{"keys":[{"kty":"RSA","e":"AQAB"}]}"#).ends_with("n is missing"));
     assert!(why("nonsense").starts_with("auth.jwks_file: no JWKS"));
     assert!(matches!(JwtKeys::from_secrets(&[b"short"]), Err(JwtKeysError::ShortSecret(5))));
-    let nowhere = JwtKeys::from_jwks_file(Path::new("/no/such/file"));
+    let nowhere = JwksFile::load("/no/such/file".into());
     assert!(matches!(nowhere, Err(JwtKeysError::Unreadable { .. })));
 }
 
@@ -201,8 +201,8 @@ fn a_jwks_file_is_read() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("jwks.json");
     let text = format!(r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","x":"{ED_X}"}}]}}"#);
-    fs::write(&path, text).expect("written");
-    let keys = JwtKeys::from_jwks_file(&path).expect("readable");
+    std::fs::write(&path, text).expect("written");
+    let (keys, _) = JwksFile::load(path).expect("readable");
     assert!(keys.verify(ED_TOKEN, NOW).is_ok(), "a key without kid fits any");
 }
 
