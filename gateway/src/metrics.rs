@@ -207,6 +207,7 @@ pub(crate) struct Metrics {
     pub(crate) grace_sessions: Family<Grace>,
     pub(crate) accept_errors: Counter,
     pub(crate) limited: Family<Limited>,
+    pub(crate) sessions_revoked: Counter,
     pub(crate) pending: Gauge,
     pub(crate) worker_stalls: Counter,
     pub(crate) worker_turn_seconds: Histogram,
@@ -251,6 +252,7 @@ impl Metrics {
         let lag = "How late the latest worker wakes, over the last seconds.";
         let errors = "Failed accepts: descriptors or kernel memory ran out.";
         let limited = "Times a peer met a limit, by the limit.";
+        let revoked = "Sessions that a revocation ended, with 4500.";
         let steps = "Connections that came so far on their way to a session.";
         let failed =
             "Connections that ended before they were welcomed, by close code as in connections_closed.";
@@ -278,6 +280,7 @@ impl Metrics {
             grace_sessions: Family::new(r, "berth_gateway_grace_sessions_total", grace, "ticket"),
             accept_errors: r.counter("berth_gateway_accept_errors_total", errors, &[]),
             limited: Family::new(r, "berth_gateway_limited_total", limited, "limit"),
+            sessions_revoked: r.counter("berth_gateway_sessions_revoked_total", revoked, &[]),
             pending: r.gauge(
                 "berth_gateway_pending_handshakes",
                 "Connections without a hello that was accepted.",

@@ -17,7 +17,7 @@ use berth_proto::{
     limits,
     link::Link,
     ticket::TicketVerifier,
-    wire::{GatewayLoad, ToLogic, ToScheduler},
+    wire::{GatewayLoad, TicketKeys, ToLogic, ToScheduler},
 };
 
 use crate::{
@@ -104,7 +104,7 @@ pub(crate) struct Shared {
     used_tickets: Mutex<Vec<u64>>,
     keyring: Mutex<Keyring>,
     /// What outlives schedulers.
-    pub(crate) carried: Mutex<carry::Store>,
+    pub(crate) carried: Arc<Mutex<carry::Store>>,
     /// The newest policy seen, by version and hash: replicas that are behind learn of it through reports.
     policy: Mutex<(u64, String)>,
 }
@@ -150,7 +150,7 @@ impl Shared {
             rare: Mutex::new(rare),
             used_tickets: Mutex::default(),
             keyring: Mutex::default(),
-            carried: Mutex::default(),
+            carried: Arc::default(),
             policy: Mutex::default(),
         }
     }
@@ -184,7 +184,7 @@ impl Shared {
     }
 
     /// The keys a scheduler signs with, beside those of the others; returns whether there was a usable one.
-    pub(crate) fn ticket_keys(&self, scheduler: usize, keys: &[Vec<u8>]) -> bool {
+    pub(crate) fn ticket_keys(&self, scheduler: usize, keys: &TicketKeys) -> bool {
         let mut keyring = lock(&self.keyring);
         let usable = keyring.told(scheduler, keys, self.clock.now().steady_ms);
         if usable {

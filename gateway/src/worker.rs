@@ -5,6 +5,7 @@ mod deliver;
 mod drain;
 mod outlet;
 mod pending;
+mod revoke;
 mod tell;
 
 use std::{
@@ -37,6 +38,7 @@ use crate::{
 use accept::Acceptor;
 use drain::Eviction;
 use outlet::Outlet;
+use revoke::Revoking;
 
 /// Tokens beside connections; no handle has worker 255.
 const LISTENER: Token = Token(usize::MAX);
@@ -83,6 +85,8 @@ pub(crate) struct Worker {
     /// Connections with a notify to write.
     dirty: Vec<Place>,
     eviction: Option<Eviction>,
+    /// Credentials that are void: who is connected with them goes.
+    revoking: Revoking,
     /// Until when everybody must be gone.
     stopping_ms: Option<i64>,
     /// When those who wait for an answer are sent away without it.
@@ -118,6 +122,7 @@ impl Worker {
             grace_ms: i64::try_from(shared.config.ticket_grace.as_millis()).unwrap_or(i64::MAX),
             outage: Arc::clone(&shared.outage),
             logics: Vec::new(),
+            carried: Arc::clone(&shared.carried),
             guard: Arc::clone(&shared.guard),
             door: Arc::clone(&shared.door),
             levels: Levels::new(&shared.metrics),
@@ -147,6 +152,7 @@ impl Worker {
             pending,
             dirty: Vec::new(),
             eviction: None,
+            revoking: Revoking::default(),
             stopping_ms: None,
             last_call_ms: None,
             last_sweep_ms: now.steady_ms,
@@ -218,6 +224,7 @@ impl Worker {
         self.merge_some();
         self.advance_wheel();
         self.evict_some();
+        self.close_revoked();
         self.last_call();
         self.reannounce_some();
         self.tell_dirty();
@@ -241,6 +248,7 @@ impl Worker {
             self.outlet.next_reannouncement_ms(),
             self.stopping_ms,
             self.last_call_ms,
+            self.revoking.next_ms(),
         ];
         let wait = until.into_iter().flatten().min().unwrap_or(now) - now;
         Duration::from_millis(wait.max(0).unsigned_abs())

@@ -39,6 +39,8 @@ pub(crate) struct Terms<'a> {
     pub rtt_ms: &'a BTreeMap<String, u32>,
     /// The user's JWT ends then; the ticket does not outlive it. Milliseconds since the Unix epoch.
     pub auth_expires_at_ms: i64,
+    /// The user's JWT was issued then; 0: it does not say.
+    pub auth_issued_at_ms: i64,
     /// Milliseconds since the Unix epoch.
     pub now_ms: i64,
     /// Whether it waits its turn.
@@ -71,6 +73,7 @@ impl Core {
             auth_expires_at_ms: terms.auth_expires_at_ms,
             schedule_id,
             issued_at_ms: terms.now_ms,
+            auth_issued_at_ms: terms.auth_issued_at_ms,
         });
         self.assigned(&fleet, ranked[0], request.user_id, schedule_id);
         self.metrics.decision(decision.pool, decision.reason);

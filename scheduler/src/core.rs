@@ -9,8 +9,8 @@ use arc_swap::ArcSwap;
 use berth_proto::{
     limits,
     schedule::{HeartbeatParameters, ReconnectParameters},
-    ticket::TicketSigner,
-    wire::GatewayReport,
+    ticket::{PUBLIC_KEY, TicketSigner},
+    wire::{GatewayReport, Revocation},
 };
 use tokio::sync::Notify;
 
@@ -19,7 +19,7 @@ use crate::{
     carried::Carrier,
     clock::Clock,
     fleet::{DEAD_AFTER_MS, Fleet, Pending, REPORT_INTERVAL_MS, ReportError, SNAPSHOT_INTERVAL_MS, Table},
-    jwt::JwtKeys,
+    jwt::JwtStore,
     limit::RateLimiter,
     locate::Locator,
     metrics::Metrics,
@@ -39,9 +39,11 @@ pub(crate) struct Core {
     pub locator: Locator,
     pub fleet: ArcSwap<Fleet>,
     pub metrics: Metrics,
-    pub jwt: JwtKeys,
+    pub jwt: JwtStore,
     pub signer: TicketSigner,
     pub queue_tokens: QueueTokens,
+    /// The public halves of every key that any scheduler may sign with now, our own first.
+    pub ticket_keys: Vec<[u8; PUBLIC_KEY]>,
     pub admin_key: String,
     pub ticket_ttl_ms: i64,
     pub heartbeat: HeartbeatParameters,
@@ -68,9 +70,10 @@ pub(crate) struct Parts {
     pub policy: PolicyStore,
     pub locator: Locator,
     pub metrics: Metrics,
-    pub jwt: JwtKeys,
+    pub jwt: JwtStore,
     pub signer: TicketSigner,
     pub queue_tokens: QueueTokens,
+    pub ticket_keys: Vec<[u8; PUBLIC_KEY]>,
     pub admin_key: String,
     pub ticket_ttl_ms: i64,
     pub heartbeat: HeartbeatParameters,
@@ -88,6 +91,7 @@ impl Core {
             jwt,
             signer,
             queue_tokens,
+            ticket_keys,
             admin_key,
             ticket_ttl_ms,
             heartbeat,
@@ -113,6 +117,7 @@ impl Core {
             jwt,
             signer,
             queue_tokens,
+            ticket_keys,
             admin_key,
             ticket_ttl_ms,
             heartbeat,
@@ -155,6 +160,14 @@ impl Core {
                 "another scheduler has a newer policy, or another text under the same version; update this one's file"
             );
         }
+    }
+
+    /// Whether that user and device may be sent anywhere with what was issued then: not if it was revoked.
+    ///
+    /// # Errors
+    /// The revocation.
+    pub fn check_revoked(&self, user_id: &str, device_id: &str, issued_at_ms: i64) -> Result<(), Revocation> {
+        self.carried.read(|store| store.revoked(user_id, device_id, issued_at_ms)).map_or(Ok(()), Err)
     }
 
     /// Counts an assignment until a gateway sees its ticket.

@@ -21,6 +21,7 @@ use berth_proto::{
     id,
     id::SYSTEM_USER,
     schedule::{Decision, Problem, ReconnectParameters, ScheduleAnswer, ScheduleEndpoint, ScheduleRequest},
+    wire::Revocation,
 };
 use rand::Rng;
 use ring::digest::{SHA256, digest};
@@ -94,7 +95,7 @@ async fn schedule(State(core): State<Arc<Core>>, request: Request) -> Response<B
 async fn answer(core: &Core, request: Request, started: &mut Instant) -> Result<ScheduleAnswer, Refusal> {
     let token = bearer(request.headers())?;
     let now_ms = core.clock.wall_ms();
-    let user = core.jwt.verify(token, now_ms).map_err(|e| Refusal::Unauthenticated(e.to_string()))?;
+    let user = core.jwt.load().verify(token, now_ms).map_err(|e| Refusal::Unauthenticated(e.to_string()))?;
     if user.id == SYSTEM_USER {
         let detail = format!("the user id {SYSTEM_USER:?} belongs to the server");
         return Err(Refusal::Forbidden(detail));
@@ -107,11 +108,13 @@ async fn answer(core: &Core, request: Request, started: &mut Instant) -> Result<
     *started = Instant::now();
     let asked: ScheduleRequest = input::json(&bytes)?;
     input::check(&asked)?;
+    core.check_revoked(&user.id, &asked.device_id, user.issued_at_ms).map_err(revoked)?;
     core.settled().map_err(starting)?;
     let terms = Terms {
         transports: &asked.transports,
         rtt_ms: &asked.rtt_ms,
         auth_expires_at_ms: user.expires_at_ms,
+        auth_issued_at_ms: user.issued_at_ms,
         now_ms,
         ask: Ask::LetIn { queue_token: &asked.queue_token },
     };
@@ -215,6 +218,14 @@ fn not_assigned(problem: NotAssigned) -> Refusal {
             Refusal::Overloaded { retry_after_ms: ms, queue_token }
         }
     }
+}
+
+fn revoked(revocation: Revocation) -> Refusal {
+    let Revocation { not_before_ms, reason, .. } = revocation;
+    let because = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
+    Refusal::Unauthenticated(format!(
+        "tokens issued before {not_before_ms} were revoked{because}; sign in again and send the new one"
+    ))
 }
 
 fn no_gateway(error: &NoGateway) -> Refusal {

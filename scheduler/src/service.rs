@@ -195,8 +195,9 @@ impl GatewayLink {
     fn tell(&self) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if !told.keys {
-            let public_keys = vec![self.core.signer.public_key().to_vec()];
-            let keys = from_scheduler::Message::Keys(TicketKeys { public_keys });
+            let public_keys = self.core.ticket_keys.iter().map(|key| key.to_vec()).collect();
+            let ticket_ttl_ms = u32::try_from(self.core.ticket_ttl_ms).unwrap_or(u32::MAX);
+            let keys = from_scheduler::Message::Keys(TicketKeys { public_keys, ticket_ttl_ms });
             told.keys = self.down.send(vec![FromScheduler { message: Some(keys) }]).is_ok();
         }
         let policy = self.core.policy.load();
@@ -250,7 +251,8 @@ fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> RedirectAnswer 
     let nowhere = RedirectAnswer { handle: ask.handle, ..RedirectAnswer::default() };
     let now_ms = core.clock.wall_ms();
     let valid = id::check(&ask.user_id).is_ok() && id::check(&ask.device_id).is_ok();
-    if !valid || ask.auth_expires_at_ms <= now_ms {
+    let revoked = || core.check_revoked(&ask.user_id, &ask.device_id, ask.auth_issued_at_ms).is_err();
+    if !valid || ask.auth_expires_at_ms <= now_ms || revoked() {
         return nowhere;
     }
     let fleet = core.fleet.load();
@@ -277,6 +279,7 @@ fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> RedirectAnswer 
         transports: &transports,
         rtt_ms: &BTreeMap::new(),
         auth_expires_at_ms: ask.auth_expires_at_ms,
+        auth_issued_at_ms: ask.auth_issued_at_ms,
         now_ms,
         ask: Ask::SentOn,
     };

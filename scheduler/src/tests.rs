@@ -1,5 +1,7 @@
 //! The scheduler as a whole: gateways attach and report, policies change under it, it becomes ready and stops.
 
+mod credentials;
+
 use std::sync::atomic::Ordering;
 
 use berth_proto::{
@@ -25,6 +27,7 @@ fn redirect_ask() -> RedirectAsk {
         client_ip: "10.0.0.9".to_owned(),
         transport: "tcp".to_owned(),
         auth_expires_at_ms: crate::clock::Clock::start().wall_ms() + 1_000_000,
+        auth_issued_at_ms: 1_234_567,
     }
 }
 
@@ -100,6 +103,7 @@ async fn a_stray_client_is_sent_on_with_a_fresh_ticket() {
     let ticket = verifier.verify(&answer.ticket, answer.ticket_expires_at_ms - 1).expect("genuine");
     assert_eq!((ticket.user_id.as_str(), ticket.device_id.as_str()), ("alice", "d1"));
     assert_eq!(ticket.auth_expires_at_ms, question.auth_expires_at_ms, "the user's token stays what it was");
+    assert_eq!(ticket.auth_issued_at_ms, question.auth_issued_at_ms);
     let nowhere = [
         RedirectAsk { auth_expires_at_ms: 1, ..redirect_ask() },
         RedirectAsk { user_id: "no id".to_owned(), ..redirect_ask() },

@@ -1,3 +1,5 @@
+//! A gateway that is told records, and who hears of them through it.
+
 use std::sync::{Arc, mpsc};
 
 use berth_proto::{

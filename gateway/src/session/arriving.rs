@@ -16,7 +16,7 @@ use rand::Rng;
 use super::{
     Cx, Env, Goodbye, Identified, Identity,
     grace::{self, Worth},
-    identified,
+    identified, revoked,
     wire::Wire,
     write,
 };
@@ -111,14 +111,15 @@ impl Arriving {
         }
         enter(cx)?;
         let ticket = check_ticket(cx.env, cx.now, &hello)?;
-        let identity = Identity::new(&ticket.user_id, &hello);
+        let identity = Identity::new(&ticket.user_id, ticket.auth_issued_at_ms, &hello);
+        revoked::check(cx.env, &identity)?;
         let grace = match grace::worth(&ticket, cx.env, cx.now.wall_ms, hello.no_scheduler) {
             Worth::Good => {
                 cx.ups.used_tickets.push(ticket.schedule_id);
                 None
             }
             Worth::Grace(grace) => Some(grace),
-            Worth::Ask => return self.ask_redirect(cx, wire, &identity, ticket.auth_expires_at_ms),
+            Worth::Ask => return self.ask_redirect(cx, wire, &identity, &ticket),
             Worth::Expired { late_ms } => {
                 let problem = TicketError::Expired { late_ms }.to_string();
                 return Err(Goodbye::new(CloseCode::TicketExpired).because(problem));
@@ -142,7 +143,7 @@ impl Arriving {
         cx: &mut Cx<'_>,
         wire: Wire,
         identity: &Identity,
-        auth_expires_at_ms: i64,
+        ticket: &link::Ticket,
     ) -> Result<(), Goodbye> {
         cx.ups.redirects.push(link::RedirectAsk {
             handle: cx.handle,
@@ -152,7 +153,8 @@ impl Arriving {
             app_version: identity.app_version().to_owned(),
             client_ip: self.peer.to_canonical().to_string(),
             transport: wire.transport().to_owned(),
-            auth_expires_at_ms,
+            auth_expires_at_ms: ticket.auth_expires_at_ms,
+            auth_issued_at_ms: ticket.auth_issued_at_ms,
         });
         self.deadline_ms = after(cx.now, cx.env.timeouts.redirect);
         self.step = Step::Redirecting;
@@ -176,6 +178,11 @@ impl Arriving {
         if let Some(error) = opened.error {
             let code = CloseCode::from_number(opened.close_code).unwrap_or(CloseCode::Internal);
             return Err(Goodbye::new(code).because(error.message).retry_after(error.retry_after_ms));
+        }
+        if let Err(goodbye) = revoked::check(cx.env, &opening.identity) {
+            // Its session is there: it is closed as one that nobody was told of.
+            self.step = Step::Opening(Box::new(opening));
+            return Err(goodbye);
         }
         let Opening { identity, logic, auth_deadline_ms, grace, outlook: overtaken } = opening;
         let welcome = Welcome {

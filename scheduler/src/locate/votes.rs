@@ -24,7 +24,6 @@ use std::{
     },
 };
 
-pub use self::voters::NETWORKS;
 use self::voters::Voters;
 
 use super::Network;

@@ -4,7 +4,9 @@
 mod crowd;
 mod cut;
 mod frozen;
+mod keys;
 mod killed;
+mod revoked;
 mod schedulers;
 mod slow;
 mod storm;

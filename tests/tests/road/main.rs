@@ -24,6 +24,7 @@ mod proximity;
 mod readme;
 mod replacement;
 mod requests;
+mod revoked;
 mod schedule;
 mod secrets;
 mod slow;

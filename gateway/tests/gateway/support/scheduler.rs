@@ -81,7 +81,7 @@ struct Up {
 
 impl SchedulerService for FakeScheduler {
     fn attach(&self, _: AttachGateway, down: Arc<dyn Link<FromScheduler>>) -> Arc<dyn Link<ToScheduler>> {
-        let keys = TicketKeys { public_keys: vec![self.signer.public_key().to_vec()] };
+        let keys = TicketKeys { public_keys: vec![self.signer.public_key().to_vec()], ..Default::default() };
         down.send(vec![FromScheduler { message: Some(from_scheduler::Message::Keys(keys)) }]).expect("taken");
         self.state.lock().expect("no panic").down.push(Arc::clone(&down));
         Arc::new(Up { state: Arc::clone(&self.state), down })
