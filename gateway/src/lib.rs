@@ -15,6 +15,7 @@ mod connection;
 pub mod fuzz;
 mod gateway;
 mod guard;
+mod health;
 mod inlet;
 mod keyring;
 mod level;

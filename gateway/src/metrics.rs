@@ -7,7 +7,7 @@ use berth_proto::{
 };
 use metrics::{Counter, Gauge, Histogram};
 
-use crate::load::Counted;
+use crate::{health::Health, load::Counted};
 
 /// Counters indexed by an enum that knows all its labels.
 pub(crate) struct Family<L> {
@@ -206,6 +206,8 @@ pub(crate) struct Metrics {
     pub(crate) traffic: Traffic,
     pub(crate) requests: Requests,
     pub(crate) links: Links,
+    /// No series: what reports tell of the same events.
+    pub(crate) health: Health,
 }
 
 /// What passes between clients and the gateway.
@@ -268,6 +270,7 @@ impl Metrics {
             traffic: Traffic::new(r),
             requests: Requests::new(r),
             links: Links::new(r),
+            health: Health::default(),
         }
     }
 }

@@ -167,7 +167,12 @@ impl Session {
         let surplus = matches!(&self.stage, Stage::Arriving(arriving) if arriving.surplus());
         match wire::negotiate(cx, input, surplus) {
             Negotiated::Incomplete => return None,
-            Negotiated::Refused => self.finish(cx, Closed::Http),
+            Negotiated::Refused => {
+                if surplus {
+                    cx.env.metrics.health.not_welcomed(Closed::Overloaded);
+                }
+                self.finish(cx, Closed::Http);
+            }
             Negotiated::Agreed(wire, taken) => {
                 self.wire = wire;
                 if surplus {
@@ -435,8 +440,14 @@ impl Session {
             Stage::Arriving(arriving) => {
                 arriving.end(cx);
                 cx.env.metrics.handshakes_failed.one(how);
+                if self.wire != Wire::Unknown {
+                    cx.env.metrics.health.not_welcomed(how);
+                }
             }
-            Stage::Identified(session) => session.end(cx),
+            Stage::Identified(session) => {
+                session.end(cx);
+                cx.env.metrics.health.ended(how);
+            }
             Stage::Closing { .. } | Stage::Gone => return,
         }
         cx.env.metrics.closed.one(how);

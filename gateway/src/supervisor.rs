@@ -304,6 +304,7 @@ fn build_report(shared: &Shared) -> GatewayReport {
         policy_hash,
         uptime_ms: shared.clock.uptime_ms().unsigned_abs(),
         load: *lock(&shared.load),
+        health: Some(shared.metrics.health.report()),
     }
 }
 

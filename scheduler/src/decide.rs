@@ -6,7 +6,7 @@
 //!
 //! Nobody is turned away for coming in a crowd: admission comes with the storm budget.
 //!
-//! Time and randomness are arguments, nothing is allocated, and no lock is taken. The stages tell an [`Observer`] what
+//! Time and randomness are arguments (the policy comes as it is at the time: [`Policy::at`]), nothing is allocated, and no lock is taken. The stages tell an [`Observer`] what
 //! they do; for a plain decision that is [`Silent`] and costs nothing, for `:explain` it records. Home and pool follow
 //! from policy and request, the tier from reported load and distances, so they are the same on every replica that has the same
 //! distances ([`crate::locate`]); only the choice within a tier is random. A replica's own pending assignments move a decision only off gateways that they have filled.
@@ -61,7 +61,7 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn located(self, located: &'a Located<'a>) -> Self {
         Self {
-            client: Client { region: located.region, ..self.client },
+            client: Client { region: located.region, origin: located.origin, ..self.client },
             near: located.near.as_slice(),
             ..self
         }

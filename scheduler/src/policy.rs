@@ -3,9 +3,11 @@
 //! A policy is a versioned text (PROTOCOL.md, "Policy file"). [`parse`] makes a [`Policy`] of it or says where it is
 //! wrong; [`PolicyStore`] decides which text may replace which; `watch` follows the file.
 
+mod gray;
 mod parse;
 mod proximity;
 mod store;
+mod time;
 pub(crate) mod watch;
 mod words;
 
@@ -24,9 +26,11 @@ use ring::digest::{SHA256, digest};
 use semver::{Version, VersionReq};
 
 pub use self::{
+    gray::{GrayRule, Guard, Step, Stop, Stops, Takes},
     parse::{MAX_TEXT, PolicyError, parse},
     proximity::{Distances, Geography, PlaceRule, Point, Proximity},
     store::{PolicyStore, Refused, Taken},
+    time::rfc3339,
 };
 
 pub(crate) use self::words::Words;
@@ -80,6 +84,9 @@ pub struct Client<'a> {
     pub app_version: Option<Version>,
     /// Where it is: resolved before the decision; may be empty.
     pub region: &'a str,
+    /// Where it says it is, or its address does: what rules ask, since it is the same whichever gateways a replica knows. Resolved
+    /// before the decision; may be empty.
+    pub origin: &'a str,
     /// Its zone; empty until there is something to know it by.
     pub zone: &'a str,
     /// Its address.
@@ -97,25 +104,6 @@ pub struct Home {
     pub users: HashSet<String>,
     /// those whose bucket under [`HOME_SALT`] is in here.
     pub buckets: Range<u16>,
-}
-
-/// Sends some users to a pool.
-#[derive(Debug, Clone)]
-pub struct GrayRule {
-    /// Its name in decisions.
-    pub id: String,
-    /// Where its users go.
-    pub pool: String,
-    /// Always in, whatever `matcher` says.
-    pub users: HashSet<String>,
-    /// Of those that match, 0 to 100.
-    pub percent: f64,
-    /// The same in buckets: those of a lower number are in.
-    pub buckets: u16,
-    /// Of the buckets.
-    pub salt: String,
-    /// Whom the percentage is taken from.
-    pub matcher: Matcher,
 }
 
 /// What must hold of a client; an empty list asks nothing.
@@ -146,7 +134,7 @@ impl Matcher {
         {
             return Some("app_version");
         }
-        if !self.regions.is_empty() && !self.regions.iter().any(|region| region == client.region) {
+        if !self.regions.is_empty() && !self.regions.iter().any(|region| region == client.origin) {
             return Some("regions");
         }
         let address = || client.ip.is_some_and(|ip| self.cidrs.iter().any(|net| net.contains(&ip)));
@@ -169,7 +157,7 @@ fn fits(required: &VersionReq, version: &Version) -> bool {
             && required.matches(&Version::new(version.major, version.minor, version.patch)))
 }
 
-/// A policy that was checked.
+/// A policy that was checked, as it is at one time: see [`Policy::at`].
 #[derive(Debug, Clone)]
 pub struct Policy {
     /// Grows with every change; 0 is the built-in empty one.
@@ -206,6 +194,20 @@ impl Default for Policy {
             bound: 0.25,
             slow_start_ms: 30_000,
         }
+    }
+}
+
+impl Policy {
+    /// The same at a time, with what was stopped; none: nothing of it is another.
+    #[must_use]
+    pub fn at(&self, wall_ms: i64, stops: &Stops) -> Option<Self> {
+        let takes: Vec<_> = self.gray.iter().map(|rule| rule.takes_at(wall_ms, stops)).collect();
+        if self.gray.iter().map(|rule| &rule.takes).eq(&takes) {
+            return None;
+        }
+        let mut policy = self.clone();
+        policy.gray.iter_mut().zip(takes).for_each(|(rule, takes)| rule.takes = takes);
+        Some(policy)
     }
 }
 

@@ -218,6 +218,7 @@ fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> RedirectAnswer 
             app_version: app_version(&ask.app_version),
             ip: ask.client_ip.parse().ok().map(|ip: IpAddr| ip.to_canonical()),
             region: near.map_or("", |profile| &profile.region),
+            origin: "",
             zone: "",
             device_id: &ask.device_id,
         },

@@ -168,7 +168,9 @@ impl Arriving {
         write(cx, wire, server_frame::Frame::Welcome(welcome));
         let metrics = &cx.env.metrics;
         metrics.handshakes.one(Handshake::Welcomed);
-        metrics.handshake_seconds.record(seconds(cx.now.steady_ms - self.accepted_ms));
+        let took_ms = cx.now.steady_ms - self.accepted_ms;
+        metrics.handshake_seconds.record(seconds(took_ms));
+        metrics.health.welcomed(took_ms);
         cx.env.levels.sessions.up();
         Ok(Some(Identified::new(identified::Opened {
             identity,

@@ -1,9 +1,9 @@
-//! Home and gray rule: what follows from the policy and the user alone.
+//! Home and gray rule: what follows from the policy, at its time, and the user alone.
 
 use berth_proto::{bucket::bucket, schedule::Reason};
 
 use super::{Observer, Request};
-use crate::policy::{GrayRule, HOME_SALT, Policy};
+use crate::policy::{GrayRule, HOME_SALT, Policy, Takes};
 
 /// What a gray rule said of a request.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,6 +24,8 @@ pub enum Verdict {
     },
     /// It takes nobody by percentage.
     Nobody,
+    /// It was stopped: it takes nobody at all.
+    Stopped,
     /// It does not take the user's bucket.
     Out {
         /// The bucket.
@@ -38,7 +40,7 @@ impl Verdict {
         match self {
             Self::Named | Self::All => Some(Reason::TargetingMatch),
             Self::In { .. } => Some(Reason::Split),
-            Self::Mismatch { .. } | Self::Nobody | Self::Out { .. } => None,
+            Self::Mismatch { .. } | Self::Nobody | Self::Stopped | Self::Out { .. } => None,
         }
     }
 }
@@ -69,18 +71,19 @@ pub(super) fn rule<'a>(
 
 /// The hash is the dear part (a SHA-256), so it comes last.
 fn verdict(rule: &GrayRule, request: &Request<'_>) -> Verdict {
+    let Takes::Percent { percent, buckets } = rule.takes else { return Verdict::Stopped };
     if rule.users.contains(request.user_id) {
         return Verdict::Named;
     }
     if let Some(key) = rule.matcher.mismatch(&request.client) {
         return Verdict::Mismatch { key };
     }
-    if rule.percent >= 100.0 {
+    if percent >= 100.0 {
         return Verdict::All;
     }
-    if rule.buckets == 0 {
+    if buckets == 0 {
         return Verdict::Nobody;
     }
     let bucket = bucket(&rule.salt, request.user_id);
-    if bucket < rule.buckets { Verdict::In { bucket } } else { Verdict::Out { bucket } }
+    if bucket < buckets { Verdict::In { bucket } } else { Verdict::Out { bucket } }
 }

@@ -127,6 +127,7 @@ pub(crate) fn decision_request<'a>(
             platform: Platform::named(&request.platform),
             app_version: app_version(&request.app_version),
             region: &request.region,
+            origin: "",
             zone: "",
             ip,
             device_id: &request.device_id,

@@ -12,6 +12,8 @@ pub struct ClientSeen {
     region: String,
     /// `hint`, `place` or `nothing`.
     region_by: &'static str,
+    /// The region that gray rules ask: its hint, or where its address is.
+    origin: String,
     /// The `[[proximity.place]]` of the policy that told it, from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     place: Option<usize>,
@@ -71,6 +73,7 @@ impl ClientSeen {
         Self {
             region: located.region.to_owned(),
             region_by,
+            origin: located.origin.to_owned(),
             place,
             address: located.locality.map(|locality| locality.to_string()),
             network: located.network.map(|network| network.to_string()),

@@ -1,21 +1,21 @@
 //! From a policy's text to its checked form, or to the line, key and reason why not.
 
+mod gray;
 mod proximity;
 
 use std::{collections::HashSet, ops::Range};
 
-use berth_proto::{
-    bucket::{BUCKETS, threshold},
-    id, limits,
-};
+use berth_proto::{bucket::BUCKETS, id, limits};
 use ipnet::IpNet;
-use semver::VersionReq;
 use serde::Deserialize;
 use thiserror::Error;
 use toml::Spanned;
 
-use self::proximity::{RawProximity, proximity};
-use super::{GrayRule, Home, Matcher, Platform, Policy, sha256_hex};
+use self::{
+    gray::{RawGray, gray_rules},
+    proximity::{RawProximity, proximity},
+};
+use super::{Home, Policy, sha256_hex};
 
 /// Largest policy text, in bytes: 10,000 named users and room around them. It travels to every gateway.
 pub const MAX_TEXT: usize = 1024 * 1024;
@@ -55,32 +55,6 @@ struct RawHome {
     region: Spanned<String>,
     users: Option<Vec<Spanned<String>>>,
     buckets: Option<Spanned<[i64; 2]>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawGray {
-    id: Spanned<String>,
-    pool: Spanned<String>,
-    #[serde(default)]
-    users: Vec<Spanned<String>>,
-    percent: Option<Spanned<f64>>,
-    salt: Option<Spanned<String>>,
-    r#match: Option<Spanned<RawMatch>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawMatch {
-    #[serde(default)]
-    platforms: Vec<Spanned<String>>,
-    app_version: Option<Spanned<String>>,
-    #[serde(default)]
-    regions: Vec<Spanned<String>>,
-    #[serde(default)]
-    cidrs: Vec<Spanned<String>>,
-    #[serde(default)]
-    devices: Vec<Spanned<String>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -158,63 +132,6 @@ fn bucket_range(place: &Place<'_>, key: &str, range: &Spanned<[i64; 2]>) -> Resu
     }
 }
 
-fn gray_rules(place: &Place<'_>, raw: Vec<Spanned<RawGray>>) -> Result<Vec<GrayRule>, PolicyError> {
-    let spans: Vec<_> = raw.iter().map(|rule| rule.get_ref().id.span()).collect();
-    let rules = place.rules("gray", raw, gray)?;
-    let mut seen = HashSet::new();
-    for (index, (rule, span)) in rules.iter().zip(spans).enumerate() {
-        if !seen.insert(&rule.id) {
-            let reason = format!("{:?} is the id of an earlier rule too", rule.id);
-            return Err(PolicyError { line: place.line(span), key: format!("gray[{index}].id"), reason });
-        }
-    }
-    Ok(rules)
-}
-
-fn gray(place: &Place<'_>, key: &str, raw: Spanned<RawGray>) -> Result<GrayRule, PolicyError> {
-    let rule = raw.get_ref();
-    if rule.percent.is_none() && (rule.users.is_empty() || rule.r#match.is_some()) {
-        let reason = "percent is missing: how many of those that match? (0 to 100)".to_owned();
-        return Err(place.error(&raw, key, reason));
-    }
-    let RawGray { id, pool, users, percent, salt, r#match } = raw.into_inner();
-    let id = place.id(id, &format!("{key}.id"))?;
-    let percent = place.number(percent, &format!("{key}.percent"), 0.0..=100.0)?.unwrap_or(0.0);
-    Ok(GrayRule {
-        percent,
-        buckets: threshold(percent),
-        pool: place.id(pool, &format!("{key}.pool"))?,
-        users: place.ids(users, &format!("{key}.users"))?,
-        salt: match salt {
-            Some(salt) => place.label(salt, &format!("{key}.salt"))?,
-            None => id.clone(),
-        },
-        matcher: match r#match {
-            Some(raw) => matcher(place, &format!("{key}.match"), raw.into_inner())?,
-            None => Matcher::default(),
-        },
-        id,
-    })
-}
-
-fn matcher(place: &Place<'_>, key: &str, raw: RawMatch) -> Result<Matcher, PolicyError> {
-    let platform = |value: &str| {
-        let names = Platform::ALL.map(Platform::name).join(", ");
-        Platform::named(value).ok_or(format!("{value:?} is none of {names}"))
-    };
-    let version = |value: &str| value.parse::<VersionReq>().map_err(|e| format!("{value:?}: {e}"));
-    Ok(Matcher {
-        platforms: place.each(&raw.platforms, &format!("{key}.platforms"), platform)?,
-        app_version: match raw.app_version {
-            Some(text) => Some(place.one(&text, &format!("{key}.app_version"), version)?),
-            None => None,
-        },
-        regions: place.each(&raw.regions, &format!("{key}.regions"), label)?,
-        cidrs: place.each(&raw.cidrs, &format!("{key}.cidrs"), network)?,
-        devices: place.ids(raw.devices, &format!("{key}.devices"))?,
-    })
-}
-
 /// An address alone is the network of that address.
 fn network(value: &str) -> Result<IpNet, String> {
     let address = value.parse::<std::net::IpAddr>().map(IpNet::from);
@@ -285,13 +202,20 @@ impl Place<'_> {
         key: &str,
         range: std::ops::RangeInclusive<f64>,
     ) -> Result<Option<f64>, PolicyError> {
-        let Some(raw) = raw else { return Ok(None) };
+        raw.map(|raw| self.within(&raw, key, range)).transpose()
+    }
+
+    fn within(
+        &self,
+        raw: &Spanned<f64>,
+        key: &str,
+        range: std::ops::RangeInclusive<f64>,
+    ) -> Result<f64, PolicyError> {
         let value = *raw.get_ref();
         if range.contains(&value) {
-            return Ok(Some(value));
+            return Ok(value);
         }
-        let reason = format!("{value} is not between {} and {}", range.start(), range.end());
-        Err(self.error(&raw, key, reason))
+        Err(self.error(raw, key, format!("{value} is not between {} and {}", range.start(), range.end())))
     }
 
     fn whole(

@@ -284,7 +284,8 @@ fn every_condition_of_a_match_counts() {
     let fitting = Client {
         platform: Some(Platform::Ios),
         app_version: app_version("7.3"),
-        region: "cn-east",
+        region: "",
+        origin: "cn-east",
         zone: "",
         ip: Some([10, 1, 2, 3].into()),
         device_id: "d-1",
@@ -297,7 +298,7 @@ fn every_condition_of_a_match_counts() {
         (Client { app_version: app_version("8.0.0-beta.1"), ..fitting.clone() }, "app_version"),
         (Client { app_version: app_version("7.2.9-rc.1"), ..fitting.clone() }, "app_version"),
         (Client { app_version: None, ..fitting.clone() }, "app_version"),
-        (Client { region: "", ..fitting.clone() }, "regions"),
+        (Client { origin: "", ..fitting.clone() }, "regions"),
         (Client { ip: Some([11, 1, 2, 3].into()), ..fitting.clone() }, "cidrs"),
         (Client { ip: None, ..fitting.clone() }, "cidrs"),
         (Client { device_id: "d-2", ..fitting.clone() }, "devices"),
@@ -326,11 +327,11 @@ fn pre_releases_are_taken_for_their_releases() {
 
 #[test]
 fn a_percentage_is_whole_buckets() {
-    let buckets = |percent: &str| {
+    let takes = |percent: &str| {
         let text = format!("version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"\npercent = {percent}");
-        parse(&text).expect("a policy").gray[0].buckets
+        parse(&text).expect("a policy").gray[0].takes.clone()
     };
-    assert_eq!(["0", "0.07", "1.1", "5.0", "99.99", "100"].map(buckets), [0, 7, 110, 500, 9_999, 10_000]);
+    assert_eq!(["0", "0.07", "1.1", "5.0", "99.99", "100"].map(takes), [0.0, 0.07, 1.1, 5.0, 99.99, 100.0].map(Takes::percent));
 }
 
 #[test]
@@ -356,13 +357,13 @@ fn versions_as_apps_write_them() {
 #[test]
 fn only_a_higher_version_replaces() {
     let store = PolicyStore::new(Policy::default());
-    assert_eq!(store.offer("version = 2"), Ok(Taken::New));
-    assert_eq!(store.offer("version = 2"), Ok(Taken::Same));
-    assert_eq!(store.offer("version = 2 # changed"), Err(Refused::OtherText(2)));
-    assert_eq!(store.offer("version = 1"), Err(Refused::Older { current: 2, offered: 1 }));
-    assert!(matches!(store.offer("version = "), Err(Refused::Broken(_))));
+    assert_eq!(store.offer("version = 2", 0), Ok(Taken::New));
+    assert_eq!(store.offer("version = 2", 0), Ok(Taken::Same));
+    assert_eq!(store.offer("version = 2 # changed", 0), Err(Refused::OtherText(2)));
+    assert_eq!(store.offer("version = 1", 0), Err(Refused::Older { current: 2, offered: 1 }));
+    assert!(matches!(store.offer("version = ", 0), Err(Refused::Broken(_))));
     assert_eq!(store.load().text, "version = 2", "what was refused replaced nothing");
-    assert_eq!(store.offer("version = 9"), Ok(Taken::New));
+    assert_eq!(store.offer("version = 9", 0), Ok(Taken::New));
     assert_eq!(store.load().version, 9);
 }
 
@@ -438,7 +439,7 @@ proptest! {
                 }
                 for rule in &policy.gray {
                     prop_assert!(!rule.id.is_empty() && !rule.pool.is_empty() && !rule.salt.is_empty());
-                    prop_assert!((0.0..=100.0).contains(&rule.percent) && rule.buckets <= BUCKETS);
+                    prop_assert!((0.0..=100.0).contains(&rule.percent) && rule.takes == Takes::percent(rule.percent));
                     let _ = rule.matcher.mismatch(&Client::default());
                 }
             }

@@ -50,7 +50,7 @@ fn offer(core: &Core, path: &Path, contents: Result<String, String>) {
             warn!(%path, %error, "the policy file cannot be read; the policy in force stays");
             true
         }
-        Ok(text) => match core.policy.offer(&text) {
+        Ok(text) => match core.policy.offer(&text, core.clock.wall_ms()) {
             Ok(Taken::Same) => false,
             Ok(Taken::New) => {
                 core.metrics.policy.load(PolicyLoad::Taken);

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     decide::Request,
-    policy::{Client as Matched, GrayRule, Matcher, Policy},
+    policy::{Client as Matched, GrayRule, Policy},
     transport::Transports,
 };
 
@@ -441,15 +441,7 @@ impl<'a> World<'a> {
 
     fn ramp(&mut self, percent: f64) {
         self.policy.gray.retain(|rule| rule.id != RAMP);
-        self.policy.gray.push(GrayRule {
-            id: RAMP.to_owned(),
-            pool: CANARY.to_owned(),
-            users: Default::default(),
-            percent,
-            buckets: berth_proto::bucket::threshold(percent),
-            salt: RAMP.to_owned(),
-            matcher: Matcher::default(),
-        });
+        self.policy.gray.push(GrayRule::splitting(RAMP, CANARY, percent));
     }
 }
 

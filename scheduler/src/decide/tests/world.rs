@@ -181,6 +181,7 @@ impl Asked {
                 platform: self.platform,
                 app_version: app_version(&self.version),
                 region: &self.region,
+                origin: &self.region,
                 zone: &self.zone,
                 ip: Some([10, 0, 0, 1].into()),
                 device_id: "d1",
