@@ -11,6 +11,7 @@ pub mod fleet;
 mod follow;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
+pub mod guard;
 mod http;
 mod jwt;
 mod limit;

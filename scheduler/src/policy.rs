@@ -33,7 +33,7 @@ pub use self::{
     time::rfc3339,
 };
 
-pub(crate) use self::words::Words;
+pub(crate) use self::{parse::MAX_WINDOW, words::Words};
 
 /// The pool of everybody whom no gray rule takes.
 pub const STABLE: &str = "stable";
