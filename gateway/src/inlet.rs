@@ -306,6 +306,7 @@ impl Link<FromScheduler> for SchedulerDown {
                     }
                 }
                 from_scheduler::Message::Policy(policy) => shared.mailbox.policy(policy),
+                from_scheduler::Message::Carried(carried) => shared.mailbox.carried(self.index, carried),
             }
         }
         Ok(())

@@ -136,7 +136,7 @@ labels!(
 labels!(
     /// What a link did not take.
     LinkRefused { Open => "open", Close => "close", Request => "request", Refresh => "refresh", Renew => "renew",
-        Report => "report", Redirect => "redirect" }
+        Report => "report", Redirect => "redirect", Carried => "carried" }
 );
 
 impl From<CloseCode> for Closed {

@@ -7,10 +7,12 @@ use std::{
 };
 
 use berth_proto::wire::{
-    GatewayReport, LeaseRenewed, PolicyText, RenewLease, ToLogic, ToScheduler, to_logic, to_scheduler,
+    Carried, GatewayReport, LeaseRenewed, PolicyText, RenewLease, ToLogic, ToScheduler, to_logic,
+    to_scheduler,
 };
 
 use crate::{
+    carried,
     inlet::Delivery,
     load::{Capacities, Meter, System, Totals},
     metrics::LinkRefused,
@@ -22,6 +24,9 @@ const REPORT_MS: i64 = 500;
 
 /// A lease is renewed so often until its length is known, in milliseconds.
 const FIRST_RENEWALS_MS: i64 = 1_000;
+
+/// Messages with records of schedulers that wait for the supervisor: it comes around within milliseconds.
+pub(crate) const CARRIED_WAITING: usize = 256;
 
 /// A worker that does not come around for this long, in milliseconds, is stuck: it wakes every second with nothing to do.
 const STALL_MS: i64 = 5_000;
@@ -40,6 +45,8 @@ pub(crate) struct Mailbox {
 struct Mail {
     leases: Vec<(u8, LeaseRenewed)>,
     policy: Option<PolicyText>,
+    /// Records that schedulers told, by the scheduler's index.
+    carried: Vec<(usize, Carried)>,
     /// Logics that are there again after a break.
     attached: Vec<u8>,
     poked: bool,
@@ -62,6 +69,15 @@ impl Mailbox {
     /// A scheduler's policy: the newest is carried to the others.
     pub(crate) fn policy(&self, policy: PolicyText) {
         self.put(|mail| mail.policy = Some(policy));
+    }
+
+    /// A scheduler tells records that outlive it. Beyond the bound they are left out: digests tell that they are missing.
+    pub(crate) fn carried(&self, scheduler: usize, carried: Carried) {
+        self.put(|mail| {
+            if mail.carried.len() < CARRIED_WAITING {
+                mail.carried.push((scheduler, carried));
+            }
+        });
     }
 
     /// The network to a logic is there, again or for the first time.
@@ -93,8 +109,10 @@ impl Mailbox {
     fn take(&self, wait_ms: i64) -> Mail {
         let mail = lock(&self.mail);
         let wait = Duration::from_millis(wait_ms.max(0).unsigned_abs());
-        let empty =
-            |mail: &mut Mail| mail.leases.is_empty() && mail.policy.is_none() && !mail.poked && !mail.stop;
+        let empty = |mail: &mut Mail| {
+            let nothing = mail.leases.is_empty() && mail.policy.is_none() && mail.carried.is_empty();
+            nothing && !mail.poked && !mail.stop
+        };
         let (mut mail, _) = self
             .bell
             .wait_timeout_while(mail, wait, empty)
@@ -153,10 +171,20 @@ impl Supervisor {
         }
     }
 
+    /// Does now what waits.
+    #[cfg(test)]
+    pub(crate) fn come_around(&mut self) {
+        let mail = self.shared.mailbox.take(0);
+        self.turn(mail);
+    }
+
     fn turn(&mut self, mail: Mail) {
         let now = self.shared.clock.now().steady_ms;
         if let Some(policy) = mail.policy {
             self.shared.carry_policy(policy.version, policy.hash);
+        }
+        for (scheduler, carried) in mail.carried {
+            carried::heard(&self.shared, scheduler, carried);
         }
         for (logic, lease) in mail.leases {
             self.renewed(logic, lease, now);
@@ -305,6 +333,7 @@ fn build_report(shared: &Shared) -> GatewayReport {
         uptime_ms: shared.clock.uptime_ms().unsigned_abs(),
         load: *lock(&shared.load),
         health: Some(shared.metrics.health.report()),
+        carried_digests: carried::digests(shared),
     }
 }
 

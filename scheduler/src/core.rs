@@ -15,6 +15,7 @@ use berth_proto::{
 use tokio::sync::Notify;
 
 use crate::{
+    carried::Carrier,
     clock::Clock,
     fleet::{DEAD_AFTER_MS, Fleet, Pending, REPORT_INTERVAL_MS, ReportError, SNAPSHOT_INTERVAL_MS, Table},
     jwt::JwtKeys,
@@ -27,6 +28,8 @@ use crate::{
 /// The state of a scheduler. Decisions read `fleet` and `policy` without a lock.
 pub(crate) struct Core {
     pub clock: Clock,
+    /// What outlives this scheduler.
+    pub carried: Carrier,
     pub policy: PolicyStore,
     pub locator: Locator,
     pub fleet: ArcSwap<Fleet>,
@@ -52,6 +55,7 @@ pub(crate) struct Core {
 
 /// What [`Core::new`] needs besides its own parts.
 pub(crate) struct Parts {
+    pub carried: Carrier,
     pub policy: PolicyStore,
     pub locator: Locator,
     pub metrics: Metrics,
@@ -67,6 +71,7 @@ pub(crate) struct Parts {
 impl Core {
     pub fn new(parts: Parts) -> Self {
         let Parts {
+            carried,
             policy,
             locator,
             metrics,
@@ -88,6 +93,7 @@ impl Core {
             table: Mutex::default(),
             pending: Mutex::default(),
             words: Mutex::default(),
+            carried,
             policy,
             locator,
             metrics,

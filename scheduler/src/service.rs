@@ -22,6 +22,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     assign::Terms,
+    carried,
     core::Core,
     decide::Request,
     metrics::Redirect,
@@ -66,6 +67,7 @@ impl SchedulerService for Service {
             gateway,
             down,
             told: Mutex::default(),
+            carried: Mutex::default(),
             complained: AtomicBool::new(false),
         };
         link.tell();
@@ -88,6 +90,7 @@ struct GatewayLink {
     gateway: AttachGateway,
     down: Down,
     told: Mutex<Told>,
+    carried: Mutex<carried::Told>,
     /// The newest report was refused, and somebody was told.
     complained: AtomicBool,
 }
@@ -105,6 +108,7 @@ impl Link<ToScheduler> for GatewayLink {
                         rest.push(ToScheduler { message: Some(to_scheduler::Message::Redirect(ask)) });
                     }
                 }
+                Some(to_scheduler::Message::Carried(carried)) => self.core.carry(carried.records),
                 // A newer gateway may say more than this scheduler knows.
                 None => {}
             }
@@ -133,12 +137,29 @@ impl GatewayLink {
             None => {
                 self.complained.store(false, Ordering::Relaxed);
                 self.tell();
+                self.tell_carried(&report.carried_digests);
             }
             // Twice a second for as long as it lasts: once is enough, until it is good again.
             Some(problem) if !self.complained.swap(true, Ordering::Relaxed) => {
                 warn!(gateway = %self.gateway.gateway_id, %problem, "a gateway's reports are refused");
             }
             Some(_) => {}
+        }
+    }
+
+    /// Says what the gateway lacks of the records that outlive schedulers; what the link does not take now is said again.
+    fn tell_carried(&self, digests: &[u64]) {
+        let mut told = self.carried.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut telling = self.core.carried.tell(&told, digests, self.core.clock.wall_ms());
+        let said = match telling.carried.take() {
+            Some(carried) => {
+                let message = from_scheduler::Message::Carried(carried);
+                self.down.send(vec![FromScheduler { message: Some(message) }]).is_ok()
+            }
+            None => true,
+        };
+        if said {
+            *told = telling.done();
         }
     }
 
@@ -164,8 +185,12 @@ impl GatewayLink {
         }
         let policy = self.core.policy.load();
         if policy.version > 0 && told.policy_hash != policy.hash {
-            let text =
-                PolicyText { version: policy.version, hash: policy.hash.clone(), text: policy.text.clone() };
+            let text = PolicyText {
+                version: policy.version,
+                hash: policy.hash.clone(),
+                text: policy.text.clone(),
+                ..PolicyText::default()
+            };
             let message = FromScheduler { message: Some(from_scheduler::Message::Policy(text)) };
             if self.down.send(vec![message]).is_ok() {
                 told.policy_hash.clone_from(&policy.hash);
@@ -264,6 +289,7 @@ mod tests {
             gateway: AttachGateway { gateway_id: "gw-1".to_owned(), boot: 1 },
             down: Arc::new(Heard::default()),
             told: Mutex::default(),
+            carried: Mutex::default(),
             complained: AtomicBool::new(false),
         };
         let complained = |id: &str| {
