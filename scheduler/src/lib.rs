@@ -227,6 +227,11 @@ impl Scheduler {
         Arc::clone(&self.service) as Arc<dyn SchedulerService>
     }
 
+    /// The operator's operations, `/admin/v1/*`, for the admin port. Each wants the admin key.
+    pub fn admin_routes(&self) -> axum::Router {
+        http::admin::router(Arc::clone(&self.core))
+    }
+
     /// Whether a client can be sent anywhere.
     ///
     /// # Errors

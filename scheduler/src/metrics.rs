@@ -38,10 +38,12 @@ pub enum Outcome {
     NotFound,
     /// 405, on any path.
     Method,
+    /// 409, of the admin API.
+    Conflict,
 }
 
 impl Outcome {
-    const ALL: [(Self, &'static str); 8] = [
+    const ALL: [(Self, &'static str); 9] = [
         (Self::Ok, "ok"),
         (Self::InvalidArgument, "invalid_argument"),
         (Self::Unauthenticated, "unauthenticated"),
@@ -50,6 +52,7 @@ impl Outcome {
         (Self::NoGateway, "no_gateway"),
         (Self::NotFound, "not_found"),
         (Self::Method, "method_not_allowed"),
+        (Self::Conflict, "conflict"),
     ];
 }
 
@@ -125,6 +128,8 @@ pub struct Metrics {
     pub request_seconds: Histogram,
     /// `berth_scheduler_explains_total{outcome}`.
     explains: [Counter; Outcome::ALL.len()],
+    /// `berth_scheduler_admin_requests_total{outcome}`.
+    admin: [Counter; Outcome::ALL.len()],
     /// `berth_scheduler_http_connections`.
     pub http_connections: Gauge,
     /// `berth_scheduler_gateways{state}`.
@@ -169,6 +174,10 @@ impl Metrics {
             explains: Outcome::ALL.map(|(_, name)| {
                 let help = "Explanations asked for, by how they were answered.";
                 registry.counter("berth_scheduler_explains_total", help, &[("outcome", name)])
+            }),
+            admin: Outcome::ALL.map(|(_, name)| {
+                let help = "Requests to the admin API, by how they were answered.";
+                registry.counter("berth_scheduler_admin_requests_total", help, &[("outcome", name)])
             }),
             http_connections: gauge("berth_scheduler_http_connections", "Open HTTP connections."),
             gateways: State::ALL.map(|state| {
@@ -224,6 +233,11 @@ impl Metrics {
     /// An explanation was asked for and answered.
     pub fn explain(&self, outcome: Outcome) {
         self.explains[outcome as usize].increment(1);
+    }
+
+    /// An operator asked for something.
+    pub fn admin(&self, outcome: Outcome) {
+        self.admin[outcome as usize].increment(1);
     }
 
     /// A decision was made.

@@ -1,8 +1,10 @@
 //! One file a command: its arguments and its work.
 
+mod admin_client;
 pub mod bench;
 pub mod chat;
 pub mod config;
+pub mod ctl;
 pub mod demo;
 pub mod dev;
 pub mod gateway;

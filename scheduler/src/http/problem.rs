@@ -26,6 +26,8 @@ pub(crate) enum Refusal {
     NotFound(String),
     #[error("{0} is not what this path takes; see the Allow header")]
     Method(String),
+    #[error("{0}")]
+    Conflict(String),
 }
 
 impl Refusal {
@@ -38,6 +40,7 @@ impl Refusal {
             Self::NoGateway { .. } => Outcome::NoGateway,
             Self::NotFound(_) => Outcome::NotFound,
             Self::Method(_) => Outcome::Method,
+            Self::Conflict(_) => Outcome::Conflict,
         }
     }
 
@@ -50,6 +53,7 @@ impl Refusal {
             Self::NoGateway { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Conflict(_) => StatusCode::CONFLICT,
         }
     }
 
@@ -61,6 +65,7 @@ impl Refusal {
             Self::RateLimited { .. } => "RATE_LIMITED",
             Self::NoGateway { .. } => "NO_GATEWAY",
             Self::NotFound(_) => "NOT_FOUND",
+            Self::Conflict(_) => "CONFLICT",
         }
     }
 

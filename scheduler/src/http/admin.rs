@@ -1,0 +1,155 @@
+//! The operator's operations, below [`PREFIX`] of the admin port: one table, one key check, one form of answer.
+
+mod gateways;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    body::{Body, Bytes},
+    extract::{RawPathParams, Request, State},
+    http::Response,
+    response::IntoResponse,
+    routing::{MethodFilter, MethodRouter, on},
+};
+use futures_util::future::BoxFuture;
+use serde_json::{Value, json};
+
+use super::{admin_only, finish, input, peer_ip, problem::Refusal, refuse, request_id};
+use crate::{core::Core, metrics::Outcome};
+
+/// Every path here begins with it.
+pub(crate) const PREFIX: &str = "/admin/v1";
+
+/// One operation.
+pub(super) struct Operation {
+    method: MethodFilter,
+    /// The method's name, for who lists the operations.
+    named: &'static str,
+    /// Below [`PREFIX`].
+    path: &'static str,
+    summary: &'static str,
+    /// The longest body, in bytes.
+    largest: usize,
+    act: fn(Arc<Core>, Asked) -> BoxFuture<'static, Result<Value, Refusal>>,
+}
+
+/// What an operation is asked for.
+pub(super) struct Asked {
+    /// The parameters in its path, in their order.
+    parameters: Vec<(String, String)>,
+    /// As it came; empty: none.
+    body: Bytes,
+}
+
+impl Asked {
+    /// The parameter of the path by that name.
+    fn parameter(&self, name: &str) -> &str {
+        let found = self.parameters.iter().find(|(own, _)| own == name);
+        found.map_or("", |(_, value)| value)
+    }
+
+    /// The body as JSON; one that is empty is as if it had no field.
+    fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, Refusal> {
+        input::json(if self.body.is_empty() { b"{}" } else { &self.body })
+    }
+}
+
+/// All of them.
+static OPERATIONS: [Operation; 2] = [
+    Operation {
+        method: MethodFilter::GET,
+        named: "GET",
+        path: "/",
+        summary: "These operations",
+        largest: 0,
+        act: |_, _| Box::pin(async { Ok(listed()) }),
+    },
+    Operation {
+        method: MethodFilter::GET,
+        named: "GET",
+        path: "/gateways",
+        summary: "Every gateway that this scheduler knows: where it is, how it is, how full it is",
+        largest: 0,
+        act: |core, _| Box::pin(async move { Ok(gateways::list(&core)) }),
+    },
+];
+
+/// The routes of the table; whatever else is asked for below [`PREFIX`] is a problem, and needs the key as well.
+pub(crate) fn router(core: Arc<Core>) -> Router {
+    let mut router = Router::new();
+    for operation in &OPERATIONS {
+        router = router.route(&format!("{PREFIX}{}", operation.path), route(operation));
+    }
+    router
+        .route(PREFIX, axum::routing::any(unknown))
+        .route(&format!("{PREFIX}/{{*rest}}"), axum::routing::any(unknown))
+        .method_not_allowed_fallback(unknown)
+        .with_state(core)
+}
+
+fn route(operation: &'static Operation) -> MethodRouter<Arc<Core>> {
+    on(
+        operation.method,
+        async move |State(core): State<Arc<Core>>, given: RawPathParams, request: Request| {
+            let given = given.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+            answer(core, Some(operation), given, request).await
+        },
+    )
+}
+
+async fn unknown(State(core): State<Arc<Core>>, request: Request) -> Response<Body> {
+    answer(core, None, Vec::new(), request).await
+}
+
+/// Checks the key, does what is asked, and answers.
+async fn answer(
+    core: Arc<Core>,
+    operation: Option<&'static Operation>,
+    parameters: Vec<(String, String)>,
+    request: Request,
+) -> Response<Body> {
+    let (request_id, peer) = (request_id(request.headers()), peer_ip(&request));
+    let asked = format!("{} {}", request.method(), request.uri().path());
+    match act(&core, operation, parameters, request, &asked).await {
+        Ok(value) => {
+            core.metrics.admin(Outcome::Ok);
+            finish(Json(value).into_response(), &request_id)
+        }
+        Err(refusal) => {
+            core.metrics.admin(refusal.outcome());
+            // A wrong admin key too: somebody is guessing, or has an old one.
+            tracing::debug!(request_id, ?peer, asked, %refusal, "an admin request was refused");
+            refuse(&request_id, &refusal)
+        }
+    }
+}
+
+async fn act(
+    core: &Arc<Core>,
+    operation: Option<&'static Operation>,
+    parameters: Vec<(String, String)>,
+    request: Request,
+    asked: &str,
+) -> Result<Value, Refusal> {
+    admin_only(core, request.headers())?;
+    let Some(operation) = operation else {
+        return Err(Refusal::NotFound(format!("operation {asked} (GET {PREFIX}/ lists them)")));
+    };
+    let body = input::body(request.into_body(), operation.largest).await?;
+    (operation.act)(Arc::clone(core), Asked { parameters, body }).await
+}
+
+fn listed() -> Value {
+    let operations = OPERATIONS.iter().map(|operation| {
+        json!({
+            "method": operation.named,
+            "path": format!("{PREFIX}{}", operation.path),
+            "summary": operation.summary,
+        })
+    });
+    json!({ "operations": operations.collect::<Vec<_>>() })
+}
