@@ -305,7 +305,7 @@ impl Link<FromScheduler> for SchedulerDown {
                         inlet.send(Delivery::Redirect(answer));
                     }
                 }
-                from_scheduler::Message::Policy(policy) => shared.mailbox.policy(policy),
+                from_scheduler::Message::Introduction(word) => shared.introduced(self.index, word),
                 from_scheduler::Message::Carried(carried) => shared.mailbox.carried(self.index, carried),
             }
         }

@@ -1,6 +1,7 @@
 //! What the threads of a gateway share: settings, links, keys and counts.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{
@@ -17,7 +18,7 @@ use berth_proto::{
     limits,
     link::Link,
     ticket::TicketVerifier,
-    wire::{GatewayLoad, ToLogic, ToScheduler},
+    wire::{GatewayLoad, Introduction, SchedulerSeen, ToLogic, ToScheduler},
 };
 
 use crate::{
@@ -97,8 +98,8 @@ pub(crate) struct Shared {
     keyring: Mutex<Keyring>,
     /// What outlives schedulers.
     pub(crate) carried: Mutex<carry::Store>,
-    /// The newest policy seen, by version and hash: replicas that are behind learn of it through reports.
-    policy: Mutex<(u64, String)>,
+    /// How each scheduler introduced itself, by its index.
+    introductions: Mutex<HashMap<usize, Introduction>>,
 }
 
 /// What [`Shared::new`] is made of.
@@ -140,7 +141,7 @@ impl Shared {
             used_tickets: Mutex::default(),
             keyring: Mutex::default(),
             carried: Mutex::default(),
-            policy: Mutex::default(),
+            introductions: Mutex::default(),
         }
     }
 
@@ -203,15 +204,25 @@ impl Shared {
         used.drain(..count).collect()
     }
 
-    pub(crate) fn carry_policy(&self, version: u64, hash: String) {
-        let mut policy = lock(&self.policy);
-        if version > policy.0 {
-            *policy = (version, hash);
-        }
+    /// A scheduler says who it is and which policy it holds. The others are told with the next report.
+    pub(crate) fn introduced(&self, scheduler: usize, introduction: Introduction) {
+        lock(&self.introductions).insert(scheduler, introduction);
+        self.mailbox.poke();
     }
 
-    pub(crate) fn policy(&self) -> (u64, String) {
-        lock(&self.policy).clone()
+    /// The schedulers whose links are up, for those that ask which policy the others hold.
+    pub(crate) fn schedulers_seen(&self) -> Vec<SchedulerSeen> {
+        let links = self.rare().schedulers;
+        let introductions = lock(&self.introductions);
+        let up = links.iter().enumerate().filter(|(_, link)| link.connected());
+        let known = up.filter_map(|(index, _)| introductions.get(&index));
+        known
+            .map(|known| SchedulerSeen {
+                scheduler_id: known.scheduler_id.clone(),
+                policy_version: known.policy_version,
+                policy_hash: known.policy_hash.clone(),
+            })
+            .collect()
     }
 
     /// A worker ended though nobody stopped it: this gateway serves nobody well any more. Its clients are sent elsewhere,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use berth_proto::wire::{
-    Carried, GatewayReport, LeaseRenewed, PolicyText, RenewLease, ToLogic, ToScheduler, to_logic,
+    Carried, GatewayReport, LeaseRenewed, RenewLease, ToLogic, ToScheduler, to_logic,
     to_scheduler,
 };
 
@@ -44,7 +44,6 @@ pub(crate) struct Mailbox {
 #[derive(Default)]
 struct Mail {
     leases: Vec<(u8, LeaseRenewed)>,
-    policy: Option<PolicyText>,
     /// Records that schedulers told, by the scheduler's index.
     carried: Vec<(usize, Carried)>,
     /// Logics that are there again after a break.
@@ -64,11 +63,6 @@ impl Mailbox {
             }
             mail.leases.push((logic, lease));
         });
-    }
-
-    /// A scheduler's policy: the newest is carried to the others.
-    pub(crate) fn policy(&self, policy: PolicyText) {
-        self.put(|mail| mail.policy = Some(policy));
     }
 
     /// A scheduler tells records that outlive it. Beyond the bound they are left out: digests tell that they are missing.
@@ -110,7 +104,7 @@ impl Mailbox {
         let mail = lock(&self.mail);
         let wait = Duration::from_millis(wait_ms.max(0).unsigned_abs());
         let empty = |mail: &mut Mail| {
-            let nothing = mail.leases.is_empty() && mail.policy.is_none() && mail.carried.is_empty();
+            let nothing = mail.leases.is_empty() && mail.carried.is_empty();
             nothing && !mail.poked && !mail.stop
         };
         let (mut mail, _) = self
@@ -180,9 +174,6 @@ impl Supervisor {
 
     fn turn(&mut self, mail: Mail) {
         let now = self.shared.clock.now().steady_ms;
-        if let Some(policy) = mail.policy {
-            self.shared.carry_policy(policy.version, policy.hash);
-        }
         for (scheduler, carried) in mail.carried {
             carried::heard(&self.shared, scheduler, carried);
         }
@@ -312,7 +303,6 @@ pub(crate) fn report(shared: &Shared) {
 
 fn build_report(shared: &Shared) -> GatewayReport {
     let config = &shared.config;
-    let (policy_version, policy_hash) = shared.policy();
     GatewayReport {
         gateway_id: config.id.clone(),
         boot: shared.boot,
@@ -328,10 +318,9 @@ fn build_report(shared: &Shared) -> GatewayReport {
         handshakes_per_second_capacity: config.handshakes_per_second.into(),
         handshakes: shared.handshakes.load(Relaxed),
         used_tickets: shared.take_used_tickets(),
-        policy_version,
-        policy_hash,
         uptime_ms: shared.clock.uptime_ms().unsigned_abs(),
         load: *lock(&shared.load),
+        schedulers: shared.schedulers_seen(),
         health: Some(shared.metrics.health.report()),
         carried_digests: carried::digests(shared),
     }

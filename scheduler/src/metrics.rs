@@ -1,6 +1,7 @@
 //! What the scheduler counts. Every series exists from the start, but those of pools: they come with the pool.
 
 mod proximity;
+mod rules;
 
 use std::{
     collections::HashMap,
@@ -10,7 +11,10 @@ use std::{
 use berth_proto::{metric::Registry, schedule::Reason};
 use metrics::{Counter, Gauge, Histogram};
 
-pub use self::proximity::{GeoipLoad, Proximity, Vote};
+pub use self::{
+    proximity::{GeoipLoad, Proximity, Vote},
+    rules::Rules,
+};
 use crate::{
     fleet::{Dimension, DimensionCounts, PendingCounts, State},
     policy::STABLE,
@@ -152,6 +156,8 @@ pub struct Metrics {
     pub pending: Pending,
     /// The policy.
     pub policy: Policies,
+    /// What its gray rules do.
+    pub rules: Rules,
     decisions: Decisions,
 }
 
@@ -222,6 +228,7 @@ impl Metrics {
             decisions: Decisions::register(registry),
             pending: Pending::register(registry),
             policy: Policies::register(registry),
+            rules: Rules::register(registry),
         }
     }
 
@@ -299,7 +306,7 @@ impl Pending {
 pub struct Policies {
     /// `berth_scheduler_policy_version`.
     pub version: Gauge,
-    /// `berth_scheduler_policy_version_seen`: the newest any gateway has seen.
+    /// `berth_scheduler_policy_version_seen`: the newest that any scheduler holds.
     pub version_seen: Gauge,
     /// `berth_scheduler_policy_file_refused`: 1 while the file is not what is in force.
     pub file_refused: Gauge,
@@ -314,7 +321,7 @@ impl Policies {
             version: gauge("berth_scheduler_policy_version", "The policy in force."),
             version_seen: gauge(
                 "berth_scheduler_policy_version_seen",
-                "The newest policy that any gateway has seen; above the version in force: this replica is behind.",
+                "The newest policy that any scheduler holds; above the version in force: this replica is behind.",
             ),
             file_refused: gauge(
                 "berth_scheduler_policy_file_refused",

@@ -3,22 +3,23 @@
 //! A policy is a versioned text (PROTOCOL.md, "Policy file"). [`parse`] makes a [`Policy`] of it or says where it is
 //! wrong; [`PolicyStore`] decides which text may replace which; `watch` follows the file.
 
+mod diff;
 mod gray;
 mod parse;
 mod proximity;
 mod store;
 mod time;
 pub(crate) mod watch;
-mod words;
 
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     fmt::{self, Write},
     net::IpAddr,
     ops::Range,
+    sync::OnceLock,
 };
 
 use ipnet::IpNet;
@@ -26,6 +27,7 @@ use ring::digest::{SHA256, digest};
 use semver::{Version, VersionReq};
 
 pub use self::{
+    diff::{Diff, Move, RuleChange},
     gray::{GrayRule, Guard, Step, Stop, Stops, Takes},
     parse::{MAX_TEXT, PolicyError, parse},
     proximity::{Distances, Geography, PlaceRule, Point, Proximity},
@@ -33,7 +35,7 @@ pub use self::{
     time::rfc3339,
 };
 
-pub(crate) use self::{parse::MAX_WINDOW, words::Words};
+pub(crate) use self::parse::{MAX_WINDOW, with_version};
 
 /// The pool of everybody whom no gray rule takes.
 pub const STABLE: &str = "stable";
@@ -178,6 +180,7 @@ pub struct Policy {
     pub bound: f64,
     /// How long a new gateway counts for less than its capacity, in milliseconds.
     pub slow_start_ms: i64,
+    placement: OnceLock<u64>,
 }
 
 impl Default for Policy {
@@ -193,6 +196,7 @@ impl Default for Policy {
             spill_at: 0.85,
             bound: 0.25,
             slow_start_ms: 30_000,
+            placement: OnceLock::new(),
         }
     }
 }
@@ -205,9 +209,29 @@ impl Policy {
         if self.gray.iter().map(|rule| &rule.takes).eq(&takes) {
             return None;
         }
-        let mut policy = self.clone();
+        let mut policy = Self { placement: OnceLock::new(), ..self.clone() };
         policy.gray.iter_mut().zip(takes).for_each(|(rule, takes)| rule.takes = takes);
         Some(policy)
+    }
+
+    /// A hash of what decides a connected user's home and pool: homes, rules, and what the rules take by now.
+    #[must_use]
+    pub fn placement(&self) -> u64 {
+        *self.placement.get_or_init(|| {
+            let rules = self.gray.iter().map(|rule| format!("{} {}\n", rule.hash, rule.takes));
+            let text = rules.fold(self.homes_text(), |text, rule| text + &rule);
+            let digest = digest(&SHA256, text.as_bytes());
+            digest.as_ref().first_chunk().map_or(0, |head| u64::from_be_bytes(*head))
+        })
+    }
+
+    /// Its homes, the same for the same.
+    fn homes_text(&self) -> String {
+        let home = |home: &Home| {
+            let users: BTreeSet<_> = home.users.iter().collect();
+            format!("{:?} {users:?} {:?}\n", home.region, home.buckets)
+        };
+        self.homes.iter().map(home).collect()
     }
 }
 

@@ -13,7 +13,7 @@ use berth_proto::{
     id,
     link::{Link, Refused, RefusedReason, SchedulerService},
     wire::{
-        AttachGateway, FromScheduler, GatewayReport, PolicyText, RedirectAnswer, RedirectAsk, TicketKeys,
+        AttachGateway, FromScheduler, GatewayReport, Introduction, RedirectAnswer, RedirectAsk, TicketKeys,
         ToScheduler, from_scheduler, to_scheduler,
     },
 };
@@ -79,7 +79,7 @@ impl SchedulerService for Service {
 #[derive(Default)]
 struct Told {
     keys: bool,
-    policy_hash: String,
+    introduction: Option<Introduction>,
 }
 
 /// A gateway's link to this scheduler. That it ends says nothing: the gateway lives as long as it reports.
@@ -175,7 +175,7 @@ impl GatewayLink {
         })
     }
 
-    /// Says the ticket keys and the policy, each once; what the link does not take now is said at the next report.
+    /// Says the ticket keys and who this scheduler is, each once until it changes; what the link does not take now is said at the next report.
     fn tell(&self) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if !told.keys {
@@ -183,17 +183,13 @@ impl GatewayLink {
             let keys = from_scheduler::Message::Keys(TicketKeys { public_keys });
             told.keys = self.down.send(vec![FromScheduler { message: Some(keys) }]).is_ok();
         }
-        let policy = self.core.policy.load();
-        if policy.version > 0 && told.policy_hash != policy.hash {
-            let text = PolicyText {
-                version: policy.version,
-                hash: policy.hash.clone(),
-                text: policy.text.clone(),
-                ..PolicyText::default()
+        let introduction = self.core.introduction();
+        if told.introduction.as_ref() != Some(&introduction) {
+            let message = FromScheduler {
+                message: Some(from_scheduler::Message::Introduction(introduction.clone())),
             };
-            let message = FromScheduler { message: Some(from_scheduler::Message::Policy(text)) };
             if self.down.send(vec![message]).is_ok() {
-                told.policy_hash.clone_from(&policy.hash);
+                told.introduction = Some(introduction);
             }
         }
     }

@@ -48,6 +48,7 @@ pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 
 pub(crate) fn config() -> Config {
     Config {
+        id: String::new(),
         listen: ([127, 0, 0, 1], 0).into(),
         policy_file: None,
         geoip_file: None,

@@ -32,6 +32,7 @@ pub fn scheduler(config: &Config, auth: &Auth) -> anyhow::Result<berth_scheduler
         None => JwtKeys::from_secret(auth.jwt_secret.as_bytes()).context("auth.jwt_secret")?,
     };
     Ok(berth_scheduler::Config {
+        id: scheduler.id.clone(),
         listen: scheduler.listen,
         policy_file: some(&scheduler.policy_file).map(PathBuf::from),
         geoip_file: some(&scheduler.geoip).map(PathBuf::from),

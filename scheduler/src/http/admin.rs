@@ -1,6 +1,7 @@
 //! The operator's operations, below [`PREFIX`] of the admin port: one table, one key check, one form of answer.
 
 mod gateways;
+mod policy;
 
 #[cfg(test)]
 mod tests;
@@ -59,7 +60,7 @@ impl Asked {
 }
 
 /// All of them.
-static OPERATIONS: [Operation; 2] = [
+static OPERATIONS: [Operation; 8] = [
     Operation {
         method: MethodFilter::GET,
         named: "GET",
@@ -75,6 +76,54 @@ static OPERATIONS: [Operation; 2] = [
         summary: "Every gateway that this scheduler knows: where it is, how it is, how full it is",
         largest: 0,
         act: |core, _| Box::pin(async move { Ok(gateways::list(&core)) }),
+    },
+    Operation {
+        method: MethodFilter::GET,
+        named: "GET",
+        path: "/policy",
+        summary: "The policy in force, what its rules take by now, and which policy each scheduler holds",
+        largest: 0,
+        act: |core, _| Box::pin(async move { Ok(policy::show(&core)) }),
+    },
+    Operation {
+        method: MethodFilter::POST,
+        named: "POST",
+        path: "/policy:apply",
+        summary: "Puts another policy in force: text, by, note",
+        largest: policy::LARGEST,
+        act: |core, asked| Box::pin(async move { policy::apply(&core, &asked).await }),
+    },
+    Operation {
+        method: MethodFilter::POST,
+        named: "POST",
+        path: "/policy:diff",
+        summary: "What a policy would change: text",
+        largest: policy::LARGEST,
+        act: |core, asked| Box::pin(async move { policy::diff(&core, &asked).await }),
+    },
+    Operation {
+        method: MethodFilter::POST,
+        named: "POST",
+        path: "/policy:rollback",
+        summary: "Puts an older policy in force again, under the next version: toVersion (none: the one before), by, note",
+        largest: input::MAX_BODY,
+        act: |core, asked| Box::pin(async move { policy::rollback(&core, &asked).await }),
+    },
+    Operation {
+        method: MethodFilter::POST,
+        named: "POST",
+        path: "/policy:resume",
+        summary: "Lets a stopped gray rule go on: ruleId, by",
+        largest: input::MAX_BODY,
+        act: |core, asked| Box::pin(async move { policy::resume(&core, &asked).await }),
+    },
+    Operation {
+        method: MethodFilter::GET,
+        named: "GET",
+        path: "/policy/history",
+        summary: "What was put in force at this scheduler, when, by whom and from where, the newest first",
+        largest: 0,
+        act: |core, _| Box::pin(async move { Ok(policy::history(&core)) }),
     },
 ];
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    fmt::Write,
+    fmt::{self, Write},
     sync::Arc,
 };
 
@@ -78,6 +78,15 @@ impl Takes {
     #[must_use]
     pub fn percent(percent: f64) -> Self {
         Self::Percent { percent, buckets: threshold(percent) }
+    }
+}
+
+impl fmt::Display for Takes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Percent { percent, .. } => write!(f, "{percent}%"),
+            Self::Nobody(_) => f.write_str("nobody"),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 mod gray;
 mod proximity;
 
-use std::{collections::HashSet, ops::Range};
+use std::{collections::HashSet, ops::Range, sync::OnceLock};
 
 use berth_proto::{bucket::BUCKETS, id, limits};
 use ipnet::IpNet;
@@ -95,7 +95,18 @@ pub fn parse(text: &str) -> Result<Policy, PolicyError> {
         spill_at: spill_at.unwrap_or(defaults.spill_at),
         bound: bound.unwrap_or(defaults.bound),
         slow_start_ms: slow_start.map_or(defaults.slow_start_ms, |seconds| (seconds * 1000.0) as i64),
+        placement: OnceLock::new(),
     })
+}
+
+/// The text of a policy under another version.
+///
+/// # Errors
+/// When it is no policy.
+pub(crate) fn with_version(text: &str, version: u64) -> Result<String, PolicyError> {
+    let raw = read(text, &Place { text })?;
+    let span = raw.version.span();
+    Ok(format!("{}{version}{}", &text[..span.start], &text[span.end..]))
 }
 
 fn read(text: &str, place: &Place<'_>) -> Result<RawPolicy, PolicyError> {

@@ -55,6 +55,21 @@ impl PolicyStore {
         self.current.load()
     }
 
+    /// The same, to keep.
+    #[must_use]
+    pub fn load_full(&self) -> Arc<Policy> {
+        self.current.load_full()
+    }
+
+    /// What a text would do now, with what is stopped; it is not put in force.
+    ///
+    /// # Errors
+    /// When it is no policy.
+    pub fn preview(&self, text: &str, wall_ms: i64) -> Result<Policy, PolicyError> {
+        let policy = parse(text)?;
+        Ok(policy.at(wall_ms, &self.stops()).unwrap_or(policy))
+    }
+
     /// Puts the text in force, as it is at `wall_ms`, if it is a policy of a higher version.
     ///
     /// # Errors
