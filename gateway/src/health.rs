@@ -103,16 +103,29 @@ mod tests {
     #[test]
     fn only_what_a_client_did_not_cause_is_held_against_the_pool() {
         let health = Health::default();
-        let own = [Closed::Unauthenticated, Closed::BadFrame, Closed::TicketExpired, Closed::Moved, Closed::Draining];
+        let own = [
+            Closed::Unauthenticated,
+            Closed::BadFrame,
+            Closed::TicketExpired,
+            Closed::Moved,
+            Closed::Draining,
+        ];
         own.into_iter().for_each(|how| health.not_welcomed(how));
         assert_eq!(health.report().connects_failed, 0);
         [Closed::Overloaded, Closed::Client, Closed::Lost, Closed::HandshakeTimeout]
             .into_iter()
             .for_each(|how| health.not_welcomed(how));
         assert_eq!(health.report().connects_failed, 4);
-        [Closed::Client, Closed::Kicked, Closed::Draining, Closed::Moved, Closed::TicketExpired, Closed::SessionReplaced]
-            .into_iter()
-            .for_each(|how| health.ended(how));
+        [
+            Closed::Client,
+            Closed::Kicked,
+            Closed::Draining,
+            Closed::Moved,
+            Closed::TicketExpired,
+            Closed::SessionReplaced,
+        ]
+        .into_iter()
+        .for_each(|how| health.ended(how));
         let ended = health.report();
         assert_eq!((ended.sessions_ended, ended.abnormal()), (6, 0));
         [Closed::Internal, Closed::HeartbeatTimeout, Closed::SlowConsumer, Closed::Lost, Closed::BadFrame]

@@ -7,8 +7,7 @@ use std::{
 };
 
 use berth_proto::wire::{
-    Carried, GatewayReport, LeaseRenewed, RenewLease, ToLogic, ToScheduler, to_logic,
-    to_scheduler,
+    Carried, GatewayReport, LeaseRenewed, RenewLease, ToLogic, ToScheduler, to_logic, to_scheduler,
 };
 
 use crate::{

@@ -46,7 +46,12 @@ impl<'a> Registry<'a> {
     }
 
     /// A gauge with one label whose values are known only at run time (rules). The caller bounds how many there are.
-    pub fn gauge_of(&self, name: &'static str, help: &'static str, (label, value): (&'static str, &str)) -> Gauge {
+    pub fn gauge_of(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        (label, value): (&'static str, &str),
+    ) -> Gauge {
         self.recorder.describe_gauge(KeyName::from_const_str(name), None, help.into());
         let key = Key::from_parts(name, vec![Label::new(label, value.to_owned())]);
         self.recorder.register_gauge(&key, &METADATA)

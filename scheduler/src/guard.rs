@@ -69,7 +69,9 @@ impl Guards {
         let known = self.gateways.remove(&report.gateway_id);
         let before = match known {
             Some(mut known) if known.boot == report.boot => {
-                if let (Some((second, lost)), Some(window)) = (known.lost.take(), self.pools.get_mut(&known.pool)) {
+                if let (Some((second, lost)), Some(window)) =
+                    (known.lost.take(), self.pools.get_mut(&known.pool))
+                {
                     window.take_back(second, &lost);
                 }
                 known.counts.or(counts)
@@ -82,7 +84,8 @@ impl Guards {
             None if report.uptime_ms <= JUST_STARTED_MS => Some(Counts::default()),
             None => counts,
         };
-        if let (Some(counts), Some(before), Some(window)) = (counts, before, self.pools.get_mut(&report.pool)) {
+        if let (Some(counts), Some(before), Some(window)) = (counts, before, self.pools.get_mut(&report.pool))
+        {
             window.add(second, &counts.minus(&before));
         }
         let heard = Heard {
@@ -98,7 +101,8 @@ impl Guards {
 
     /// The sessions of a gateway that is gone, unless it left in good order or they were counted already.
     fn lose(&mut self, gone: &Heard, second: i64) {
-        let open = gone.counts.filter(|_| !gone.draining && gone.lost.is_none()).map_or(0, |counts| counts.open());
+        let open =
+            gone.counts.filter(|_| !gone.draining && gone.lost.is_none()).map_or(0, |counts| counts.open());
         if let Some(window) = self.pools.get_mut(&gone.pool).filter(|_| open > 0) {
             window.add(second, &Counts::lost(open));
         }
@@ -126,7 +130,8 @@ impl Guards {
                 }
                 Some(why) => Some((*watched.unmeasured_ms.get_or_insert(now_ms), why)),
             };
-            let missing = since_ms.filter(|(since_ms, _)| now_ms - since_ms >= i64::from(guard.window_seconds) * 1_000);
+            let missing =
+                since_ms.filter(|(since_ms, _)| now_ms - since_ms >= i64::from(guard.window_seconds) * 1_000);
             let breach = match missing {
                 Some((_, why)) => Some(Breach::no_data(rule, &guard, why)),
                 None => Breach::of(rule, &guard, &self.figures(rule, &guard, now_ms / 1_000)),
@@ -199,7 +204,9 @@ impl Guards {
         if living.peek().is_none() {
             return Some("no gateway of the pool reports");
         }
-        living.any(|heard| heard.counts.is_none()).then_some("a gateway of the pool does not report how clients fare")
+        living
+            .any(|heard| heard.counts.is_none())
+            .then_some("a gateway of the pool does not report how clients fare")
     }
 }
 

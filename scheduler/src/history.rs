@@ -155,7 +155,8 @@ impl History {
         let mut kept = self.lock();
         let waiting = std::mem::take(&mut kept.unwritten);
         let over = kept.in_file.lines >= 2 * MOST || kept.in_file.bytes >= 2 * BYTES;
-        let lines: Vec<_> = if over { kept.changes.iter().map(|(_, line)| line.clone()).collect() } else { waiting };
+        let lines: Vec<_> =
+            if over { kept.changes.iter().map(|(_, line)| line.clone()).collect() } else { waiting };
         let before = if over { InFile::default() } else { kept.in_file };
         let bytes = lines.iter().map(String::len).sum::<usize>();
         kept.in_file = InFile { lines: before.lines + lines.len(), bytes: before.bytes + bytes };
@@ -269,8 +270,12 @@ mod tests {
             assert_eq!(versions, [3, 2, 1], "{cut} bytes are missing");
             again.add(change(5, "later"));
             write_out(&again);
-            let versions: Vec<_> =
-                History::open(Some(directory.path())).expect("reads").list().iter().map(|c| c.policy_version).collect();
+            let versions: Vec<_> = History::open(Some(directory.path()))
+                .expect("reads")
+                .list()
+                .iter()
+                .map(|c| c.policy_version)
+                .collect();
             assert_eq!(versions, [5, 3, 2, 1], "nothing was appended to half a line");
         }
         assert_eq!(history.list()[0], Change { text: String::new(), ..change(4, "more") });

@@ -188,10 +188,8 @@ impl Scheduler {
             None => (None, Vec::new()),
         };
         let history = match &data_dir {
-            Some(directory) => History::open(Some(directory.path())).map_err(|source| StartError::DataDir {
-                path: directory.path().to_owned(),
-                source,
-            })?,
+            Some(directory) => History::open(Some(directory.path()))
+                .map_err(|source| StartError::DataDir { path: directory.path().to_owned(), source })?,
             None => History::default(),
         };
         let address = config.listen;

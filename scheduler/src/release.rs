@@ -20,7 +20,7 @@ use crate::{
 
 /// Where a change came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum From {
+pub(crate) enum Source {
     File,
     Api,
     Guard,
@@ -28,7 +28,7 @@ pub(crate) enum From {
     Carried,
 }
 
-impl From {
+impl Source {
     fn name(self) -> &'static str {
         match self {
             Self::File => "file",
@@ -44,7 +44,7 @@ impl Core {
     ///
     /// # Errors
     /// See [`Refused`].
-    pub fn put_policy(&self, text: &str, by: &str, note: &str, from: From) -> Result<Taken, Refused> {
+    pub fn put_policy(&self, text: &str, by: &str, note: &str, from: Source) -> Result<Taken, Refused> {
         let before = self.policy.load_full();
         let taken = self.policy.offer(text, self.clock.wall_ms());
         self.metrics.policy.load(match &taken {
@@ -59,7 +59,7 @@ impl Core {
             info!(%policy, from = from.name(), by, "policy taken up");
             self.remember(&before, &policy, by, note, from);
             self.policy_changed();
-            if from != From::Carried {
+            if from != Source::Carried {
                 self.carry(vec![record(&policy, by, note, self.clock.wall_ms())]);
             }
         }
@@ -78,9 +78,10 @@ impl Core {
         }
         let known = self.history.newest();
         if in_force.version > 0 && known != Some((in_force.version, in_force.hash.clone())) {
-            self.remember(&Policy::default(), &in_force, "", "", From::File);
+            self.remember(&Policy::default(), &in_force, "", "", Source::File);
         }
-        let carried = self.carried.read(|store| store.get(kind::POLICY, "").map_or(0, |record| record.version));
+        let carried =
+            self.carried.read(|store| store.get(kind::POLICY, "").map_or(0, |record| record.version));
         if in_force.version > carried {
             self.carry(vec![record(&in_force, "", "", self.clock.wall_ms())]);
         }
@@ -93,7 +94,7 @@ impl Core {
             return;
         }
         drop(in_force);
-        match self.put_policy(&told.text, &told.by, &told.note, From::Carried) {
+        match self.put_policy(&told.text, &told.by, &told.note, Source::Carried) {
             Ok(_) | Err(Refused::Older { .. }) => {}
             Err(refused @ (Refused::OtherText(_) | Refused::Broken(_))) => warn!(
                 version = told.version,
@@ -121,7 +122,7 @@ impl Core {
         self.history.add(Change {
             at_ms: self.clock.wall_ms(),
             what: if stopped { "stop" } else { "resume" }.to_owned(),
-            from: From::Guard.name().to_owned(),
+            from: Source::Guard.name().to_owned(),
             by,
             note: reason,
             policy_version: policy.version,
@@ -184,8 +185,9 @@ impl Core {
     /// Newer than what is carried of the rule, whatever its clock said.
     fn stop_record(&self, rule: &GrayRule, stopped: bool, reason: String, by: &str) -> CarriedRecord {
         let at_ms = self.clock.wall_ms();
-        let before =
-            self.carried.read(|store| store.get(kind::RULE_STOP, &rule.id).map_or(0, |record| record.version));
+        let before = self
+            .carried
+            .read(|store| store.get(kind::RULE_STOP, &rule.id).map_or(0, |record| record.version));
         let stop = RuleStop {
             rule_id: rule.id.clone(),
             rule_hash: rule.hash.clone(),
@@ -194,7 +196,7 @@ impl Core {
             at_ms,
             by: by.to_owned(),
         };
-        Record::RuleStop(stop).carried((before + 1).max(at_ms.unsigned_abs()), 0)
+        Record::RuleStop(stop).carried(before.saturating_add(1).max(at_ms.unsigned_abs()), 0)
     }
 
     /// Another policy is in force, or it does something else by now: slow start may be another, and gateways are told.
@@ -205,7 +207,7 @@ impl Core {
         self.urgent.notify_one();
     }
 
-    fn remember(&self, before: &Policy, policy: &Policy, by: &str, note: &str, from: From) {
+    fn remember(&self, before: &Policy, policy: &Policy, by: &str, note: &str, from: Source) {
         self.history.add(Change {
             at_ms: self.clock.wall_ms(),
             what: "policy".to_owned(),
@@ -255,3 +257,6 @@ fn record(policy: &Policy, by: &str, note: &str, at_ms: i64) -> CarriedRecord {
     };
     Record::Policy(text).carried(policy.version, 0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -185,9 +185,8 @@ impl GatewayLink {
         }
         let introduction = self.core.introduction();
         if told.introduction.as_ref() != Some(&introduction) {
-            let message = FromScheduler {
-                message: Some(from_scheduler::Message::Introduction(introduction.clone())),
-            };
+            let message =
+                FromScheduler { message: Some(from_scheduler::Message::Introduction(introduction.clone())) };
             if self.down.send(vec![message]).is_ok() {
                 told.introduction = Some(introduction);
             }

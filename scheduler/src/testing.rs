@@ -14,8 +14,8 @@ use berth_proto::{
     link::{Link, Refused, RefusedReason},
     metric::Registry,
     wire::{
-        AttachGateway, Carried, CarriedRecord, FromScheduler, GatewayReport, ToScheduler, from_scheduler,
-        to_scheduler,
+        AttachGateway, Carried, CarriedRecord, FromScheduler, GatewayReport, Introduction, ToScheduler,
+        from_scheduler, to_scheduler,
     },
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -125,6 +125,12 @@ impl Fixture {
         FakeGateway { up: self.scheduler.service().attach(attach, down), heard, kept: Arc::default() }
     }
 
+    /// Stops it with its gateways.
+    pub async fn stop(self) {
+        drop(self.alive);
+        self.scheduler.stop().await;
+    }
+
     pub fn fleet_has(&self, id: &str) -> bool {
         self.scheduler.core.fleet.load().find(id).is_some()
     }
@@ -231,6 +237,15 @@ impl FakeGateway {
     pub fn carry(&self, records: Vec<CarriedRecord>) {
         let carried = to_scheduler::Message::Carried(Carried { records, whole: 0 });
         self.up.send(vec![ToScheduler { message: Some(carried) }]).expect("records are always taken");
+    }
+
+    /// How the scheduler introduced itself last.
+    pub fn introduced(&self) -> Option<Introduction> {
+        let introductions = self.heard().into_iter().filter_map(|message| match message {
+            from_scheduler::Message::Introduction(introduction) => Some(introduction),
+            _ => None,
+        });
+        introductions.last()
     }
 
     /// The records heard so far.

@@ -86,7 +86,13 @@ impl Breach {
         let connects = |counts: &Counts| Share { part: counts.failed, whole: counts.attempts() };
         let closes = |counts: &Counts, open: u64| Share { part: counts.abnormal, whole: counts.ended + open };
         let shares = [
-            (Limit::ConnectFailures, guard.connect_failures, "connect failures", connects(pool), connects(stable)),
+            (
+                Limit::ConnectFailures,
+                guard.connect_failures,
+                "connect failures",
+                connects(pool),
+                connects(stable),
+            ),
             (
                 Limit::AbnormalCloses,
                 guard.abnormal_closes,
@@ -96,7 +102,8 @@ impl Breach {
             ),
         ];
         for (limit, allowed, name, ours, stables) in shares {
-            let (share, base) = (ours.of_enough(guard.min_handshakes), stables.of_enough(guard.min_handshakes));
+            let (share, base) =
+                (ours.of_enough(guard.min_handshakes), stables.of_enough(guard.min_handshakes));
             if let Some(allowed) = allowed.filter(|allowed| share - base > *allowed) {
                 let reason = format!(
                     "{name}: {:.2}% ({} of {}) against {:.2}% ({} of {}) in stable over {seconds} s; {:.2} points above it are allowed",

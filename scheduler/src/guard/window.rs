@@ -91,7 +91,11 @@ impl Counts {
         for (bucket, count) in self.handshake_ms.iter().enumerate().filter(|(_, count)| **count > 0) {
             let count = *count as f64;
             if before + count >= wanted {
-                let upper = if bucket + 1 == HANDSHAKE_BUCKETS { LAST_BUCKET_MS } else { f64::powi(2.0, bucket as i32) };
+                let upper = if bucket + 1 == HANDSHAKE_BUCKETS {
+                    LAST_BUCKET_MS
+                } else {
+                    f64::powi(2.0, bucket as i32)
+                };
                 let lower = if bucket == 0 { 0.0 } else { upper / 2.0 };
                 return Some(lower + (upper - lower) * (wanted - before) / count);
             }

@@ -4,7 +4,7 @@ mod gateways;
 mod policy;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::Arc;
 

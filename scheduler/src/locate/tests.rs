@@ -260,3 +260,24 @@ proptest! {
         prop_assert_eq!(kept, sorted);
     }
 }
+
+#[test]
+fn what_gray_rules_ask_does_not_depend_on_which_gateways_are_known() {
+    let (policy, nobody, votes) =
+        (parse(POLICY).expect("the tests' own"), Fleet::default(), Votes::default());
+    let known = fleet();
+    let cases = [
+        ("eu", "198.51.100.7", "eu"),
+        ("mars", "198.51.100.7", "mars"),
+        ("", "198.51.100.7", "office"),
+        ("", "192.0.2.1", ""),
+    ];
+    for (hint, address, origin) in cases {
+        let rtt_ms = BTreeMap::new();
+        let claim = Claim { hint, ip: Some(ip(address)), rtt_ms: &rtt_ms };
+        for fleet in [&known, &nobody] {
+            let located = locate(fleet, &policy, Some(&database()), &votes, &claim, 0);
+            assert_eq!(located.origin, origin, "{hint:?} from {address}");
+        }
+    }
+}

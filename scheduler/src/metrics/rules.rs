@@ -28,7 +28,8 @@ pub struct Rules {
 impl Rules {
     pub(super) fn register(registry: Registry<'static>) -> Self {
         let breaches = Limit::ALL.map(|(_, name)| {
-            let help = "Gray rules that this scheduler stopped, by the limit that their pool did not keep to.";
+            let help =
+                "Gray rules that this scheduler stopped, by the limit that their pool did not keep to.";
             registry.counter("berth_scheduler_guard_breaches_total", help, &[("limit", name)])
         });
         Self { registry, rules: Mutex::default(), breaches }

@@ -103,9 +103,14 @@ impl RuleChange {
     #[must_use]
     pub fn line(&self) -> String {
         let Self { rule_id, change, keys, percent_before, percent_after } = self;
-        let share = |percent: &Option<f64>| percent.map_or("nobody".to_owned(), |percent| format!("{percent}%"));
+        let share =
+            |percent: &Option<f64>| percent.map_or("nobody".to_owned(), |percent| format!("{percent}%"));
         let keys = if keys.is_empty() { String::new() } else { format!(" ({})", keys.join(", ")) };
-        format!("rule {rule_id} {change}{keys}: takes {} now, {} before", share(percent_after), share(percent_before))
+        format!(
+            "rule {rule_id} {change}{keys}: takes {} now, {} before",
+            share(percent_after),
+            share(percent_before)
+        )
     }
 }
 
@@ -142,8 +147,10 @@ fn also(old: &Policy, new: &Policy) -> Vec<&'static str> {
 /// rules with different salts the common part is that of a random order, as it is for real users.
 fn moves(old: &Policy, new: &Policy) -> Vec<Move> {
     let all = || old.gray.iter().chain(&new.gray);
-    let asked: BTreeSet<String> = all().map(|rule| rule.matcher.to_string()).filter(|asked| !asked.is_empty()).collect();
-    let salts: HashMap<&str, Vec<u16>> = all().map(|rule| (rule.salt.as_str(), shuffled(&rule.salt))).collect();
+    let asked: BTreeSet<String> =
+        all().map(|rule| rule.matcher.to_string()).filter(|asked| !asked.is_empty()).collect();
+    let salts: HashMap<&str, Vec<u16>> =
+        all().map(|rule| (rule.salt.as_str(), shuffled(&rule.salt))).collect();
     let mut moves = Vec::new();
     for kind in std::iter::once(String::new()).chain(asked).take(MAX_KINDS) {
         let rules = |policy: &'_ Policy| -> Vec<(GrayRule, bool)> {
@@ -162,7 +169,11 @@ fn moves(old: &Policy, new: &Policy) -> Vec<Move> {
                 *counts.entry((from.to_owned(), to.to_owned())).or_default() += 1;
             }
         }
-        let of = if kind.is_empty() { "clients that no match fits".to_owned() } else { format!("clients with {kind}") };
+        let of = if kind.is_empty() {
+            "clients that no match fits".to_owned()
+        } else {
+            format!("clients with {kind}")
+        };
         moves.extend(counts.into_iter().map(|((from, to), count)| Move {
             of: of.clone(),
             from,
@@ -254,7 +265,10 @@ mod tests {
         let diff = Diff::between(&policy(&old), &policy(&new));
         let told: Vec<_> = diff.rules.iter().map(|rule| (rule.rule_id.as_str(), rule.change)).collect();
         assert_eq!(told, [("b", "changed"), ("n", "added"), ("a", "removed")]);
-        assert_eq!((diff.rules[0].keys.as_slice(), diff.also.as_slice()), (&["guard"][..], &["home", "load"][..]));
+        assert_eq!(
+            (diff.rules[0].keys.as_slice(), diff.also.as_slice()),
+            (&["guard"][..], &["home", "load"][..])
+        );
         assert_eq!(diff.lines()[0], "rule b changed (guard): takes 5% now, 5% before");
         let order = rule("b", "next", "percent = 5") + &rule("a", "canary", "percent = 5");
         assert_eq!(Diff::between(&policy(&old), &policy(&order)).also, ["order of rules"]);

@@ -11,11 +11,11 @@ use serde::Deserialize;
 use thiserror::Error;
 use toml::Spanned;
 
+pub(crate) use self::gray::MAX_WINDOW;
 use self::{
     gray::{RawGray, gray_rules},
     proximity::{RawProximity, proximity},
 };
-pub(crate) use self::gray::MAX_WINDOW;
 use super::{Home, Policy, sha256_hex};
 
 /// Largest policy text, in bytes: 10,000 named users and room around them. It travels to every gateway.

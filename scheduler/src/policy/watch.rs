@@ -14,7 +14,7 @@ use crate::{
     core::Core,
     follow::{Seen, next_look},
     metrics::PolicyLoad,
-    release::From,
+    release::Source,
 };
 
 /// Reads at most a byte more than a policy may have, so that a larger one is refused with its reason.
@@ -53,7 +53,7 @@ fn offer(core: &Core, path: &Path, contents: Result<String, String>) {
             warn!(%path, %error, "the policy file cannot be read; the policy in force stays");
         }
         Ok(text) => {
-            if let Err(refused) = core.put_policy(&text, "", "", From::File) {
+            if let Err(refused) = core.put_policy(&text, "", "", Source::File) {
                 warn!(%path, error = %refused, "the policy file is refused; the policy in force stays");
             }
         }

@@ -8,7 +8,7 @@ use crate::{
     core::{Core, lock},
     guard::Figures,
     policy::{Diff, GrayRule, Policy, Refused, Taken, Takes, rfc3339, with_version},
-    release::From,
+    release::Source,
 };
 
 /// Longest name and note, in bytes.
@@ -129,7 +129,8 @@ pub(super) async fn rollback(core: &Core, asked: &Asked) -> Result<Value, Refusa
     let Rollback { to_version, by, note } = asked.json()?;
     let in_force = core.policy.load().version;
     let Some((version, text)) = core.history.text(to_version, in_force) else {
-        let wanted = to_version.map_or("before the one in force".to_owned(), |version| format!("version {version}"));
+        let wanted =
+            to_version.map_or("before the one in force".to_owned(), |version| format!("version {version}"));
         let known: Vec<_> = core
             .history
             .list()
@@ -140,7 +141,8 @@ pub(super) async fn rollback(core: &Core, asked: &Asked) -> Result<Value, Refusa
         let detail = format!("policy {wanted}: this scheduler's history has {}", known.join(", "));
         return Err(Refusal::NotFound(detail));
     };
-    let text = with_version(&text, in_force + 1).map_err(|error| Refusal::InvalidArgument(error.to_string()))?;
+    let text =
+        with_version(&text, in_force + 1).map_err(|error| Refusal::InvalidArgument(error.to_string()))?;
     let note = if note.is_empty() { format!("back to version {version}") } else { note };
     put(core, &text, &by, &note).await
 }
@@ -149,7 +151,7 @@ pub(super) async fn rollback(core: &Core, asked: &Asked) -> Result<Value, Refusa
 async fn put(core: &Core, text: &str, by: &str, note: &str) -> Result<Value, Refusal> {
     words("by", by)?;
     words("note", note)?;
-    let taken = core.put_policy(text, by, note, From::Api).map_err(|refused| match refused {
+    let taken = core.put_policy(text, by, note, Source::Api).map_err(|refused| match refused {
         Refused::Broken(error) => Refusal::InvalidArgument(error.to_string()),
         refused @ (Refused::Older { .. } | Refused::OtherText(_)) => Refusal::Conflict(refused.to_string()),
     })?;

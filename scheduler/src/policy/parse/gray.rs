@@ -7,7 +7,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{Place, PolicyError, label, network};
-use crate::policy::{Guard, GrayRule, Matcher, Platform, STABLE, Step, Takes, time::Time};
+use crate::policy::{GrayRule, Guard, Matcher, Platform, STABLE, Step, Takes, time::Time};
 
 /// Steps of one ramp: an hour's worth of them each quarter of a minute.
 const MAX_STEPS: usize = 256;
@@ -120,11 +120,7 @@ fn gray(place: &Place<'_>, key: &str, raw: Spanned<RawGray>) -> Result<GrayRule,
     Ok(rule)
 }
 
-fn ramp(
-    place: &Place<'_>,
-    key: &str,
-    raw: Spanned<Vec<Spanned<RawStep>>>,
-) -> Result<Vec<Step>, PolicyError> {
+fn ramp(place: &Place<'_>, key: &str, raw: Spanned<Vec<Spanned<RawStep>>>) -> Result<Vec<Step>, PolicyError> {
     let count = raw.get_ref().len();
     if !(1..=MAX_STEPS).contains(&count) {
         return Err(place.error(&raw, key, format!("has {count} steps; give 1 to {MAX_STEPS}")));
