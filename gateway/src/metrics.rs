@@ -90,6 +90,12 @@ labels!(
 );
 
 labels!(
+    /// What became of a connection that was to be moved: it was told where a place is kept for it, it stays, or it was told
+    /// to go without a place.
+    Moved { Placed => "placed", Stayed => "stayed", Unplaced => "unplaced" }
+);
+
+labels!(
     /// Frames from clients.
     FrameIn { Hello => "hello", Heartbeat => "heartbeat", Request => "request", Ping => "ping", Bad => "bad" }
 );
@@ -206,6 +212,9 @@ pub(crate) struct Metrics {
     pub(crate) traffic: Traffic,
     pub(crate) requests: Requests,
     pub(crate) links: Links,
+    pub(crate) moves: Family<Moved>,
+    /// `berth_gateway_drain_phase{phase}`: 1 for the phase that an operator's drain is in.
+    pub(crate) drain_phase: [Gauge; Phase::ALL.len()],
 }
 
 /// What passes between clients and the gateway.
@@ -247,6 +256,7 @@ impl Metrics {
         let failed =
             "Connections that ended before they were welcomed, by close code as in connections_closed.";
         let timeouts = "Connections closed for silence.";
+        let moves = "Connections that were to be moved, by what became of them.";
         Self {
             connections: r.gauge("berth_gateway_connections", "Sockets held, whatever their state.", &[]),
             sessions: r.gauge("berth_gateway_sessions", "Connections that were welcomed.", &[]),
@@ -268,6 +278,11 @@ impl Metrics {
             traffic: Traffic::new(r),
             requests: Requests::new(r),
             links: Links::new(r),
+            moves: Family::new(r, "berth_gateway_moves_total", moves, "outcome"),
+            drain_phase: Phase::ALL.map(|phase| {
+                let help = "1 for the phase that an operator's drain of this gateway is in.";
+                r.gauge("berth_gateway_drain_phase", help, &[("phase", phase.name())])
+            }),
         }
     }
 }

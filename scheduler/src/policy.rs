@@ -4,6 +4,7 @@
 //! wrong; [`PolicyStore`] decides which text may replace which; `watch` follows the file.
 
 mod parse;
+mod placement;
 mod proximity;
 mod store;
 pub(crate) mod watch;
@@ -88,6 +89,30 @@ pub struct Client<'a> {
     pub device_id: &'a str,
 }
 
+/// What a user does whose home cannot take him.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum WhenDown {
+    /// He is served by the next tiers, and goes home when that is possible again.
+    #[default]
+    Elsewhere,
+    /// He waits.
+    Wait,
+}
+
+impl WhenDown {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Elsewhere, Self::Wait];
+
+    /// Its name in the policy.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Elsewhere => "elsewhere",
+            Self::Wait => "wait",
+        }
+    }
+}
+
 /// Which region users belong to.
 #[derive(Debug, Clone)]
 pub struct Home {
@@ -97,6 +122,8 @@ pub struct Home {
     pub users: HashSet<String>,
     /// those whose bucket under [`HOME_SALT`] is in here.
     pub buckets: Range<u16>,
+    /// What they do when it cannot take them.
+    pub when_down: WhenDown,
 }
 
 /// Sends some users to a pool.
@@ -190,6 +217,8 @@ pub struct Policy {
     pub bound: f64,
     /// How long a new gateway counts for less than its capacity, in milliseconds.
     pub slow_start_ms: i64,
+    /// Connected users of each gateway who are asked about in a second when homes or rules change; 0: they stay.
+    pub moves_per_second: u32,
 }
 
 impl Default for Policy {
@@ -205,6 +234,7 @@ impl Default for Policy {
             spill_at: 0.85,
             bound: 0.25,
             slow_start_ms: 30_000,
+            moves_per_second: 100,
         }
     }
 }

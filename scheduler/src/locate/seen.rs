@@ -10,7 +10,7 @@ use super::{Located, Polled, RegionBy};
 pub struct ClientSeen {
     /// Its region; empty: not known.
     region: String,
-    /// `hint`, `place` or `nothing`.
+    /// `hint`, `place`, `gateway` or `nothing`.
     region_by: &'static str,
     /// The `[[proximity.place]]` of the policy that told it, from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -56,6 +56,7 @@ impl ClientSeen {
         let (region_by, place) = match located.by {
             RegionBy::Hint => ("hint", None),
             RegionBy::Place(index) => ("place", Some(index)),
+            RegionBy::Gateway => ("gateway", None),
             RegionBy::Nothing => ("nothing", None),
         };
         let votes = |region: &str| {

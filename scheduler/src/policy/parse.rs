@@ -15,13 +15,16 @@ use thiserror::Error;
 use toml::Spanned;
 
 use self::proximity::{RawProximity, proximity};
-use super::{GrayRule, Home, Matcher, Platform, Policy, sha256_hex};
+use super::{GrayRule, Home, Matcher, Platform, Policy, WhenDown, sha256_hex};
 
 /// Largest policy text, in bytes: 10,000 named users and room around them. It travels to every gateway.
 pub const MAX_TEXT: usize = 1024 * 1024;
 
 /// Rules of one kind: each is looked at for every decision until one applies.
 const MAX_RULES: usize = 256;
+
+/// Connections a second that one gateway may be told to ask about: above, it does little else.
+const MAX_MOVES: u32 = 10_000;
 
 /// Why a text is no policy.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -47,6 +50,8 @@ struct RawPolicy {
     proximity: RawProximity,
     #[serde(default)]
     load: RawLoad,
+    #[serde(default)]
+    r#move: RawMove,
 }
 
 #[derive(Deserialize)]
@@ -55,6 +60,7 @@ struct RawHome {
     region: Spanned<String>,
     users: Option<Vec<Spanned<String>>>,
     buckets: Option<Spanned<[i64; 2]>>,
+    when_down: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -85,6 +91,12 @@ struct RawMatch {
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
+struct RawMove {
+    per_second: Option<Spanned<i64>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
 struct RawLoad {
     bound: Option<Spanned<f64>>,
     slow_start_seconds: Option<Spanned<f64>>,
@@ -110,6 +122,8 @@ pub fn parse(text: &str) -> Result<Policy, PolicyError> {
     let spill_at = place.number(raw.proximity.spill_at.clone(), "proximity.spill_at", 0.0..=1.0)?;
     let bound = place.number(raw.load.bound, "load.bound", 0.0..=100.0)?;
     let slow_start = place.number(raw.load.slow_start_seconds, "load.slow_start_seconds", 0.0..=86_400.0)?;
+    let moves = raw.r#move.per_second;
+    let moves = moves.map(|raw| place.whole(&raw, "move.per_second", 0..=MAX_MOVES)).transpose()?;
     Ok(Policy {
         version,
         hash: sha256_hex(text),
@@ -120,6 +134,7 @@ pub fn parse(text: &str) -> Result<Policy, PolicyError> {
         spill_at: spill_at.unwrap_or(defaults.spill_at),
         bound: bound.unwrap_or(defaults.bound),
         slow_start_ms: slow_start.map_or(defaults.slow_start_ms, |seconds| (seconds * 1000.0) as i64),
+        moves_per_second: moves.unwrap_or(defaults.moves_per_second),
     })
 }
 
@@ -139,11 +154,19 @@ fn home(place: &Place<'_>, key: &str, raw: Spanned<RawHome>) -> Result<Home, Pol
     if raw.get_ref().users.is_none() && raw.get_ref().buckets.is_none() {
         return Err(missing());
     }
-    let RawHome { region, users, buckets } = raw.into_inner();
+    let RawHome { region, users, buckets, when_down } = raw.into_inner();
+    let choice = |value: &str| {
+        let found = WhenDown::ALL.into_iter().find(|choice| choice.name() == value);
+        found.ok_or_else(|| format!("{value:?} is neither elsewhere nor wait"))
+    };
     Ok(Home {
         region: place.label(region, &format!("{key}.region"))?,
         users: place.ids(users.unwrap_or_default(), &format!("{key}.users"))?,
         buckets: buckets.map_or(Ok(0..0), |range| bucket_range(place, &format!("{key}.buckets"), &range))?,
+        when_down: match when_down {
+            Some(text) => place.one(&text, &format!("{key}.when_down"), choice)?,
+            None => WhenDown::default(),
+        },
     })
 }
 
