@@ -315,6 +315,7 @@ impl Link<FromScheduler> for SchedulerDown {
                 from_scheduler::Message::Policy(policy) => shared.mailbox.policy(policy),
                 from_scheduler::Message::Introduction(word) => shared.mailbox.introduced(self.index, word),
                 from_scheduler::Message::Order(order) => shared.mailbox.ordered(order),
+                from_scheduler::Message::Carried(carried) => shared.mailbox.carried(self.index, carried),
             }
         }
         Ok(())

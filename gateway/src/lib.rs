@@ -8,6 +8,7 @@
 //! An idle connection owns its socket, one box of state and one of identity: no buffer, no timer, no queue.
 
 mod budget;
+mod carried;
 mod clock;
 mod config;
 mod connection;

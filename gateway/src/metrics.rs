@@ -8,6 +8,7 @@ use berth_proto::{
 use metrics::{Counter, Gauge, Histogram};
 
 use crate::load::Counted;
+use crate::mover::Phase;
 
 /// Counters indexed by an enum that knows all its labels.
 pub(crate) struct Family<L> {
@@ -142,7 +143,7 @@ labels!(
 labels!(
     /// What a link did not take.
     LinkRefused { Open => "open", Close => "close", Request => "request", Refresh => "refresh", Renew => "renew",
-        Report => "report", Redirect => "redirect" }
+        Report => "report", Redirect => "redirect", Carried => "carried" }
 );
 
 impl From<CloseCode> for Closed {

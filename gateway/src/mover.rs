@@ -63,8 +63,7 @@ pub(crate) enum Phase {
 }
 
 impl Phase {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::WaitLb, Self::Moving, Self::Paused, Self::Overdue, Self::Done];
+    pub(crate) const ALL: [Self; 5] = [Self::WaitLb, Self::Moving, Self::Paused, Self::Overdue, Self::Done];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -81,7 +80,7 @@ impl Phase {
 fn phase(drain: &Drain, wall_ms: i64, connections: u64, paused: bool) -> Phase {
     let waits = wall_ms < drain.started_at_ms.saturating_add(drain.wait_lb_ms.into());
     match () {
-        () if wall_ms >= drain.deadline_ms && connections > 0 => Phase::Overdue,
+        () if drain.deadline_ms > 0 && wall_ms >= drain.deadline_ms && connections > 0 => Phase::Overdue,
         () if waits => Phase::WaitLb,
         () if connections == 0 => Phase::Done,
         () if paused => Phase::Paused,
@@ -205,7 +204,7 @@ impl Mover {
     }
 
     fn empty(&mut self, draining: &mut Draining, now: Now, connections: u64, acts: &mut Vec<Act>) {
-        let Draining { version, drain, .. } = &*draining;
+        let Draining { version, drain, told_rest_ms, .. } = &mut *draining;
         let ours = |running: &Running| {
             (running.job.order.purpose, running.job.order.id) == (MovePurpose::Drain, *version)
         };
@@ -229,8 +228,8 @@ impl Mover {
                 self.step(now, acts);
             }
             Phase::Overdue => {
-                if draining.told_rest_ms.is_none_or(|told| now.steady_ms - told >= RELIST_MS) {
-                    draining.told_rest_ms = Some(now.steady_ms);
+                if told_rest_ms.is_none_or(|told| now.steady_ms - told >= RELIST_MS) {
+                    *told_rest_ms = Some(now.steady_ms);
                     acts.push(Act::TellRest(drain.spread_ms));
                 }
             }
@@ -382,7 +381,8 @@ impl Mover {
     fn tell(&mut self, mut progress: MoveProgress, now: Now) {
         let known = self.progress.get(&progress.purpose);
         let same = known.filter(|known| (known.order, &known.phase) == (progress.order, &progress.phase));
-        progress.phase_since_ms = same.map_or(now.wall_ms.max(0).unsigned_abs(), |known| known.phase_since_ms);
+        progress.phase_since_ms =
+            same.map_or(now.wall_ms.max(0).unsigned_abs(), |known| known.phase_since_ms);
         self.progress.insert(progress.purpose, progress);
     }
 }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use berth_proto::{
+    carry,
     client::Endpoint,
     limits,
     link::Link,
@@ -100,6 +101,8 @@ pub(crate) struct Shared {
     rare: Mutex<Rare>,
     used_tickets: Mutex<Vec<u64>>,
     keyring: Mutex<Keyring>,
+    /// What outlives schedulers.
+    pub(crate) carried: Mutex<carry::Store>,
     /// The newest policy seen, by version and hash: replicas that are behind learn of it through reports.
     policy: Mutex<(u64, String)>,
 }
@@ -145,6 +148,7 @@ impl Shared {
             rare: Mutex::new(rare),
             used_tickets: Mutex::default(),
             keyring: Mutex::default(),
+            carried: Mutex::default(),
             policy: Mutex::default(),
         }
     }

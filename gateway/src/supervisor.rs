@@ -10,11 +10,12 @@ use std::{
 };
 
 use berth_proto::wire::{
-    Drain, GatewayReport, Introduction, LeaseRenewed, MoveOrder, PolicyText, RenewLease, ToLogic, ToScheduler,
-    to_logic, to_scheduler,
+    Carried, GatewayReport, Introduction, LeaseRenewed, MoveOrder, PolicyText, RenewLease, ToLogic,
+    ToScheduler, to_logic, to_scheduler,
 };
 
 use crate::{
+    carried,
     inlet::Delivery,
     load::{Capacities, Meter, System, Totals},
     metrics::LinkRefused,
@@ -27,6 +28,9 @@ const REPORT_MS: i64 = 500;
 
 /// A lease is renewed so often until its length is known, in milliseconds.
 const FIRST_RENEWALS_MS: i64 = 1_000;
+
+/// Messages with records of schedulers that wait for the supervisor: it comes around within milliseconds.
+pub(crate) const CARRIED_WAITING: usize = 256;
 
 /// A worker that does not come around for this long, in milliseconds, is stuck: it wakes every second with nothing to do.
 const STALL_MS: i64 = 5_000;
@@ -51,8 +55,8 @@ struct Mail {
     /// By scheduler.
     introductions: Vec<(usize, Introduction)>,
     order: Option<MoveOrder>,
-    /// With its version.
-    drain: Option<(u64, Drain)>,
+    /// Records that schedulers told, by the scheduler's index.
+    carried: Vec<(usize, Carried)>,
     /// Logics that are there again after a break.
     attached: Vec<u8>,
     poked: bool,
@@ -90,11 +94,11 @@ impl Mailbox {
         self.put(|mail| mail.order = Some(order));
     }
 
-    /// An operator's word about this gateway, by its version.
-    pub(crate) fn drain(&self, version: u64, drain: Drain) {
+    /// A scheduler tells records that outlive it. Beyond the bound they are left out: digests tell that they are missing.
+    pub(crate) fn carried(&self, scheduler: usize, carried: Carried) {
         self.put(|mail| {
-            if mail.drain.as_ref().is_none_or(|(known, _)| version > *known) {
-                mail.drain = Some((version, drain));
+            if mail.carried.len() < CARRIED_WAITING {
+                mail.carried.push((scheduler, carried));
             }
         });
     }
@@ -143,7 +147,7 @@ impl Mail {
             && self.policy.is_none()
             && self.introductions.is_empty()
             && self.order.is_none()
-            && self.drain.is_none()
+            && self.carried.is_empty()
             && !self.poked
             && !self.stop
     }
@@ -202,10 +206,20 @@ impl Supervisor {
         }
     }
 
+    /// Does now what waits.
+    #[cfg(test)]
+    pub(crate) fn come_around(&mut self) {
+        let mail = self.shared.mailbox.take(0);
+        self.turn(mail);
+    }
+
     fn turn(&mut self, mail: Mail) {
         let now = self.shared.clock.now().steady_ms;
         if let Some(policy) = mail.policy {
             self.shared.carry_policy(policy.version, policy.hash);
+        }
+        for (scheduler, carried) in mail.carried {
+            carried::heard(&self.shared, scheduler, carried);
         }
         for (logic, lease) in mail.leases {
             self.renewed(logic, lease, now);
@@ -220,7 +234,9 @@ impl Supervisor {
             self.mover.introduced(*scheduler, word);
         }
         mail.order.into_iter().for_each(|order| self.mover.ordered(order));
-        mail.drain.into_iter().for_each(|(version, drain)| self.mover.drain(version, drain));
+        if let Some((version, drain)) = carried::own_drain(&self.shared) {
+            self.mover.drain(version, drain);
+        }
         self.move_on();
         if mail.poked || now >= self.next_report_ms {
             self.next_report_ms = now + REPORT_MS;
@@ -237,7 +253,8 @@ impl Supervisor {
         let shared = &self.shared;
         let now = shared.clock.now();
         let up: Vec<bool> = shared.rare().schedulers.iter().map(|link| link.connected()).collect();
-        let tell = |delivery: &dyn Fn() -> Delivery| shared.inlets.iter().for_each(|inlet| inlet.send(delivery()));
+        let tell =
+            |delivery: &dyn Fn() -> Delivery| shared.inlets.iter().for_each(|inlet| inlet.send(delivery()));
         for act in self.mover.turn(now, &up, shared.connections.load(Relaxed)) {
             match act {
                 Act::Serve(serves) => {
@@ -391,6 +408,7 @@ fn build_report(shared: &Shared) -> GatewayReport {
         uptime_ms: shared.clock.uptime_ms().unsigned_abs(),
         load: *lock(&shared.load),
         moves: lock(&shared.moves).clone(),
+        carried_digests: carried::digests(shared),
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod batch;
 pub mod bucket;
+pub mod carry;
 pub mod code;
 pub mod frame;
 #[cfg(any(test, feature = "fuzz"))]

@@ -220,7 +220,7 @@ fn choose<'a>(
     policy: &Policy,
     request: &Request<'_>,
     home: Home<'_>,
-    wanted: &'a str,
+    wanted: &str,
     rng: &mut impl Rng,
     observer: &mut impl Observer,
 ) -> Option<Found<'a>> {
@@ -237,7 +237,7 @@ fn choose<'a>(
             let tiers = if home.waits { tiers.of_home() } else { tiers.as_slice() };
             if let Some((first, tier)) = load::primary(&mut chooser, policy, tiers, rng, observer) {
                 let ranked = rank::rank(&mut chooser, pool, tiers, first, rng, observer);
-                return Some(Found { pool: name, tier, ranked });
+                return Some(Found { pool: &fleet.labels(pool).pool, tier, ranked });
             }
         }
     }

@@ -4,6 +4,7 @@
 //! ([`decide`]). Losing another replica, a queue or a store does not stop assignments.
 
 mod assign;
+mod carried;
 mod clock;
 mod core;
 pub mod decide;
@@ -16,7 +17,9 @@ mod jwt;
 mod limit;
 pub mod locate;
 mod metrics;
+mod moving;
 pub mod policy;
+mod redirect;
 mod service;
 pub mod simulate;
 pub mod transport;
@@ -39,6 +42,7 @@ use berth_proto::{
     metric::Registry,
     schedule::{HeartbeatParameters, ReconnectParameters},
     ticket::TicketSigner,
+    wire::CarriedRecord,
 };
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
@@ -47,6 +51,10 @@ use tracing::{error, info};
 
 pub use crate::jwt::{JwtKeys, JwtKeysError, MIN_SECRET, sign_user_token};
 use crate::{
+    carried::{
+        Carrier,
+        disk::{self, DataDir},
+    },
     core::{Core, Parts},
     limit::RateLimiter,
     locate::{Database, LoadError, Locator, watch::Followed},
@@ -70,6 +78,8 @@ pub struct Config {
     pub policy_file: Option<PathBuf>,
     /// The address database (MMDB); none: clients' addresses are known by the policy's networks alone.
     pub geoip_file: Option<PathBuf>,
+    /// Where what must outlive it is kept; none: its gateways carry it, and nothing is kept when they end too.
+    pub data_dir: Option<PathBuf>,
     /// What user tokens are verified with.
     pub jwt: JwtKeys,
     /// `auth.ticket_key`: the ticket's signing key is derived from it. At least 32 bytes.
@@ -124,6 +134,14 @@ pub enum StartError {
         /// Why not.
         source: LoadError,
     },
+    /// The data directory cannot be used.
+    #[error("the data directory {} cannot be used", path.display())]
+    DataDir {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// The ticket key is too short to be a secret.
     #[error("auth.ticket_key has {0} bytes; give at least 32 random ones")]
     TicketKey(usize),
@@ -156,6 +174,10 @@ impl Scheduler {
             Some(path) => Some(read_geoip(path).await?),
             None => None,
         };
+        let (data_dir, records) = match config.data_dir {
+            Some(path) => open_data_dir(path).await?,
+            None => (None, Vec::new()),
+        };
         let address = config.listen;
         let listening = |source| StartError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listening)?;
@@ -163,6 +185,7 @@ impl Scheduler {
         info!(listen = %local_addr, %policy, "scheduler started");
         let (database, geoip) = geoip.map_or((None, None), |(database, file)| (Some(database), Some(file)));
         let core = Arc::new(Core::new(Parts {
+            carried: Carrier::new(),
             policy: PolicyStore::new(policy),
             locator: Locator::new(database, metrics::Proximity::register(metrics)),
             metrics: Metrics::register(metrics),
@@ -174,6 +197,7 @@ impl Scheduler {
             reconnect: config.reconnect,
             limiter: RateLimiter::new(config.requests_per_second_per_user),
         }));
+        core.carry(records);
         let (redirects, jobs) = mpsc::channel(REDIRECT_QUEUE);
         let service = Arc::new(Service::new(Arc::clone(&core), redirects));
         let cancel = CancellationToken::new();
@@ -181,6 +205,7 @@ impl Scheduler {
         let mut tasks = JoinSet::new();
         tasks.spawn(http::server::serve(Arc::clone(&core), listener, router, cancel.clone()));
         tasks.spawn(until(cancel.clone(), Arc::clone(&core).publish()));
+        tasks.spawn(until(cancel.clone(), disk::keep(Arc::clone(&core), data_dir)));
         tasks.spawn(until(cancel.clone(), service::answer_redirects(Arc::clone(&core), jobs)));
         if let Some(path) = config.policy_file {
             tasks.spawn(until(cancel.clone(), policy::watch::watch(Arc::clone(&core), path)));
@@ -239,6 +264,16 @@ fn read_policy(path: &Path) -> Result<Policy, StartError> {
     let text = policy::watch::read(path)
         .map_err(|source| StartError::PolicyFile { path: path.to_owned(), source })?;
     policy::parse(&text).map_err(|source| StartError::Policy { path: path.to_owned(), source })
+}
+
+async fn open_data_dir(path: PathBuf) -> Result<(Option<DataDir>, Vec<CarriedRecord>), StartError> {
+    let opened = {
+        let path = path.clone();
+        tokio::task::spawn_blocking(move || DataDir::open(&path)).await
+    };
+    let opened = opened.unwrap_or_else(|error| Err(io::Error::other(error)));
+    let (directory, records) = opened.map_err(|source| StartError::DataDir { path, source })?;
+    Ok((Some(directory), records))
 }
 
 async fn read_geoip(path: PathBuf) -> Result<(Database, Followed), StartError> {

@@ -30,7 +30,7 @@ pub use self::{
     store::{PolicyStore, Refused, Taken},
 };
 
-pub(crate) use self::words::Words;
+pub(crate) use self::{placement::head, words::Words};
 
 /// The pool of everybody whom no gray rule takes.
 pub const STABLE: &str = "stable";
@@ -205,6 +205,8 @@ pub struct Policy {
     pub hash: String,
     /// As it was written.
     pub text: String,
+    /// What stands for everything that decides where a connected user belongs.
+    pub placement: u64,
     /// The first that matches wins.
     pub homes: Vec<Home>,
     /// The first that applies wins.
@@ -228,6 +230,7 @@ impl Default for Policy {
             version: 0,
             hash: sha256_hex(""),
             text: String::new(),
+            placement: 0,
             homes: Vec::new(),
             gray: Vec::new(),
             proximity: Proximity::default(),

@@ -13,7 +13,10 @@ use berth_proto::{
     client::Endpoint,
     link::{Link, Refused, RefusedReason},
     metric::Registry,
-    wire::{AttachGateway, FromScheduler, GatewayReport, ToScheduler, from_scheduler, to_scheduler},
+    wire::{
+        AttachGateway, Carried, CarriedRecord, FromScheduler, GatewayReport, ToScheduler, from_scheduler,
+        to_scheduler,
+    },
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::{
@@ -48,6 +51,7 @@ pub(crate) fn config() -> Config {
         listen: ([127, 0, 0, 1], 0).into(),
         policy_file: None,
         geoip_file: None,
+        data_dir: None,
         jwt: JwtKeys::from_secret(SECRET).expect("32 bytes"),
         ticket_key: TICKET_KEY.to_vec(),
         admin_key: ADMIN_KEY.to_owned(),
@@ -220,6 +224,21 @@ impl FakeGateway {
     pub fn report(&self, report: GatewayReport) {
         self.kept.lock().expect("no panic").clone_from(&report);
         send(&*self.up, report);
+    }
+
+    /// Says records that outlive schedulers.
+    pub fn carry(&self, records: Vec<CarriedRecord>) {
+        let carried = to_scheduler::Message::Carried(Carried { records, whole: 0 });
+        self.up.send(vec![ToScheduler { message: Some(carried) }]).expect("records are always taken");
+    }
+
+    /// The records heard so far.
+    pub fn carried(&self) -> Vec<Carried> {
+        let carried = |message| match message {
+            from_scheduler::Message::Carried(carried) => Some(carried),
+            _ => None,
+        };
+        self.heard().into_iter().filter_map(carried).collect()
     }
 
     /// Everything heard so far.

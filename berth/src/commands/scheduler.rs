@@ -28,6 +28,9 @@ pub struct Args {
     /// Address database (MMDB) that says where clients are; read again when it changes, and on SIGHUP.
     #[arg(long, value_name = "FILE.mmdb")]
     geoip: Option<String>,
+    /// Where what must outlive it is kept: drains, revocations, the policy. Without, its gateways carry it.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
     /// Configuration file (TOML); BERTH_SECTION__KEY variables and flags are laid over it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -44,7 +47,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
             .flag("--rpc", "scheduler.rpc_listen", args.rpc)
             .flag("--admin", "scheduler.admin_listen", args.admin)
             .flag("--policy", "scheduler.policy_file", args.policy.as_ref())
-            .flag("--geoip", "scheduler.geoip", args.geoip.as_ref()),
+            .flag("--geoip", "scheduler.geoip", args.geoip.as_ref())
+            .flag("--data-dir", "scheduler.data_dir", args.data_dir.as_ref()),
     )?;
     let auth = &config.auth;
     // Either way to verify users' tokens will do; the secret is the one to name.

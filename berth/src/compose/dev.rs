@@ -56,6 +56,7 @@ impl Dev {
         let back_end = BackEnd::new(&auth.service_key);
         let scheduler = berth_scheduler::Config {
             extra_routes: Some(token_endpoint::router(&auth.jwt_secret).merge(back_end.router())),
+            data_dir: Some(data_dir.join("scheduler")),
             ..parts::scheduler(config, &auth)?
         };
         let scheduler = runtime

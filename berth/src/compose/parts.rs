@@ -35,6 +35,7 @@ pub fn scheduler(config: &Config, auth: &Auth) -> anyhow::Result<berth_scheduler
         listen: scheduler.listen,
         policy_file: some(&scheduler.policy_file).map(PathBuf::from),
         geoip_file: some(&scheduler.geoip).map(PathBuf::from),
+        data_dir: some(&scheduler.data_dir).map(PathBuf::from),
         jwt,
         ticket_key: auth.ticket_key.clone().into_bytes(),
         admin_key: auth.admin_key.clone(),

@@ -63,6 +63,9 @@ pub struct Scheduler {
     pub policy_file: String,
     /// The address database (MMDB) that says where clients are. Empty: none.
     pub geoip: String,
+    /// Where what must outlive it is kept (drains, revocations, the policy). Empty: its gateways carry it from one start to
+    /// the next. `berth dev` keeps it in its --data-dir.
+    pub data_dir: String,
     /// How long a ticket is good for, in seconds.
     pub ticket_ttl_seconds: u32,
     /// Schedules one user may ask for, a second.
@@ -77,6 +80,7 @@ impl Default for Scheduler {
             admin_listen: loopback(7702),
             policy_file: String::new(),
             geoip: String::new(),
+            data_dir: String::new(),
             ticket_ttl_seconds: 300,
             requests_per_second_per_user: 1_000,
         }

@@ -57,8 +57,8 @@ impl Worker {
                 self.eviction = None;
                 return;
             };
-            let goodbye = Goodbye::new(CloseCode::Draining)
-                .retry_after(self.rng.random_range(0..=eviction.spread_ms));
+            let goodbye =
+                Goodbye::new(CloseCode::Draining).retry_after(self.rng.random_range(0..=eviction.spread_ms));
             let movable = self.table.get(place).is_some_and(|connection| connection.session.movable());
             self.with(place, |session, cx| session.evict(cx, goodbye));
             if movable {

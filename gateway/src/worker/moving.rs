@@ -64,7 +64,8 @@ impl Worker {
             let Some(connection) = self.table.get(place) else { continue };
             let Some(peer) = connection.peer() else { continue };
             let session = &connection.session;
-            if let Some(ask) = session.whereabouts(&moving.job.order, handle, peer, retry_after_ms, self.now) {
+            if let Some(ask) = session.whereabouts(&moving.job.order, handle, peer, retry_after_ms, self.now)
+            {
                 self.ups.redirects.push(ask);
                 moving.asked.insert(handle, Asked { since_ms: self.now.steady_ms, retry_after_ms });
                 moving.job.asks();
@@ -112,15 +113,16 @@ impl Worker {
             self.shared.metrics.moves.one(Moved::Stayed);
             return None;
         }
-        let place = place.filter(|place| {
-            self.table.get(*place).is_some_and(|connection| connection.session.movable())
-        })?;
+        let place = place
+            .filter(|place| self.table.get(*place).is_some_and(|connection| connection.session.movable()))?;
         job.moved();
         self.shared.metrics.moves.one(Moved::Placed);
         let RedirectAnswer { endpoints, ticket, ticket_expires_at_ms, .. } = answer;
-        let goodbye = Goodbye::new(job.order.code())
-            .retry_after(retry_after_ms)
-            .redirect(endpoints, ticket, ticket_expires_at_ms);
+        let goodbye = Goodbye::new(job.order.code()).retry_after(retry_after_ms).redirect(
+            endpoints,
+            ticket,
+            ticket_expires_at_ms,
+        );
         self.with(place, |session, cx| session.evict(cx, goodbye));
         None
     }

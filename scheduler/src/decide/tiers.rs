@@ -128,7 +128,8 @@ impl<'a> Tiers<'a> {
 
     /// Only those of the home's region, which come first if there are any.
     pub fn of_home(&self) -> &[Option<Tier<'a>>] {
-        let home = self.as_slice().iter().position(|tier| tier.is_some_and(|tier| tier.kind == TierKind::Home));
+        let home =
+            self.as_slice().iter().position(|tier| tier.is_some_and(|tier| tier.kind == TierKind::Home));
         &self.items[..home.map_or(0, |at| at + 1)]
     }
 

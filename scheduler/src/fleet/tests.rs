@@ -364,7 +364,11 @@ fn pending_counts_until_used_or_ten_seconds() {
     let fleet = table.snapshot(0, SLOW_START_MS);
     let mut pending = Pending::default();
     for id in 0..6 {
-        pending.assign(&fleet, Place::at_once(0, &format!("u{id}"), id), i64::try_from(id).expect("small") * 1_000);
+        pending.assign(
+            &fleet,
+            Place::at_once(0, &format!("u{id}"), id),
+            i64::try_from(id).expect("small") * 1_000,
+        );
     }
     assert_eq!((fleet.gateway(0).pending(), fleet.gateway(1).pending()), (6, 0));
     assert_eq!(fleet.pool("stable").expect("reported").sums().pending, 6);

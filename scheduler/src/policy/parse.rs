@@ -15,7 +15,7 @@ use thiserror::Error;
 use toml::Spanned;
 
 use self::proximity::{RawProximity, proximity};
-use super::{GrayRule, Home, Matcher, Platform, Policy, WhenDown, sha256_hex};
+use super::{GrayRule, Home, Matcher, Platform, Policy, WhenDown, placement::placement, sha256_hex};
 
 /// Largest policy text, in bytes: 10,000 named users and room around them. It travels to every gateway.
 pub const MAX_TEXT: usize = 1024 * 1024;
@@ -124,12 +124,14 @@ pub fn parse(text: &str) -> Result<Policy, PolicyError> {
     let slow_start = place.number(raw.load.slow_start_seconds, "load.slow_start_seconds", 0.0..=86_400.0)?;
     let moves = raw.r#move.per_second;
     let moves = moves.map(|raw| place.whole(&raw, "move.per_second", 0..=MAX_MOVES)).transpose()?;
+    let (homes, gray) = (place.rules("home", raw.home, home)?, gray_rules(&place, raw.gray)?);
     Ok(Policy {
         version,
+        placement: placement(&homes, &gray),
         hash: sha256_hex(text),
         text: text.to_owned(),
-        homes: place.rules("home", raw.home, home)?,
-        gray: gray_rules(&place, raw.gray)?,
+        homes,
+        gray,
         proximity: proximity(&place, raw.proximity)?,
         spill_at: spill_at.unwrap_or(defaults.spill_at),
         bound: bound.unwrap_or(defaults.bound),

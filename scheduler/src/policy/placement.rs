@@ -4,26 +4,23 @@ use std::fmt::Write;
 
 use ring::digest::{SHA256, digest};
 
-use super::{GrayRule, Home, Matcher, Policy};
+use super::{GrayRule, Home, Matcher};
 
-impl Policy {
-    /// Of homes and gray rules, in their order; what only spreads load, and a rule's name, change nothing.
-    #[must_use]
-    pub fn placement(&self) -> u64 {
-        let mut said = String::new();
-        for Home { region, users, buckets, when_down } in &self.homes {
-            say(&mut said, &format!("home {region:?} {buckets:?} {when_down:?}"), sorted(users));
-        }
-        for GrayRule { id: _, pool, users, percent: _, buckets, salt, matcher } in &self.gray {
-            let Matcher { platforms, app_version, regions, cidrs, devices } = matcher;
-            let version = app_version.as_ref().map(ToString::to_string);
-            let rule =
-                format!("gray {pool:?} {buckets} {salt:?} {platforms:?} {version:?} {regions:?} {cidrs:?}");
-            say(&mut said, &rule, sorted(users));
-            say(&mut said, "devices", sorted(devices));
-        }
-        head(&said)
+/// Of homes and gray rules, in their order; what only spreads load, and a rule's name, change nothing.
+pub(super) fn placement(homes: &[Home], gray: &[GrayRule]) -> u64 {
+    let mut said = String::new();
+    for Home { region, users, buckets, when_down } in homes {
+        say(&mut said, &format!("home {region:?} {buckets:?} {when_down:?}"), sorted(users));
     }
+    for GrayRule { id: _, pool, users, percent: _, buckets, salt, matcher } in gray {
+        let Matcher { platforms, app_version, regions, cidrs, devices } = matcher;
+        let version = app_version.as_ref().map(ToString::to_string);
+        let rule =
+            format!("gray {pool:?} {buckets} {salt:?} {platforms:?} {version:?} {regions:?} {cidrs:?}");
+        say(&mut said, &rule, sorted(users));
+        say(&mut said, "devices", sorted(devices));
+    }
+    head(&said)
 }
 
 /// The first eight bytes of a text's SHA-256.
@@ -49,7 +46,7 @@ mod tests {
     use crate::policy::parse;
 
     fn placement(text: &str) -> u64 {
-        parse(text).expect("a policy").placement()
+        parse(text).expect("a policy").placement
     }
 
     #[test]

@@ -1,0 +1,74 @@
+use std::sync::{Arc, mpsc};
+
+use berth_proto::{
+    carry::kind,
+    link::{Link, Refused},
+    wire::Drain,
+};
+
+use super::*;
+use crate::{supervisor::Supervisor, testing::Site};
+
+/// A scheduler's link that keeps the records it is told.
+struct Told(mpsc::SyncSender<Carried>);
+
+impl Link<ToScheduler> for Told {
+    fn send(&self, batch: Vec<ToScheduler>) -> Result<(), Refused<ToScheduler>> {
+        for message in batch {
+            if let Some(to_scheduler::Message::Carried(carried)) = message.message {
+                self.0.try_send(carried).expect("room");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn drain(gateway: &str) -> CarriedRecord {
+    Record::Drain(Drain { gateway_id: gateway.to_owned(), active: true, ..Default::default() }).carried(1, 0)
+}
+
+/// A gateway with two schedulers, and what each was told.
+fn site() -> (Site, [mpsc::Receiver<Carried>; 2]) {
+    let site = Site::new(1);
+    let told = [(); 2].map(|()| {
+        let (tell, told) = mpsc::sync_channel(10);
+        site.shared.change(|rare| Arc::make_mut(&mut rare.schedulers).push(Arc::new(Told(tell)) as _));
+        told
+    });
+    (site, told)
+}
+
+fn records(told: &mpsc::Receiver<Carried>) -> Vec<CarriedRecord> {
+    told.try_iter().flat_map(|carried| carried.records).collect()
+}
+
+#[test]
+fn news_of_one_scheduler_are_told_to_the_others_once() {
+    let (site, [first, second]) = site();
+    for _ in 0..2 {
+        heard(&site.shared, 0, Carried { records: vec![drain("gw-1")], whole: 0 });
+    }
+    assert_eq!((records(&first), records(&second)), (vec![], vec![drain("gw-1")]));
+}
+
+#[test]
+fn who_says_all_that_he_has_is_told_what_he_lacks() {
+    let (site, [first, second]) = site();
+    heard(&site.shared, 1, Carried { records: vec![drain("gw-1")], whole: 0 });
+    assert_eq!(records(&first), [drain("gw-1")]);
+    heard(&site.shared, 0, Carried { records: vec![drain("gw-2")], whole: 1 << kind::DRAIN });
+    assert_eq!((records(&first), records(&second)), (vec![drain("gw-1")], vec![drain("gw-2")]));
+    assert_ne!(digests(&site.shared), berth_proto::carry::Store::default().digests());
+}
+
+#[test]
+fn what_waits_for_the_supervisor_is_bounded() {
+    let (site, [_first, second]) = site();
+    for n in 0..2 * crate::supervisor::CARRIED_WAITING {
+        site.shared.mailbox.carried(0, Carried { records: vec![drain(&format!("gw-{n}"))], whole: 0 });
+    }
+    drop(second);
+    site.shared.change(|rare| rare.schedulers = Arc::default());
+    Supervisor::new(Arc::clone(&site.shared)).come_around();
+    assert_eq!(lock(&site.shared.carried).count(kind::DRAIN), crate::supervisor::CARRIED_WAITING);
+}

@@ -1,0 +1,129 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn record(kind: u32, key: &str, version: u64, expires_at_ms: i64, value: &[u8]) -> CarriedRecord {
+    CarriedRecord { kind, key: key.to_owned(), version, expires_at_ms, value: value.to_vec() }
+}
+
+fn any_record() -> impl Strategy<Value = CarriedRecord> {
+    let expiry = prop_oneof![Just(0), 1i64..100];
+    (0u32..10, 0u8..4, 0u64..3, expiry, prop::collection::vec(any::<u8>(), 0..3)).prop_map(
+        |(kind, key, version, expires, value)| record(kind, &key.to_string(), version, expires, &value),
+    )
+}
+
+fn held(store: &Store) -> Vec<CarriedRecord> {
+    store.all().cloned().collect()
+}
+
+proptest! {
+    #[test]
+    fn the_order_does_not_matter_and_nothing_is_news_twice(
+        (records, shuffled) in prop::collection::vec(any_record(), 0..40)
+            .prop_flat_map(|records| (Just(records.clone()), Just(records).prop_shuffle())),
+        now_ms in 0i64..100,
+    ) {
+        let (mut one, mut other) = (Store::default(), Store::default());
+        one.merge(records.clone(), now_ms);
+        for record in shuffled {
+            other.merge(vec![record], now_ms);
+        }
+        prop_assert_eq!(held(&one), held(&other));
+        prop_assert_eq!(one.digests(), other.digests());
+        prop_assert!(one.differing(&other.digests()).is_none());
+        prop_assert!(one.merge(records, now_ms).is_empty());
+    }
+
+    #[test]
+    fn two_agree_after_one_exchange_whatever_was_lost(
+        ours in prop::collection::vec(any_record(), 0..20),
+        theirs in prop::collection::vec(any_record(), 0..20),
+        now_ms in 0i64..100,
+    ) {
+        let (mut one, mut other) = (Store::default(), Store::default());
+        one.merge(ours, now_ms);
+        other.merge(theirs, now_ms);
+        // A clock that goes on makes both forget the same.
+        one.expire(now_ms);
+        other.expire(now_ms);
+        if let Some(whole) = one.differing(&other.digests()) {
+            other.merge(whole.records.clone(), now_ms);
+            let missing = other.missing(&whole);
+            one.merge(missing, now_ms);
+        }
+        prop_assert_eq!(held(&one), held(&other));
+        prop_assert_eq!(one.digests(), other.digests());
+    }
+
+    #[test]
+    fn what_expired_is_gone_and_leaves_no_trace(records in prop::collection::vec(any_record(), 0..40)) {
+        let mut store = Store::default();
+        store.merge(records, 0);
+        store.expire(100);
+        prop_assert!(held(&store).iter().all(|record| record.expires_at_ms == 0));
+        let mut fresh = Store::default();
+        fresh.merge(held(&store), 0);
+        prop_assert_eq!(fresh.digests(), store.digests());
+    }
+}
+
+#[test]
+fn a_newer_version_replaces_and_an_older_does_not() {
+    let mut store = Store::default();
+    assert_eq!(store.merge(vec![record(1, "", 2, 0, b"two")], 0).len(), 1);
+    assert!(store.merge(vec![record(1, "", 1, 0, b"a much longer one")], 0).is_empty());
+    assert_eq!(store.merge(vec![record(1, "", 3, 0, b"")], 0).len(), 1);
+    assert_eq!(store.get(1, "").map(|record| record.version), Some(3));
+}
+
+#[test]
+fn a_record_with_more_fields_wins_over_the_same_without_them() {
+    // An older role that knows fewer fields must not take them away from the others.
+    let mut store = Store::default();
+    store.merge(vec![record(3, "gw", 1, 0, &[1, 1, 9])], 0);
+    assert!(store.merge(vec![record(3, "gw", 1, 0, &[2, 2])], 0).is_empty());
+}
+
+#[test]
+fn too_many_drive_out_those_that_expire_first() {
+    let mut store = Store::default();
+    let many = (0..RECORDS_EACH as i64).map(|n| record(4, &n.to_string(), 1, 1_000 + n, b""));
+    store.merge(many.collect(), 0);
+    assert!(store.merge(vec![record(4, "soon", 1, 999, b"")], 0).is_empty(), "it would be the first to go");
+    assert_eq!(store.merge(vec![record(4, "late", 1, 0, b"")], 0).len(), 1);
+    assert_eq!((store.count(4), store.get(4, "0")), (RECORDS_EACH, None));
+
+    let mut store = Store::default();
+    let large = vec![7; VALUE];
+    let eight = (1..=8).map(|n| record(1, &n.to_string(), 1, n, &large));
+    store.merge(eight.collect(), 0);
+    assert!(store.get(1, "1").is_none() && store.get(1, "2").is_some(), "with their keys they are too large");
+    assert!(store.merge(vec![record(1, "c", 1, 0, &vec![7; VALUE + 1])], 0).is_empty());
+    assert_eq!(store.count(1), 7, "what is refused drives nobody out");
+}
+
+#[test]
+fn records_read_as_they_were_made_and_others_are_carried_unread() {
+    let revocation = Revocation { user_id: "alice".into(), device_id: "d1".into(), ..Default::default() };
+    for made in [
+        Record::Policy(PolicyText { version: 3, text: "version = 3".into(), ..Default::default() }),
+        Record::RuleStop(RuleStop { rule_id: "canary".into(), stopped: true, ..Default::default() }),
+        Record::Drain(Drain { gateway_id: "gw-1".into(), active: true, ..Default::default() }),
+        Record::Revocation(revocation),
+    ] {
+        assert_eq!(Record::read(&made.carried(1, 0)), Some(made));
+    }
+    let unknown = record(8, "k", 1, 0, b"\xff");
+    assert_eq!(Record::read(&unknown), None);
+    assert_eq!(Store::default().merge(vec![unknown], 0).len(), 1);
+    assert_eq!(
+        Store::default().merge(vec![record(9, "k", 1, 0, b""), record(0, "k", 1, 0, b"")], 0).len(),
+        0
+    );
+    assert_eq!(Record::read(&record(3, "gw-1", 1, 0, b"\xff")), None);
+    let mut store = Store::default();
+    store.merge(vec![record(1, "", 1, 0, b"a"), record(8, "k", 1, 9, b"b")], 0);
+    assert_eq!(from_bytes(&store.to_bytes()).expect("reads"), held(&store));
+    assert!(from_bytes(b"\xff\xff\xff").is_err());
+}
