@@ -23,6 +23,7 @@ mod level;
 mod listener;
 mod load;
 mod metrics;
+mod mover;
 mod notify;
 mod pieces;
 mod process;

@@ -318,10 +318,10 @@ impl Session {
         }
     }
 
-    /// A scheduler's answer about a ticket of other gateways.
+    /// A scheduler's answer where an arriving client belongs.
     pub(crate) fn redirected(&mut self, cx: &mut Cx<'_>, answer: link::RedirectAnswer) {
         if let Stage::Arriving(arriving) = &mut self.stage
-            && let Some(goodbye) = arriving.on_redirect(answer)
+            && let Err(goodbye) = arriving.on_redirect(cx, answer)
         {
             self.close(cx, goodbye);
         }
@@ -384,8 +384,9 @@ impl Session {
         let blocked = self.blocked_ms;
         match &mut self.stage {
             Stage::Arriving(arriving) => {
-                let goodbye = arriving.expired(cx);
-                self.close(cx, goodbye);
+                if let Err(goodbye) = arriving.expired(cx) {
+                    self.close(cx, goodbye);
+                }
                 if self.wire == Wire::Unknown {
                     // Nothing was said, so nothing has to be taken.
                     self.stage = Stage::Gone;

@@ -5,7 +5,7 @@ use std::{
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{
-            AtomicBool, AtomicU32, AtomicU64,
+            AtomicBool, AtomicI64, AtomicU32, AtomicU64,
             Ordering::{Relaxed, Release},
         },
     },
@@ -18,7 +18,7 @@ use berth_proto::{
     limits,
     link::Link,
     ticket::TicketVerifier,
-    wire::{GatewayLoad, Introduction, SchedulerSeen, ToLogic, ToScheduler},
+    wire::{GatewayLoad, Introduction, MoveProgress, SchedulerSeen, ToLogic, ToScheduler},
 };
 
 use crate::{
@@ -78,6 +78,12 @@ pub(crate) struct Shared {
     /// Connections, at the most.
     pub(crate) capacity: u64,
     pub(crate) draining: AtomicBool,
+    /// An operator empties this gateway; that may end.
+    pub(crate) evacuating: AtomicBool,
+    /// Tickets issued before, by the wall clock, may lead where their user no longer belongs.
+    pub(crate) placed_ms: AtomicI64,
+    /// How far what is moved is, for reports.
+    pub(crate) moves: Mutex<Vec<MoveProgress>>,
     /// The waits of those who are sent away are spread over so many milliseconds.
     pub(crate) spread_ms: AtomicU32,
     pub(crate) connections: AtomicU64,
@@ -131,6 +137,9 @@ impl Shared {
             endpoints,
             capacity,
             draining: AtomicBool::new(false),
+            evacuating: AtomicBool::new(false),
+            placed_ms: AtomicI64::new(0),
+            moves: Mutex::default(),
             spread_ms: AtomicU32::new(STOP_SPREAD_MS),
             connections: AtomicU64::new(0),
             handshakes: AtomicU64::new(0),
@@ -233,7 +242,8 @@ impl Shared {
         // Only the first one counts.
         let _ = self.failure.set(reason);
         self.draining.store(true, Release);
-        self.inlets.iter().for_each(|inlet| inlet.send(Delivery::Drain));
+        let spread_ms = self.spread_ms.load(Relaxed);
+        self.inlets.iter().for_each(|inlet| inlet.send(Delivery::Evict(spread_ms)));
         self.mailbox.poke();
     }
 
@@ -242,13 +252,18 @@ impl Shared {
         self.failure.get().map(String::as_str)
     }
 
+    /// Whether its clients are sent elsewhere.
+    pub(crate) fn drains(&self) -> bool {
+        self.draining.load(Relaxed) || self.evacuating.load(Relaxed)
+    }
+
     /// Whether clients can be served, or what is missing.
     pub(crate) fn ready(&self) -> Result<(), String> {
         if let Some(failure) = self.failure() {
             return Err(failure.to_owned());
         }
         let rare = self.rare();
-        if self.draining.load(Relaxed) {
+        if self.drains() {
             return Err("draining".to_owned());
         }
         if !rare.logics.iter().any(|link| link.connected()) {

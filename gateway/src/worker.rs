@@ -3,6 +3,7 @@
 mod accept;
 mod deliver;
 mod drain;
+mod moving;
 mod outlet;
 mod pending;
 mod tell;
@@ -36,6 +37,7 @@ use crate::{
 };
 use accept::Acceptor;
 use drain::Eviction;
+use moving::Moving;
 use outlet::Outlet;
 
 /// Tokens beside connections; no handle has worker 255.
@@ -83,6 +85,8 @@ pub(crate) struct Worker {
     /// Connections with a notify to write.
     dirty: Vec<Place>,
     eviction: Option<Eviction>,
+    /// Who is moved elsewhere now.
+    moving: Option<Moving>,
     /// Until when everybody must be gone.
     stopping_ms: Option<i64>,
     /// When those who wait for an answer are sent away without it.
@@ -112,6 +116,9 @@ impl Worker {
             timeouts: shared.config.timeouts,
             verifier: Arc::default(),
             draining: false,
+            evacuating: false,
+            region: shared.config.region.clone(),
+            placed_ms: 0,
             stopping: false,
             spread_ms: shared.spread_ms.load(Relaxed),
             logics: Vec::new(),
@@ -143,6 +150,7 @@ impl Worker {
             pending,
             dirty: Vec::new(),
             eviction: None,
+            moving: None,
             stopping_ms: None,
             last_call_ms: None,
             last_sweep_ms: now.steady_ms,
@@ -255,6 +263,8 @@ impl Worker {
             self.outlet.set_links(rare);
         }
         self.env.draining = self.shared.draining.load(Acquire);
+        self.env.evacuating = self.shared.evacuating.load(Acquire);
+        self.env.placed_ms = self.shared.placed_ms.load(Relaxed);
         self.env.spread_ms = self.shared.spread_ms.load(Relaxed);
         self.outlet.connected(&mut self.env.logics);
     }
@@ -349,6 +359,7 @@ impl Worker {
         }
         self.last_sweep_ms = self.now.steady_ms;
         self.outlet.retry_closes();
+        self.give_up_questions();
         if let Some(dropped) = self.shared.guard.drops.ends(self.now.steady_ms) {
             tracing::info!(dropped, "no connection was dropped for its address for a minute");
         }

@@ -154,7 +154,8 @@ impl Core {
         match record {
             Record::Policy(policy) => self.policy_carried(&policy),
             Record::RuleStop(stop) => self.stop_carried(&stop),
-            record @ (Record::Drain(_) | Record::Revocation(_)) => tracing::debug!(?record, "carried"),
+            Record::Drain(_) => self.drains_changed(),
+            record @ Record::Revocation(_) => tracing::debug!(?record, "carried"),
         }
     }
 }

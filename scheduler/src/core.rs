@@ -1,6 +1,7 @@
 //! What the HTTP API, the gateways' links and the background tasks share.
 
 use std::{
+    collections::HashSet,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
@@ -17,13 +18,16 @@ use tokio::sync::Notify;
 use crate::{
     carried::Carrier,
     clock::Clock,
-    fleet::{DEAD_AFTER_MS, Fleet, Pending, REPORT_INTERVAL_MS, ReportError, SNAPSHOT_INTERVAL_MS, Table},
+    fleet::{
+        DEAD_AFTER_MS, Fleet, Pending, Place, REPORT_INTERVAL_MS, ReportError, SNAPSHOT_INTERVAL_MS, Table,
+    },
     guard::Guards,
     history::History,
     jwt::JwtKeys,
     limit::RateLimiter,
     locate::Locator,
     metrics::Metrics,
+    moving::Moving,
     policy::PolicyStore,
     replicas::Replicas,
 };
@@ -36,6 +40,8 @@ pub(crate) struct Core {
     pub clock: Clock,
     /// What outlives this scheduler.
     pub carried: Carrier,
+    /// Of connections that are moved.
+    pub moving: Moving,
     pub policy: PolicyStore,
     pub locator: Locator,
     pub fleet: ArcSwap<Fleet>,
@@ -113,6 +119,7 @@ impl Core {
             guards: Mutex::default(),
             id,
             history,
+            moving: Moving::default(),
             carried,
             policy,
             locator,
@@ -136,6 +143,7 @@ impl Core {
         self.metrics.reports.increment(1);
         let used = &report.used_tickets[..report.used_tickets.len().min(limits::USED_TICKETS)];
         lock(&self.pending).used(used);
+        self.moving.progressed(&report.gateway_id, &report.moves);
         lock(&self.guards).take(report, now_ms);
         self.heard_of_replicas(report, now_ms);
         if urgent {
@@ -153,14 +161,20 @@ impl Core {
     }
 
     /// Counts an assignment until a gateway sees its ticket.
-    pub fn assigned(&self, fleet: &Fleet, gateway: u32, user_id: &str, schedule_id: u64) {
-        lock(&self.pending).assign(fleet, gateway, user_id, schedule_id, self.clock.monotonic_ms());
+    pub fn assigned(&self, fleet: &Fleet, place: Place<'_>) {
+        lock(&self.pending).assign(fleet, place, self.clock.monotonic_ms());
     }
 
     /// How many assignments are pending.
     #[cfg(test)]
     pub fn pending_len(&self) -> usize {
         lock(&self.pending).len()
+    }
+
+    /// These gateways are being emptied by an operator.
+    pub fn drained(&self, gateways: HashSet<String>) {
+        lock(&self.table).drain(gateways);
+        self.urgent.notify_one();
     }
 
     /// Whether the gateways had a report interval's time since the first of them reported: before, only those that
@@ -230,6 +244,7 @@ impl Core {
         self.metrics.dimensions(fleet.dimensions());
         self.metrics.distrusted.set(if fleet.distrusted { 1.0 } else { 0.0 });
         silence.tell(&fleet);
+        self.moving.look(&fleet, &self.policy.load(), ended, now_ms);
         self.fleet.store(Arc::new(fleet));
         self.metrics.pending.set(pending, ended);
         let took = started.elapsed();

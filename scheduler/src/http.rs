@@ -114,6 +114,9 @@ async fn answer(core: &Core, request: Request, started: &mut Instant) -> Result<
         rtt_ms: &asked.rtt_ms,
         auth_expires_at_ms: user.expires_at_ms,
         now_ms,
+        came_to: "",
+        wait_ms: 0,
+        moved: false,
     };
     let request = input::decision_request(&asked, &user.id, peer);
     let assigned = core.assign(request, &terms).map_err(|e| no_gateway(&e))?;
@@ -141,6 +144,8 @@ struct ExplainAnswer {
     problem: Option<Problem>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tier: Option<&'static str>,
+    /// The home cannot take him now.
+    elsewhere: bool,
     client: ClientSeen,
     endpoints: Vec<ScheduleEndpoint>,
     policy_hash: String,
@@ -183,6 +188,7 @@ async fn explanation(core: &Core, request: Request) -> Result<ExplainAnswer, Ref
         Ok(decision) => ExplainAnswer {
             endpoints: assign::endpoints(&fleet, decision.ranked.as_slice(), &asked.schedule.transports),
             tier: Some(decision.tier.name()),
+            elsewhere: decision.elsewhere,
             client,
             decision: Some(assign::describe(&decision)),
             problem: None,
@@ -192,6 +198,7 @@ async fn explanation(core: &Core, request: Request) -> Result<ExplainAnswer, Ref
         Err(error) => ExplainAnswer {
             endpoints: Vec::new(),
             tier: None,
+            elsewhere: false,
             client,
             decision: None,
             problem: Some(no_gateway(&error).problem("")),

@@ -6,7 +6,8 @@
 //! 1. the client's hint, if a gateway of that region is known: the client may know better than its address (a VPN, roaming), and a
 //!    false hint sends nobody but himself to a far place;
 //! 2. the first `[[proximity.place]]` of the policy that matches the address and what the address database says of it;
-//! 3. the hint, though no gateway is there: distances from it may be known.
+//! 3. the hint, though no gateway is there: distances from it may be known;
+//! 4. the region of the gateway that it came to, which asks for it.
 //!
 //! Which gateways are known differs between replicas for a moment, so gray rules (`match.regions`) ask another one, which does not depend
 //! on it ([`Located::origin`]): the hint, whatever it is, and without one the place.
@@ -59,6 +60,8 @@ pub const SETTLED: u32 = 12;
 pub struct Claim<'a> {
     /// Its `region` hint; may be empty.
     pub hint: &'a str,
+    /// The region of the gateway that it came to, if it came to one; may be empty.
+    pub came_to: &'a str,
     /// Its address.
     pub ip: Option<IpAddr>,
     /// Round trips it measured, by gateway id, in milliseconds.
@@ -69,7 +72,7 @@ impl<'a> Claim<'a> {
     /// What a request says before it was located: its region is the hint.
     #[must_use]
     pub fn of(request: &Request<'a>, rtt_ms: &'a BTreeMap<String, u32>) -> Self {
-        Self { hint: request.client.region, ip: request.client.ip, rtt_ms }
+        Self { hint: request.client.region, came_to: "", ip: request.client.ip, rtt_ms }
     }
 }
 
@@ -80,6 +83,8 @@ pub enum RegionBy {
     Hint,
     /// The policy's place of this index.
     Place(usize),
+    /// The gateway that it came to.
+    Gateway,
     /// Nothing: it is not known.
     Nothing,
 }
@@ -240,6 +245,7 @@ fn region<'a>(
         Some((index, place)) => {
             (place, RegionBy::Place(index), if claim.hint.is_empty() { place } else { claim.hint })
         }
+        None if claim.hint.is_empty() && !claim.came_to.is_empty() => (claim.came_to, RegionBy::Gateway, ""),
         None if claim.hint.is_empty() => ("", RegionBy::Nothing, ""),
         None => (claim.hint, RegionBy::Hint, claim.hint),
     }

@@ -8,7 +8,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use berth_proto::{metric::Registry, schedule::Reason};
+use berth_proto::{metric::Registry, schedule::Reason, wire::RedirectAnswer};
 use metrics::{Counter, Gauge, Histogram};
 
 pub use self::{
@@ -94,11 +94,31 @@ pub enum Redirect {
     Nowhere,
     /// Not at all: too many were waiting, or the gateway's link was full.
     Lost,
+    /// It belongs where it is.
+    Stays,
+    /// Nobody should be moved now.
+    Held,
 }
 
 impl Redirect {
-    const ALL: [(Self, &'static str); 3] =
-        [(Self::Answered, "answered"), (Self::Nowhere, "nowhere"), (Self::Lost, "lost")];
+    const ALL: [(Self, &'static str); 5] = [
+        (Self::Answered, "answered"),
+        (Self::Nowhere, "nowhere"),
+        (Self::Lost, "lost"),
+        (Self::Stays, "stays"),
+        (Self::Held, "held"),
+    ];
+
+    /// Of an answer.
+    #[must_use]
+    pub fn of(answer: &RedirectAnswer) -> Self {
+        match () {
+            () if answer.stay => Self::Stays,
+            () if !answer.hold.is_empty() => Self::Held,
+            () if answer.endpoints.is_empty() => Self::Nowhere,
+            () => Self::Answered,
+        }
+    }
 }
 
 /// How a pending assignment ended.

@@ -6,6 +6,7 @@
 mod diff;
 mod gray;
 mod parse;
+mod placement;
 mod proximity;
 mod store;
 mod time;
@@ -15,11 +16,10 @@ pub(crate) mod watch;
 mod tests;
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::HashSet,
     fmt::{self, Write},
     net::IpAddr,
     ops::Range,
-    sync::OnceLock,
 };
 
 use ipnet::IpNet;
@@ -35,7 +35,10 @@ pub use self::{
     time::rfc3339,
 };
 
-pub(crate) use self::parse::{MAX_WINDOW, with_version};
+pub(crate) use self::{
+    parse::{MAX_WINDOW, with_version},
+    placement::head,
+};
 
 /// The pool of everybody whom no gray rule takes.
 pub const STABLE: &str = "stable";
@@ -97,6 +100,30 @@ pub struct Client<'a> {
     pub device_id: &'a str,
 }
 
+/// What a user does whose home cannot take him.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum WhenDown {
+    /// He is served by the next tiers, and goes home when that is possible again.
+    #[default]
+    Elsewhere,
+    /// He waits.
+    Wait,
+}
+
+impl WhenDown {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Elsewhere, Self::Wait];
+
+    /// Its name in the policy.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Elsewhere => "elsewhere",
+            Self::Wait => "wait",
+        }
+    }
+}
+
 /// Which region users belong to.
 #[derive(Debug, Clone)]
 pub struct Home {
@@ -106,6 +133,8 @@ pub struct Home {
     pub users: HashSet<String>,
     /// those whose bucket under [`HOME_SALT`] is in here.
     pub buckets: Range<u16>,
+    /// What they do when it cannot take them.
+    pub when_down: WhenDown,
 }
 
 /// What must hold of a client; an empty list asks nothing.
@@ -168,6 +197,8 @@ pub struct Policy {
     pub hash: String,
     /// As it was written.
     pub text: String,
+    /// What stands for everything that decides where a connected user belongs.
+    pub placement: u64,
     /// The first that matches wins.
     pub homes: Vec<Home>,
     /// The first that applies wins.
@@ -180,7 +211,8 @@ pub struct Policy {
     pub bound: f64,
     /// How long a new gateway counts for less than its capacity, in milliseconds.
     pub slow_start_ms: i64,
-    placement: OnceLock<u64>,
+    /// Connected users of each gateway who are asked about in a second when homes or rules change; 0: they stay.
+    pub moves_per_second: u32,
 }
 
 impl Default for Policy {
@@ -190,13 +222,14 @@ impl Default for Policy {
             version: 0,
             hash: sha256_hex(""),
             text: String::new(),
+            placement: 0,
             homes: Vec::new(),
             gray: Vec::new(),
             proximity: Proximity::default(),
             spill_at: 0.85,
             bound: 0.25,
             slow_start_ms: 30_000,
-            placement: OnceLock::new(),
+            moves_per_second: 100,
         }
     }
 }
@@ -209,29 +242,10 @@ impl Policy {
         if self.gray.iter().map(|rule| &rule.takes).eq(&takes) {
             return None;
         }
-        let mut policy = Self { placement: OnceLock::new(), ..self.clone() };
+        let mut policy = self.clone();
         policy.gray.iter_mut().zip(takes).for_each(|(rule, takes)| rule.takes = takes);
+        policy.placement = placement::placement(&policy.homes, &policy.gray);
         Some(policy)
-    }
-
-    /// A hash of what decides a connected user's home and pool: homes, rules, and what the rules take by now.
-    #[must_use]
-    pub fn placement(&self) -> u64 {
-        *self.placement.get_or_init(|| {
-            let rules = self.gray.iter().map(|rule| format!("{} {}\n", rule.hash, rule.takes));
-            let text = rules.fold(self.homes_text(), |text, rule| text + &rule);
-            let digest = digest(&SHA256, text.as_bytes());
-            digest.as_ref().first_chunk().map_or(0, |head| u64::from_be_bytes(*head))
-        })
-    }
-
-    /// Its homes, the same for the same.
-    fn homes_text(&self) -> String {
-        let home = |home: &Home| {
-            let users: BTreeSet<_> = home.users.iter().collect();
-            format!("{:?} {users:?} {:?}\n", home.region, home.buckets)
-        };
-        self.homes.iter().map(home).collect()
     }
 }
 

@@ -5,7 +5,7 @@
 
 use berth_proto::{
     carry::{Record, kind},
-    wire::{CarriedRecord, Introduction, PolicyText, RuleStop},
+    wire::{CarriedRecord, PolicyText, RuleStop},
 };
 use tracing::{info, warn};
 
@@ -220,18 +220,6 @@ impl Core {
             changed: Diff::between(before, policy).lines(),
             text: policy.text.clone(),
         });
-    }
-
-    /// Who this scheduler is and what it goes by, for gateways.
-    pub fn introduction(&self) -> Introduction {
-        let policy = self.policy.load();
-        Introduction {
-            scheduler_id: self.id.clone(),
-            policy_version: policy.version,
-            policy_hash: policy.hash.clone(),
-            placement: policy.placement(),
-            ..Introduction::default()
-        }
     }
 
     /// Every scheduler, this one among them, with the policy it holds.

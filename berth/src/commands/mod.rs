@@ -7,6 +7,7 @@ pub mod config;
 pub mod ctl;
 pub mod demo;
 pub mod dev;
+mod duration;
 pub mod gateway;
 mod http;
 pub mod logic;

@@ -3,7 +3,7 @@
 use berth_proto::{bucket::bucket, schedule::Reason};
 
 use super::{Observer, Request};
-use crate::policy::{GrayRule, HOME_SALT, Policy, Takes};
+use crate::policy::{GrayRule, HOME_SALT, Home, Policy, Takes};
 
 /// What a gray rule said of a request.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -45,15 +45,14 @@ impl Verdict {
     }
 }
 
-/// The region a user belongs to; empty: none.
-pub(super) fn home<'a>(policy: &'a Policy, user_id: &str) -> &'a str {
+/// The home of a user; none: he has no home.
+pub(super) fn home<'a>(policy: &'a Policy, user_id: &str) -> Option<&'a Home> {
     let mut hashed = None;
     let mut holds = |buckets: &std::ops::Range<u16>| {
         !buckets.is_empty() && buckets.contains(hashed.get_or_insert_with(|| bucket(HOME_SALT, user_id)))
     };
     let mut homes = policy.homes.iter();
-    let home = homes.find(|home| home.users.contains(user_id) || holds(&home.buckets));
-    home.map_or("", |home| &home.region)
+    homes.find(|home| home.users.contains(user_id) || holds(&home.buckets))
 }
 
 /// The first rule that applies, with its reason.

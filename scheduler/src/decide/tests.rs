@@ -10,7 +10,7 @@ use rand::{SeedableRng, rngs::SmallRng};
 
 use self::world::{Asked, NOW, Spec, World, arb_asked, arb_spec, arb_world};
 use super::{explain::explain, *};
-use crate::fleet::{FORGET_AFTER_MS, Pending, STALE_AFTER_MS, State, TOGETHER_MS};
+use crate::fleet::{FORGET_AFTER_MS, Pending, Place, STALE_AFTER_MS, State, TOGETHER_MS};
 
 fn rng(seed: u64) -> SmallRng {
     SmallRng::seed_from_u64(seed)
@@ -167,7 +167,7 @@ proptest! {
                 .fold(f64::INFINITY, f64::min);
             let limit = (1.0 + policy.bound) * mean;
             prop_assert!(bounded <= limit || score <= least, "{} > {} while one has {}", bounded, limit, least);
-            pending.assign(&fleet, first, &format!("u{id}"), id, NOW);
+            pending.assign(&fleet, Place::at_once(first, &format!("u{id}"), id), NOW);
         }
     }
 

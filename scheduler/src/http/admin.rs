@@ -1,7 +1,9 @@
 //! The operator's operations, below [`PREFIX`] of the admin port: one table, one key check, one form of answer.
 
+mod drains;
 mod gateways;
 mod policy;
+mod rebalance;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -60,7 +62,7 @@ impl Asked {
 }
 
 /// All of them.
-static OPERATIONS: [Operation; 8] = [
+static OPERATIONS: [Operation; 14] = [
     Operation {
         method: MethodFilter::GET,
         named: "GET",
@@ -76,6 +78,30 @@ static OPERATIONS: [Operation; 8] = [
         summary: "Every gateway that this scheduler knows: where it is, how it is, how full it is",
         largest: 0,
         act: |core, _| Box::pin(async move { Ok(gateways::list(&core)) }),
+    },
+    Operation {
+        method: MethodFilter::GET,
+        named: "GET",
+        path: "/drains",
+        summary: "The gateways that are being emptied, and how far each is",
+        largest: 0,
+        act: |core, _| Box::pin(async move { Ok(drains::list(&core)) }),
+    },
+    Operation {
+        method: MethodFilter::PUT,
+        named: "PUT",
+        path: "/drains/{gatewayId}",
+        summary: "Empties a gateway; with dryRun says what that would do, and changes nothing",
+        largest: 4_096,
+        act: |core, asked| Box::pin(async move { drains::start(&core, &asked).await }),
+    },
+    Operation {
+        method: MethodFilter::DELETE,
+        named: "DELETE",
+        path: "/drains/{gatewayId}",
+        summary: "Lets a gateway serve again",
+        largest: 4_096,
+        act: |core, asked| Box::pin(async move { drains::stop(&core, &asked).await }),
     },
     Operation {
         method: MethodFilter::GET,
@@ -116,6 +142,30 @@ static OPERATIONS: [Operation; 8] = [
         summary: "Lets a stopped gray rule go on: ruleId, by",
         largest: input::MAX_BODY,
         act: |core, asked| Box::pin(async move { policy::resume(&core, &asked).await }),
+    },
+    Operation {
+        method: MethodFilter::GET,
+        named: "GET",
+        path: "/moves",
+        summary: "How far each gateway is with what it moves: drains, rebalances, sweeps",
+        largest: 0,
+        act: |core, _| Box::pin(async move { Ok(rebalance::progress(&core)) }),
+    },
+    Operation {
+        method: MethodFilter::PUT,
+        named: "PUT",
+        path: "/rebalance",
+        summary: "Lets the fullest gateways shed connections; with dryRun says how many, and changes nothing",
+        largest: 4_096,
+        act: |core, asked| Box::pin(async move { rebalance::start(&core, &asked) }),
+    },
+    Operation {
+        method: MethodFilter::DELETE,
+        named: "DELETE",
+        path: "/rebalance",
+        summary: "Ends the rebalance that was begun at this scheduler",
+        largest: 0,
+        act: |core, _| Box::pin(async move { Ok(rebalance::stop(&core)) }),
     },
     Operation {
         method: MethodFilter::GET,

@@ -135,6 +135,7 @@ pub(crate) fn decision_request<'a>(
         transports: transports(&request.transports),
         failed: &request.failed,
         near: &[],
+        pool: None,
     }
 }
 

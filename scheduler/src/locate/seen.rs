@@ -10,7 +10,7 @@ use super::{Located, Polled, RegionBy};
 pub struct ClientSeen {
     /// Its region; empty: not known.
     region: String,
-    /// `hint`, `place` or `nothing`.
+    /// `hint`, `place`, `gateway` or `nothing`.
     region_by: &'static str,
     /// The region that gray rules ask: its hint, or where its address is.
     origin: String,
@@ -58,6 +58,7 @@ impl ClientSeen {
         let (region_by, place) = match located.by {
             RegionBy::Hint => ("hint", None),
             RegionBy::Place(index) => ("place", Some(index)),
+            RegionBy::Gateway => ("gateway", None),
             RegionBy::Nothing => ("nothing", None),
         };
         let votes = |region: &str| {

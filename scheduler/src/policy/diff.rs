@@ -7,7 +7,7 @@ use rand::{SeedableRng, rngs::SmallRng, seq::SliceRandom};
 use ring::digest::{SHA256, digest};
 use serde::Serialize;
 
-use super::{GrayRule, Matcher, Policy, STABLE, Takes};
+use super::{GrayRule, Matcher, Policy, STABLE, Takes, placement::placement};
 
 /// Kinds of clients that are looked at: each is one walk through all buckets.
 const MAX_KINDS: usize = 32;
@@ -18,7 +18,7 @@ const MAX_KINDS: usize = 32;
 pub struct Diff {
     /// Rules that are new, gone or other, in the order of the new policy.
     pub rules: Vec<RuleChange>,
-    /// What else is another: `home`, `load`, `proximity`, the order of the rules.
+    /// What else is another: `home`, `load`, `move`, `proximity`, the order of the rules.
     pub also: Vec<&'static str>,
     /// Who goes from where to where; without those that rules name.
     pub moves: Vec<Move>,
@@ -135,9 +135,10 @@ fn also(old: &Policy, new: &Policy) -> Vec<&'static str> {
     let load = |policy: &Policy| (policy.bound.to_bits(), policy.slow_start_ms);
     let near = |policy: &Policy| (policy.spill_at.to_bits(), format!("{:?}", policy.proximity));
     let differs = [
-        ("home", old.homes_text() != new.homes_text()),
+        ("home", placement(&old.homes, &[]) != placement(&new.homes, &[])),
         ("order of rules", order(old, new) != order(new, old)),
         ("load", load(old) != load(new)),
+        ("move", old.moves_per_second != new.moves_per_second),
         ("proximity", near(old) != near(new)),
     ];
     differs.into_iter().filter(|(_, differs)| *differs).map(|(part, _)| part).collect()

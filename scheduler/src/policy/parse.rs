@@ -3,7 +3,7 @@
 mod gray;
 mod proximity;
 
-use std::{collections::HashSet, ops::Range, sync::OnceLock};
+use std::{collections::HashSet, ops::Range};
 
 use berth_proto::{bucket::BUCKETS, id, limits};
 use ipnet::IpNet;
@@ -16,13 +16,16 @@ use self::{
     gray::{RawGray, gray_rules},
     proximity::{RawProximity, proximity},
 };
-use super::{Home, Policy, sha256_hex};
+use super::{Home, Policy, WhenDown, placement::placement, sha256_hex};
 
 /// Largest policy text, in bytes: 10,000 named users and room around them. It travels to every gateway.
 pub const MAX_TEXT: usize = 1024 * 1024;
 
 /// Rules of one kind: each is looked at for every decision until one applies.
 const MAX_RULES: usize = 256;
+
+/// Connections a second that one gateway may be told to ask about: above, it does little else.
+const MAX_MOVES: u32 = 10_000;
 
 /// Why a text is no policy.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -48,6 +51,8 @@ struct RawPolicy {
     proximity: RawProximity,
     #[serde(default)]
     load: RawLoad,
+    #[serde(default)]
+    r#move: RawMove,
 }
 
 #[derive(Deserialize)]
@@ -56,6 +61,13 @@ struct RawHome {
     region: Spanned<String>,
     users: Option<Vec<Spanned<String>>>,
     buckets: Option<Spanned<[i64; 2]>>,
+    when_down: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawMove {
+    per_second: Option<Spanned<i64>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -85,17 +97,21 @@ pub fn parse(text: &str) -> Result<Policy, PolicyError> {
     let spill_at = place.number(raw.proximity.spill_at.clone(), "proximity.spill_at", 0.0..=1.0)?;
     let bound = place.number(raw.load.bound, "load.bound", 0.0..=100.0)?;
     let slow_start = place.number(raw.load.slow_start_seconds, "load.slow_start_seconds", 0.0..=86_400.0)?;
+    let moves = raw.r#move.per_second;
+    let moves = moves.map(|raw| place.whole(&raw, "move.per_second", 0..=MAX_MOVES)).transpose()?;
+    let (homes, gray) = (place.rules("home", raw.home, home)?, gray_rules(&place, raw.gray)?);
     Ok(Policy {
         version,
+        placement: placement(&homes, &gray),
         hash: sha256_hex(text),
         text: text.to_owned(),
-        homes: place.rules("home", raw.home, home)?,
-        gray: gray_rules(&place, raw.gray)?,
+        homes,
+        gray,
         proximity: proximity(&place, raw.proximity)?,
         spill_at: spill_at.unwrap_or(defaults.spill_at),
         bound: bound.unwrap_or(defaults.bound),
         slow_start_ms: slow_start.map_or(defaults.slow_start_ms, |seconds| (seconds * 1000.0) as i64),
-        placement: OnceLock::new(),
+        moves_per_second: moves.unwrap_or(defaults.moves_per_second),
     })
 }
 
@@ -125,11 +141,19 @@ fn home(place: &Place<'_>, key: &str, raw: Spanned<RawHome>) -> Result<Home, Pol
     if raw.get_ref().users.is_none() && raw.get_ref().buckets.is_none() {
         return Err(missing());
     }
-    let RawHome { region, users, buckets } = raw.into_inner();
+    let RawHome { region, users, buckets, when_down } = raw.into_inner();
+    let choice = |value: &str| {
+        let found = WhenDown::ALL.into_iter().find(|choice| choice.name() == value);
+        found.ok_or_else(|| format!("{value:?} is neither elsewhere nor wait"))
+    };
     Ok(Home {
         region: place.label(region, &format!("{key}.region"))?,
         users: place.ids(users.unwrap_or_default(), &format!("{key}.users"))?,
         buckets: buckets.map_or(Ok(0..0), |range| bucket_range(place, &format!("{key}.buckets"), &range))?,
+        when_down: match when_down {
+            Some(text) => place.one(&text, &format!("{key}.when_down"), choice)?,
+            None => WhenDown::default(),
+        },
     })
 }
 

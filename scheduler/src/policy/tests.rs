@@ -351,6 +351,7 @@ fn arb_table() -> impl Strategy<Value = String> {
         ("[[proximity.region]]", &["name", "lat", "lon"]),
         ("[[proximity.distance]]", &["between", "ms", "bogus"]),
         ("[load]", &["bound", "slow_start_seconds"]),
+        ("[move]", &["per_second", "bogus"]),
     ];
     let values = prop::collection::vec((prop::bool::weighted(0.8), arb_value()), 6);
     (prop::sample::select(tables), values).prop_map(|((head, keys), values)| {

@@ -304,6 +304,7 @@ impl<'a> World<'a> {
             transports: Transports::WS,
             failed: &failed,
             near: &[],
+            pool: None,
         };
         let asked = Asked { policy: &self.policy, request: &request, schedule_id: self.schedule_ids, now_ms };
         let replica = self.rng.random_range(0..self.schedulers.len());

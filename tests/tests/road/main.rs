@@ -11,6 +11,7 @@ mod descriptors;
 mod docs;
 mod frames;
 mod frozen;
+mod gray;
 mod groups;
 mod heartbeats;
 mod metrics;

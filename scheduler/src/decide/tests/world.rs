@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::super::Request;
 use crate::{
-    fleet::{Fleet, Pending, Table},
+    fleet::{Fleet, Pending, Place, Table},
     locate::{DistanceBy, Near},
     policy::{Client, GrayRule, Platform, Policy, Stop, app_version, parse},
     transport::Transports,
@@ -135,7 +135,7 @@ impl World {
             let Some(index) = fleet.find(&spec.id) else { continue };
             for _ in 0..spec.pending {
                 id += 1;
-                pending.assign(&fleet, index, &format!("u{id}"), id, NOW);
+                pending.assign(&fleet, Place::at_once(index, &format!("u{id}"), id), NOW);
             }
         }
         fleet
@@ -201,6 +201,7 @@ impl Asked {
             transports: self.transports,
             failed: &self.failed,
             near: &self.near,
+            pool: None,
         }
     }
 }
