@@ -230,7 +230,7 @@ impl Scheduler {
         tasks.spawn(until(cancel.clone(), history::keep(Arc::clone(&core))));
         tasks.spawn(until(cancel.clone(), service::answer_redirects(Arc::clone(&core), jobs)));
         if let Some(path) = config.policy_file {
-            tasks.spawn(until(cancel.clone(), policy::watch::watch(Arc::clone(&core), path)));
+            tasks.spawn(until(cancel.clone(), policy::watch::watch(Arc::clone(&core), path, file.hash)));
         }
         if let Some(file) = geoip {
             tasks.spawn(until(cancel.clone(), locate::watch::watch(Arc::clone(&core), file)));

@@ -220,7 +220,7 @@ fn a_ramp_goes_by_its_steps() {
     let later = policy.at(ten, &Stops::new()).expect("another share");
     assert_eq!(later.gray[0].takes, Takes::percent(5.0));
     assert!(later.at(ten + 1, &Stops::new()).is_none(), "nothing is another");
-    assert_ne!(later.placement(), policy.placement());
+    assert_ne!(later.placement, policy.placement);
     let guard = rule.guard.expect("given");
     assert_eq!((guard.abnormal_closes, guard.window_seconds, guard.min_handshakes), (None, 60, 50));
 }

@@ -24,9 +24,9 @@ pub(crate) fn read(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// Runs until dropped.
-pub(crate) async fn watch(core: Arc<Core>, path: PathBuf) {
-    let mut seen = Seen::default();
+/// Runs until dropped. A text of the hash `offered` was offered at the start.
+pub(crate) async fn watch(core: Arc<Core>, path: PathBuf, offered: String) {
+    let mut seen = Seen::offered(Ok(offered));
     loop {
         let asked = next_look(&core.reload).await;
         let to_read = path.clone();
