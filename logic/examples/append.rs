@@ -14,7 +14,7 @@ use std::{
 
 use berth_logic::{
     Config, Logic, StoreChoice,
-    kv::Embedded,
+    kv::{Embedded, Tail},
     metrics::QueueMetrics,
     queue::{Disk, LogQueue, Queue, Record},
 };
@@ -61,7 +61,8 @@ fn main() {
 
 async fn measure(directory: &Path, time: Duration, flights: &[usize]) {
     let bare = BareLog::start(&directory.join("bare"));
-    let names = Embedded::open(&directory.join("names"), &LogQueue::SPACES, 8 << 20).expect("opens");
+    let names =
+        Embedded::open(&directory.join("names"), &LogQueue::SPACES, 8 << 20, Tail::Whole).expect("opens");
     let files = Disk::open(&directory.join("queue")).expect("opens");
     let registry = Registry::new(&metrics::NoopRecorder);
     let queue =

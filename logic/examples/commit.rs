@@ -9,7 +9,7 @@ use std::{
 };
 
 use berth_logic::{
-    kv::Embedded,
+    kv::{Embedded, Tail},
     queue::{Record, Stored},
     store::{Epoch, KvStore, Store},
 };
@@ -37,7 +37,7 @@ async fn measure(messages: u64, senders: u64, rounds: u64) {
     let directory = tempfile::tempdir_in(".").expect("a directory to write in");
     let mut spaces = KvStore::SPACES.to_vec();
     spaces.push("routes");
-    let engine = Embedded::open(directory.path(), &spaces, 64 << 20).expect("opens");
+    let engine = Embedded::open(directory.path(), &spaces, 64 << 20, Tail::Whole).expect("opens");
     let store = KvStore::open(Arc::new(engine), 0, Epoch::Keep).expect("opens");
     let mut offsets = [0; PARTITIONS as usize];
     for round in 0..rounds {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use berth_logic::{
-    kv::Embedded,
+    kv::{Embedded, Tail},
     queue::{Record, Stored},
     store::{Cut, Due, Epoch, KvStore, Limits, Store},
 };
@@ -30,7 +30,7 @@ async fn measure(members: usize, messages: u64) {
     let directory = tempfile::tempdir_in(".").expect("a directory to write in");
     let mut spaces = KvStore::SPACES.to_vec();
     spaces.push("routes");
-    let engine = Embedded::open(directory.path(), &spaces, 64 << 20).expect("opens");
+    let engine = Embedded::open(directory.path(), &spaces, 64 << 20, Tail::Whole).expect("opens");
     let store = KvStore::open(Arc::new(engine), 0, Epoch::Keep).expect("opens");
     let users: Vec<String> = (0..members).map(|n| format!("user-{n:06}")).collect();
     let id = store.create_group("g", NOW).await.expect("made").conversation_id;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use berth_logic::{
-    kv::{Embedded, Kv, Memory, Space},
+    kv::{Embedded, Kv, Memory, Space, Tail},
     routes::{GatewayKey, KvRoutes, Opening, Routes},
 };
 
@@ -18,7 +18,7 @@ fn main() {
     let users = arguments.next().map_or(10_000, |text| text.parse().expect("a number of users"));
     let parent = arguments.next().unwrap_or_else(|| ".".to_owned());
     let directory = tempfile::tempdir_in(parent).expect("a directory to write in");
-    let embedded = Embedded::open(directory.path(), &["routes"], 64 << 20).expect("opens");
+    let embedded = Embedded::open(directory.path(), &["routes"], 64 << 20, Tail::Whole).expect("opens");
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {
         measure("memory", Arc::new(Memory::new(1)), users).await;

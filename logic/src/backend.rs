@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     config::{Config, StartError, StoreChoice},
-    kv::{Embedded, Kv, Memory, Space},
+    kv::{Embedded, Kv, Memory, Space, Tail},
     metrics::QueueMetrics,
     queue::{Disk, Files, InMemory, LogQueue, Queue},
     routes::{KvRoutes, Routes},
@@ -64,8 +64,9 @@ pub(crate) fn open(config: &Config, metrics: QueueMetrics, now_ms: i64) -> Resul
             let queue = directory.join("queue");
             let files = Disk::open(&queue)?;
             // Before the log is read: it is locked while another process has it open.
-            let names = Embedded::open(&queue.join("names"), &LogQueue::SPACES, QUEUE_CACHE)?;
-            let store = Embedded::open(&directory.join("store"), &store_spaces(), STORE_CACHE)?;
+            let tail = if epoch == Epoch::Raise { Tail::Torn } else { Tail::Whole };
+            let names = Embedded::open(&queue.join("names"), &LogQueue::SPACES, QUEUE_CACHE, tail)?;
+            let store = Embedded::open(&directory.join("store"), &store_spaces(), STORE_CACHE, tail)?;
             let (files, names, store) = (Arc::new(files), Arc::new(names), Arc::new(store));
             Opened { files, names, store, epoch, marker: Some(marker) }
         }

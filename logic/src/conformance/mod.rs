@@ -15,7 +15,7 @@ use berth_proto::metric::Registry;
 
 use crate::{
     backend::ROUTES,
-    kv::{Embedded, Kv, Memory},
+    kv::{Embedded, Kv, Memory, Tail},
     metrics::Metrics,
     queue::{Disk, Files, LogQueue, Queue, QueueError},
     routes::{KvRoutes, Routes},
@@ -98,7 +98,7 @@ impl OnDisk {
 
     fn open(&self, name: &str, spaces: &[&str]) -> Arc<dyn Kv> {
         let path: PathBuf = self.directory.path().join(name);
-        Arc::new(Embedded::open(&path, spaces, 1 << 20).expect("the database opens"))
+        Arc::new(Embedded::open(&path, spaces, 1 << 20, Tail::Whole).expect("the database opens"))
     }
 }
 

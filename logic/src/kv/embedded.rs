@@ -4,6 +4,8 @@
 //! journal's lock while it syncs, so there is no group commit inside it: whoever wants many durable writes a second
 //! has a log of his own (see `queue`). After a failed write or sync fjall refuses all further writes until it is reopened.
 
+mod journal;
+
 use std::{
     ffi::OsStr,
     fs::{self, File, OpenOptions},
@@ -36,18 +38,35 @@ pub struct Embedded {
     database: Database,
 }
 
+/// What may have become of a database since it was last open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tail {
+    /// All that was written is there, or it is damaged.
+    Whole,
+    /// The operating system ended: of what was not synced anything may be missing.
+    Torn,
+}
+
 impl Embedded {
     /// Opens the database in `path`, or makes it, with a keyspace per name.
     ///
     /// # Errors
     /// When the directory cannot be used, is locked by another process, or what it holds cannot be read.
-    pub fn open(path: &Path, names: &[&str], cache_bytes: u64) -> Result<Self, KvError> {
+    pub fn open(path: &Path, names: &[&str], cache_bytes: u64, tail: Tail) -> Result<Self, KvError> {
         let refuse = |error: fjall::Error| KvError {
             action: "open its directory",
             detail: format!("{}: {error}", path.display()),
         };
-        let database =
-            Database::builder(path).cache_size(cache_bytes).worker_threads(WORKERS).open().map_err(refuse)?;
+        let open = || Database::builder(path).cache_size(cache_bytes).worker_threads(WORKERS).open();
+        let database = match open() {
+            // fjall locked the directory before it read the journal, so no other process has it open.
+            Err(fjall::Error::JournalRecovery(_)) if tail == Tail::Torn => {
+                cut_torn_tail(path)?;
+                open()
+            }
+            opened => opened,
+        };
+        let database = database.map_err(refuse)?;
         let spaces = names
             .iter()
             .map(|name| {
@@ -93,6 +112,18 @@ impl Kv for Embedded {
         };
         rewrite_journals(&self.path).map_err(refuse)
     }
+}
+
+fn cut_torn_tail(path: &Path) -> Result<(), KvError> {
+    let refuse = |error: io::Error| KvError {
+        action: "cut its journal's torn tail",
+        detail: format!("{}: {error}", path.display()),
+    };
+    if let Some(journal::Cut { journal, length }) = journal::cut_torn_tail(path).map_err(refuse)? {
+        let journal = journal.display();
+        tracing::info!(%journal, length, "the power cut left a journal's unsynced tail in pieces; it is cut off");
+    }
+    Ok(())
 }
 
 fn rewrite_journals(directory: &Path) -> io::Result<()> {

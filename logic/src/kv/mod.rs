@@ -15,7 +15,12 @@ use std::ops::ControlFlow;
 use prost::bytes::Bytes;
 use thiserror::Error;
 
-pub use self::{embedded::Embedded, key::Key, memory::Memory, txn::Txn};
+pub use self::{
+    embedded::{Embedded, Tail},
+    key::Key,
+    memory::Memory,
+    txn::Txn,
+};
 pub(crate) use self::{key::last_number, recent::Recent, txn::decode};
 
 /// A part of a database with its own key range: an index into the names given when it was opened. Few on purpose:

@@ -91,9 +91,14 @@ pub(super) fn build(
         !load.silent(now_ms) || !distrust.is_some_and(|distrust| distrust.covers(load.reported_at_ms))
     };
     let known = known(layout.pools.len(), entries, now_ms, &believed);
+    let strains = strains(layout.pools.len(), entries, now_ms);
     for (index, Entry { profile, groups, load }) in (0..).zip(entries) {
         let disbelieved = !believed(load);
         let connections = load.usage.connections();
+        let counts = match &strains {
+            Some(strains) if !load.tells_strain => load.as_strained(strains[groups[0] as usize].mean()),
+            _ => load.load,
+        };
         let gateway = Gateway {
             profile: Arc::clone(profile),
             state: state(profile, load, now_ms, disbelieved),
@@ -101,10 +106,10 @@ pub(super) fn build(
             capacity: connections.capacity,
             connections: connections.used,
             load: match &known {
-                None => load.load,
+                None => counts,
                 Some(known) => {
                     let mean = known[groups[0] as usize].mean(connections.capacity);
-                    aged(load.load, mean, load.freshness(now_ms))
+                    aged(counts, mean, load.freshness(now_ms))
                 }
             },
             weight: connections.capacity.max(1) as f64 * ramp(load, now_ms, slow_start_ms),
@@ -152,6 +157,36 @@ fn known(
         }
     }
     Some(known)
+}
+
+/// How strained the gateways of a pool are that say so.
+#[derive(Debug, Clone, Copy, Default)]
+struct Strains {
+    pressure: f64,
+    gateways: f64,
+}
+
+impl Strains {
+    fn mean(self) -> f64 {
+        if self.gateways > 0.0 { self.pressure / self.gateways } else { 0.0 }
+    }
+}
+
+/// The same of each pool, where some gateways say only their connections: they are taken to be as strained as the others,
+/// or they would look better for saying less. None if all say it.
+fn strains(pools: usize, entries: &[Entry], now_ms: i64) -> Option<Vec<Strains>> {
+    if entries.iter().all(|Entry { load, .. }| load.tells_strain) {
+        return None;
+    }
+    let mut strains = vec![Strains::default(); pools];
+    for Entry { groups, load, .. } in entries {
+        if load.tells_strain && !load.silent(now_ms) {
+            let pool = &mut strains[groups[0] as usize];
+            pool.pressure += load.strain.pressure;
+            pool.gateways += 1.0;
+        }
+    }
+    Some(strains)
 }
 
 fn state(profile: &Profile, load: &Load, now_ms: i64, disbelieved: bool) -> State {

@@ -171,6 +171,11 @@ impl Strain {
         usage.strain()
     }
 
+    /// The same under another pressure.
+    pub(super) fn at(self, pressure: f64) -> Self {
+        Self { pressure, ..self }
+    }
+
     /// After a report that came `elapsed_ms` after the one before.
     pub(super) fn follow(self, usage: &Usage, elapsed_ms: i64) -> Self {
         let (said, elapsed) = (usage.strain(), elapsed_ms.max(0) as f64);

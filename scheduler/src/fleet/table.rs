@@ -62,6 +62,8 @@ pub(super) struct Load {
     pub draining: bool,
     pub usage: Usage,
     pub strain: Strain,
+    /// It says more than its connections.
+    pub tells_strain: bool,
     /// What it counts for, in connections, as long as this report is fresh.
     pub load: u64,
     pub uptime_ms: u64,
@@ -78,6 +80,7 @@ impl Load {
             draining: report.draining,
             usage,
             strain,
+            tells_strain: report.load.is_some(),
             load: load::load(&usage, strain),
             uptime_ms: report.uptime_ms,
         }
@@ -88,6 +91,11 @@ impl Load {
         let elapsed_ms = self.reported_at_ms - before.reported_at_ms;
         let strain = before.strain.follow(&self.usage, elapsed_ms);
         Self { strain, load: load::load(&self.usage, strain), ..self }
+    }
+
+    /// What it would count for under such a pressure.
+    pub fn as_strained(&self, pressure: f64) -> u64 {
+        load::load(&self.usage, self.strain.at(pressure))
     }
 
     /// How much of it is still known, from 1 to 0.

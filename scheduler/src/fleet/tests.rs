@@ -311,6 +311,18 @@ fn a_gateway_that_degrades_loses_its_share_in_steps_and_gets_it_back_slowly() {
 }
 
 #[test]
+fn a_gateway_that_says_only_its_connections_is_taken_to_be_as_strained_as_its_pool() {
+    let silent = |id: &str, pool: &str| GatewayReport { connections: 10, ..report(id, pool, "", "") };
+    let mut table =
+        table(&[busy("g1", 10, 95), busy("g2", 10, 75), silent("g3", "stable"), silent("g4", "canary")]);
+    let fleet = table.snapshot(500, SLOW_START_MS);
+    let load = |id: &str| fleet.gateway(fleet.find(id).expect("reported")).load;
+    assert_eq!((load("g1"), load("g2")), (80, 45));
+    assert_eq!(load("g3"), 63, "10, and 7/8 of what 70 is above them");
+    assert_eq!(load("g4"), 10, "nobody of its pool says more");
+}
+
+#[test]
 fn what_is_old_never_attracts() {
     let mut reports: Vec<_> = (0..10).map(|n| report(&format!("g{n}"), "stable", "", "")).collect();
     for (n, connections) in (0..).zip([0, 20, 40, 60, 80]) {

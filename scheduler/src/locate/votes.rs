@@ -5,13 +5,15 @@
 //! - a user has one vote for a network and region, the latest, from however many devices; a vote is within [`MIN_MS`] and [`MAX_MS`];
 //! - a vote's weight falls in a straight line to nothing over [`LIFETIME_S`]; the weighted median moves by one vote at the most to
 //!   what the next of the others said;
-//! - a user may vote in many networks, if he has the addresses, but in each only once. When the table is full, a new network takes
-//!   the place of one that has no more weight than a single vote: networks with several votes are not driven out.
+//! - a user may vote in [`NETWORKS`] networks, in each only once. When the table is full, a new network takes the place of one that
+//!   has no more weight than a single vote: networks with several votes are not driven out, and it takes hundreds of accounts
+//!   that work together to fill the table with such.
 //!
 //! Soft state of one replica: it is not written down, and replicas do not tell each other.
 
 #[cfg(test)]
 mod tests;
+mod voters;
 
 use std::{
     collections::hash_map::RandomState,
@@ -21,6 +23,9 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
 };
+
+pub use self::voters::NETWORKS;
+use self::voters::Voters;
 
 use super::Network;
 
@@ -112,6 +117,11 @@ struct Polls {
 }
 
 impl Polls {
+    /// Whether the user has a vote here.
+    fn has(&self, voter: u32) -> bool {
+        self.polls.iter().any(|poll| poll.votes.iter().any(|vote| vote.voter == voter))
+    }
+
     /// What drives it out of a full table, or does not.
     fn weight(&self, now_s: u32) -> u64 {
         self.polls.iter().map(|poll| poll.weight(now_s)).max().unwrap_or(0)
@@ -144,6 +154,8 @@ pub enum Cast {
     Taken,
     /// There is no room, and what is there has more weight.
     Full,
+    /// The user votes in as many networks as he may.
+    Spent,
 }
 
 /// The votes of all networks. Each set has a lock of its own, held while one vote is put in or a network's medians are
@@ -151,6 +163,7 @@ pub enum Cast {
 #[derive(Debug)]
 pub struct Votes {
     sets: Box<[Mutex<Vec<Polls>>]>,
+    voters: Voters,
     hasher: RandomState,
     networks: AtomicUsize,
 }
@@ -158,7 +171,7 @@ pub struct Votes {
 impl Default for Votes {
     fn default() -> Self {
         let sets = (0..SETS).map(|_| Mutex::default()).collect();
-        Self { sets, hasher: RandomState::new(), networks: AtomicUsize::new(0) }
+        Self { sets, voters: Voters::default(), hasher: RandomState::new(), networks: AtomicUsize::new(0) }
     }
 }
 
@@ -171,15 +184,17 @@ impl Votes {
 
     /// Casts a user's vote: `ms` from his network to the region.
     pub fn cast(&self, network: &Network, region: &str, voter: &str, ms: u32, now_s: u32) -> Cast {
-        let vote = Vote {
-            voter: self.hash(voter) as u32,
-            ms: u16::try_from(ms.clamp(MIN_MS, MAX_MS)).unwrap_or(u16::MAX),
-            at_s: now_s,
-        };
+        let voter = self.hash(voter) as u32;
+        let vote =
+            Vote { voter, ms: u16::try_from(ms.clamp(MIN_MS, MAX_MS)).unwrap_or(u16::MAX), at_s: now_s };
         let (network, region) = (self.hash(network), self.hash(region) as u32);
         let set = &mut *self.set(network);
         let known = set.len();
         let of_network = |polls: &Polls| polls.network == network;
+        let votes_here = set.iter().find(|polls| of_network(polls)).is_some_and(|polls| polls.has(voter));
+        if !votes_here && !self.voters.take(voter, now_s) {
+            return Cast::Spent;
+        }
         let new = || Polls { network, polls: Vec::new() };
         let Some(polls) = find_or_make(set, WAYS, of_network, |polls| polls.weight(now_s), new) else {
             return Cast::Full;

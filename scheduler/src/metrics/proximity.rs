@@ -26,18 +26,21 @@ pub enum Vote {
     Taken,
     /// There was no room for its network or region.
     Full,
+    /// The user votes in as many networks as he may.
+    Spent,
     /// The client's address says nothing about where it is.
     Unplaced,
 }
 
 /// Every label, at its variant's number.
-const VOTES: [&str; 3] = ["taken", "full", "unplaced"];
+const VOTES: [&str; 4] = ["taken", "full", "spent", "unplaced"];
 
 impl From<Cast> for Vote {
     fn from(cast: Cast) -> Self {
         match cast {
             Cast::Taken => Self::Taken,
             Cast::Full => Self::Full,
+            Cast::Spent => Self::Spent,
         }
     }
 }

@@ -95,25 +95,38 @@ fn the_newest_votes_stay() {
 fn one_user_with_every_address_drives_nobody_out() {
     let votes = Votes::default();
     let known = 0..1_000;
+    let pair = |number: u32| ["alice", "bob"].map(|user| format!("{user}{}", number / NETWORKS));
     for number in known.clone() {
-        for user in ["alice", "bob"] {
-            assert_eq!(votes.cast(&network(number), "eu", user, 30, 100), Cast::Taken, "{number}");
+        for user in pair(number) {
+            assert_eq!(votes.cast(&network(number), "eu", &user, 30, 100), Cast::Taken, "{number}");
         }
     }
-    for number in known.end..200_000 {
-        votes.cast(&network(number), "eu", "mallory", 1, 101);
+    let mallorys = |votes: &Votes, name: &str| {
+        (known.end..10_000).filter(|n| votes.cast(&network(*n), "eu", name, 1, 101) == Cast::Taken).count()
+    };
+    assert_eq!(mallorys(&votes, "mallory"), NETWORKS as usize);
+    assert_eq!(
+        votes.cast(&network(known.end), "eu", "mallory", 2, 102),
+        Cast::Taken,
+        "he votes there already"
+    );
+    for n in 0..3_000 {
+        mallorys(&votes, &format!("mallory{n}"));
     }
     assert!(votes.networks() <= SETS * WAYS, "{}", votes.networks());
     assert!(known.clone().all(|number| tally(&votes, number, 102).is_some_and(|tally| tally.votes == 2)));
     // Once those have faded, others may have their place.
     let late = Votes::default();
     for number in 0..40_000 {
-        for user in ["alice", "bob"] {
-            late.cast(&network(number), "eu", user, 30, 0);
+        for user in pair(number) {
+            late.cast(&network(number), "eu", &user, 30, 0);
         }
     }
     let refused = |votes: &Votes, now_s| {
-        (50_000..50_500).filter(|n| votes.cast(&network(*n), "eu", "carol", 30, now_s) == Cast::Full).count()
+        let carol = |n: u32| format!("carol{}", n / NETWORKS);
+        (50_000..50_500)
+            .filter(|n| votes.cast(&network(*n), "eu", &carol(*n), 30, now_s) == Cast::Full)
+            .count()
     };
     assert!(refused(&late, 0) > 450, "full, and each has two fresh votes");
     assert_eq!(refused(&late, LIFETIME_S / 2), 0);
