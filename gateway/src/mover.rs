@@ -185,7 +185,9 @@ impl Mover {
     pub(crate) fn turn(&mut self, now: Now, up: &[bool], connections: u64) -> Vec<Act> {
         let mut acts = vec![];
         if let Some(sweep) = self.sweeps.due(up, now.steady_ms) {
-            acts.push(Act::Placed);
+            if !sweep.only_away {
+                acts.push(Act::Placed);
+            }
             self.sweep = Some(sweep);
         }
         match self.draining.take() {
@@ -353,7 +355,7 @@ impl Mover {
         let answers = count.moved + count.stayed;
         if let Some(reason) = running.job.take_hold() {
             if running.held.is_none() {
-                tracing::warn!(purpose = ?running.job.order.purpose, reason, "moving connections pauses");
+                tracing::info!(purpose = ?running.job.order.purpose, reason, "moving connections pauses");
             }
             running.held = Some(Held { reason, until_ms: now.steady_ms + HOLD_MS, probe: None });
         }

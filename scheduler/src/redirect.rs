@@ -18,7 +18,7 @@ use crate::{
     transport::Transports,
 };
 
-/// A gateway that uses so much of the handshakes it can do is sent nobody who has a connection elsewhere.
+/// A gateway that uses so much of what handshakes take is sent nobody who has a connection elsewhere.
 const BUSY: f64 = 0.9;
 
 /// Why a connection is not moved.
@@ -85,8 +85,13 @@ pub(crate) fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> Redi
         Ok(Err(Unmoved::Held(hold))) => RedirectAnswer { hold, ..nowhere },
         Err(error) => {
             debug!(%error, "no redirect");
-            let hold = if connected { error.to_string() } else { String::new() };
-            RedirectAnswer { hold, ..nowhere }
+            match purpose {
+                // He would have to wait for his home; here he is served until the deadline.
+                MovePurpose::Drain if !error.home.is_empty() => RedirectAnswer { stay: true, ..nowhere },
+                MovePurpose::Drain => RedirectAnswer { hold: error.to_string(), ..nowhere },
+                MovePurpose::Rebalance | MovePurpose::Sweep => RedirectAnswer { stay: true, ..nowhere },
+                MovePurpose::Stray | MovePurpose::Home => nowhere,
+            }
         }
     }
 }
@@ -121,16 +126,25 @@ fn judge(
     if let Some(reason) = core.moving.hold() {
         return Err(Unmoved::Held(reason));
     }
-    let mut measures = fleet.usages[first as usize].measures();
-    let handshakes = measures.find(|(dimension, _)| *dimension == Dimension::Handshakes);
-    match handshakes.and_then(|(_, measure)| measure.utilisation()) {
-        Some(used) if used >= BUSY => {
-            let reason =
-                format!("{} is at {:.0}% of the handshakes that it can do", there.profile.id, used * 100.0);
-            Err(Unmoved::Held(reason))
+    match busy(fleet, first) {
+        Some((what, used)) => {
+            let used = used * 100.0;
+            Err(Unmoved::Held(format!("{} is at {used:.0}% of {what} that it can stand", there.profile.id)))
         }
-        _ => Ok(()),
+        None => Ok(()),
     }
+}
+
+/// What makes handshakes slow at a gateway, and how much of it is used, when that is near the end.
+fn busy(fleet: &Fleet, gateway: u32) -> Option<(&'static str, f64)> {
+    fleet.usages[gateway as usize].measures().find_map(|(dimension, measure)| {
+        let what = match dimension {
+            Dimension::Handshakes => "the handshakes a second",
+            Dimension::LoopLag => "the loop lag",
+            _ => return None,
+        };
+        measure.utilisation().filter(|used| *used >= BUSY).map(|used| (what, used))
+    })
 }
 
 /// Whether the user is in the pool and, as far as that can be, the region that are his.
@@ -148,11 +162,13 @@ fn has_more_room(fleet: &Fleet, there: &Gateway, here: &Gateway, within: f64) ->
     if there.profile.id == here.profile.id || place(there) != place(here) {
         return false;
     }
-    let filled = |gateway: &Gateway| Filled { capacity: gateway.capacity, connections: gateway.connections };
+    // Whoever is on his way is there already.
+    let on_the_way = |gateway: &Gateway| gateway.connections + gateway.pending();
+    let filled = |gateway: &Gateway| Filled { capacity: gateway.capacity, connections: on_the_way(gateway) };
     let group =
         fleet.gateways.iter().filter(|gateway| gateway.state.serves() && place(gateway) == place(here));
     let most = Band::around(group.map(filled), within).most(there.capacity);
-    there.connections + there.pending() < most
+    on_the_way(there) < most
 }
 
 /// What decides nothing.

@@ -1,6 +1,7 @@
 //! How many connections may be begun with now. Pure.
 
-/// What was not used is kept for so long, in milliseconds: a late wake-up costs no speed, and a pause gives no burst.
+/// What was not used is kept for so long, in milliseconds, and what is less than one: a late wake-up costs no speed, and a pause
+/// gives no burst.
 const BURST_MS: u64 = 250;
 
 /// Gives out a rate.
@@ -18,12 +19,12 @@ impl Pacer {
         Self { per_second: per_second.into(), at_ms: now_ms, credit: 0 }
     }
 
-    /// What may be begun with now, at most `most`. Over any time it is the rate, and what [`BURST_MS`] saved (one, at least).
+    /// What may be begun with now, at most `most`. Over any time it is the rate, what [`BURST_MS`] saved, and one.
     pub(crate) fn take(&mut self, now_ms: i64, most: u64) -> u64 {
         let passed_ms = now_ms.saturating_sub(self.at_ms).max(0).unsigned_abs();
         self.at_ms = self.at_ms.max(now_ms);
         let earned = passed_ms.saturating_mul(self.per_second);
-        self.credit = self.credit.saturating_add(earned).min(self.burst().saturating_mul(1_000));
+        self.credit = self.credit.saturating_add(earned).min(self.per_second * BURST_MS + 1_000);
         let taken = (self.credit / 1_000).min(most);
         self.credit -= taken * 1_000;
         taken
@@ -32,10 +33,6 @@ impl Pacer {
     /// After a pause: nothing was saved.
     pub(crate) fn restart(&mut self, now_ms: i64) {
         (self.at_ms, self.credit) = (now_ms, 0);
-    }
-
-    fn burst(&self) -> u64 {
-        (self.per_second * BURST_MS / 1_000).max(1)
     }
 }
 
@@ -82,7 +79,7 @@ mod tests {
                 for to in from..given.len() {
                     let sum: u64 = given[from..=to].iter().map(|(_, taken)| taken).sum();
                     let window_ms = (given[to].0 - began).unsigned_abs();
-                    let most = window_ms * u64::from(per_second) / 1_000 + pacer.burst() + 1;
+                    let most = (window_ms + BURST_MS) * u64::from(per_second) / 1_000 + 2;
                     prop_assert!(sum <= most, "{sum} in {window_ms} ms at {per_second} a second");
                 }
             }

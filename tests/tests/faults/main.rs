@@ -5,6 +5,7 @@ mod crowd;
 mod cut;
 mod frozen;
 mod killed;
+mod moved;
 mod slow;
 mod two_gateways;
 

@@ -9,6 +9,7 @@ mod crash;
 mod dedup;
 mod descriptors;
 mod docs;
+mod drain;
 mod frames;
 mod frozen;
 mod gray;
