@@ -1,4 +1,4 @@
-//! The operator's port: /livez, /readyz, /metrics, /version.
+//! The operator's port: /livez, /readyz, /metrics, /version, and what a role adds.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -34,7 +34,7 @@ struct Shown {
 }
 
 impl Admin {
-    /// Serves on the caller's runtime.
+    /// Serves on the caller's runtime; `own` are the role's routes.
     ///
     /// # Errors
     /// When the listener has no address.
@@ -43,10 +43,11 @@ impl Admin {
         metrics: PrometheusHandle,
         readiness: Readiness,
         roles: &'static [&'static str],
+        own: Router,
     ) -> std::io::Result<Self> {
         let address = listener.local_addr()?;
         let stop = CancellationToken::new();
-        let router = router(Shown { metrics: metrics.clone(), readiness, roles });
+        let router = router(Shown { metrics: metrics.clone(), readiness, roles }).merge(own);
         let server = tokio::spawn(serve(listener, router, metrics, stop.clone()));
         Ok(Self { address, stop, server })
     }

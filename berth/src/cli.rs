@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::{
-    commands::{bench, chat, config, demo, dev, gateway, logic, policy, scheduler, token},
+    commands::{bench, chat, config, ctl, demo, dev, gateway, logic, policy, scheduler, token},
     exit::Failure,
 };
 
@@ -36,6 +36,8 @@ enum Command {
     Bench(bench::Args),
     /// Check a policy, ask why a user goes where he goes, or simulate the scheduler.
     Policy(policy::Args),
+    /// Operate a running deployment: look at its gateways, empty one, even them out.
+    Ctl(ctl::Args),
     /// Check or print the configuration.
     Config(config::Args),
 }
@@ -53,6 +55,7 @@ impl Cli {
             Command::Demo(args) => demo::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Policy(args) => policy::run(args),
+            Command::Ctl(args) => ctl::run(args),
             Command::Config(args) => config::run(args),
         }
     }

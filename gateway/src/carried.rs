@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use berth_proto::{
-    carry::Record,
-    wire::{Carried, CarriedRecord, ToScheduler, to_scheduler},
+    carry::{Record, kind},
+    wire::{Carried, CarriedRecord, Drain, ToScheduler, to_scheduler},
 };
 
 use crate::{
@@ -42,6 +42,16 @@ pub(crate) fn digests(shared: &Shared) -> Vec<u64> {
     let mut store = lock(&shared.carried);
     store.expire(shared.clock.now().wall_ms);
     store.digests()
+}
+
+/// What an operator said last of emptying this gateway, and the version of that.
+pub(crate) fn own_drain(shared: &Shared) -> Option<(u64, Drain)> {
+    let store = lock(&shared.carried);
+    let carried = store.get(kind::DRAIN, &shared.config.id)?;
+    match Record::read(carried)? {
+        Record::Drain(drain) => Some((carried.version, drain)),
+        _ => None,
+    }
 }
 
 /// A link that does not take it is told again once its scheduler sees that the digests differ.

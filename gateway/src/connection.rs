@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, ErrorKind, Read, Write},
-    net::Shutdown,
+    net::{IpAddr, Shutdown},
 };
 
 use mio::net::TcpStream;
@@ -102,6 +102,11 @@ impl Connection {
             pending: None,
             network: None,
         }
+    }
+
+    /// Where the peer is; none: the socket has failed.
+    pub(crate) fn peer(&self) -> Option<IpAddr> {
+        self.stream.peer_addr().ok().map(|address| address.ip())
     }
 
     /// Takes note of an event; [`Connection::settle`] follows. Edges are remembered until they are used up.

@@ -172,7 +172,7 @@ impl Gateway {
         }
         supervisor::report(&self.shared);
         tracing::info!(spread_ms, "gateway drains");
-        self.shared.inlets.iter().for_each(|inlet| inlet.send(Delivery::Drain));
+        self.shared.inlets.iter().for_each(|inlet| inlet.send(Delivery::Evict(spread_ms)));
     }
 
     /// Says goodbye to whoever is left, waits for them within [`crate::Timeouts::stop`], and joins every thread.

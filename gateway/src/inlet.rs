@@ -20,6 +20,7 @@ use crate::{
     carried,
     config::MAX_WORKERS,
     metrics::Notified,
+    mover::Job,
     pieces::Pieces,
     shared::{Shared, lock},
 };
@@ -38,8 +39,14 @@ pub(crate) enum Delivery {
     Logic(u64, to_gateway::Message),
     /// A scheduler's answer; it carries the handle.
     Redirect(RedirectAnswer),
-    /// Say 4001 to everybody.
-    Drain,
+    /// Say 4001 to everybody, with a random wait of at most so many milliseconds.
+    Evict(u32),
+    /// List those whom the job is about.
+    Move(Arc<Job>),
+    /// Ask where so many more of those listed are to go.
+    Grant(u64),
+    /// Whoever was not asked about yet stays.
+    MovedEnough,
     /// Say goodbye and end.
     Stop,
     /// The logic with that index forgot this gateway's sessions, or may have missed what was said of them.
@@ -310,10 +317,14 @@ impl Link<FromScheduler> for SchedulerDown {
                         inlet.send(Delivery::Redirect(answer));
                     }
                 }
-                from_scheduler::Message::Policy(policy) => shared.mailbox.policy(policy),
                 from_scheduler::Message::Demand(demand) => {
                     shared.demand(self.index, demand.wanted_per_second);
                 }
+                from_scheduler::Message::Introduction(word) => {
+                    shared.introduced(self.index, word.clone());
+                    shared.mailbox.introduced(self.index, word);
+                }
+                from_scheduler::Message::Order(order) => shared.mailbox.ordered(order),
                 from_scheduler::Message::Carried(carried) => shared.mailbox.carried(self.index, carried),
             }
         }

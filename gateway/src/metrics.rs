@@ -7,7 +7,7 @@ use berth_proto::{
 };
 use metrics::{Counter, Gauge, Histogram};
 
-use crate::load::Counted;
+use crate::{health::Health, load::Counted, mover::Phase};
 
 /// Counters indexed by an enum that knows all its labels.
 pub(crate) struct Family<L> {
@@ -92,6 +92,12 @@ labels!(
 labels!(
     /// Why a ticket was good only while no scheduler was linked.
     Grace { Expired => "expired", Elsewhere => "elsewhere" }
+);
+
+labels!(
+    /// What became of a connection that was to be moved: it was told where a place is kept for it, it stays, or it was told
+    /// to go without a place.
+    Moved { Placed => "placed", Stayed => "stayed", Unplaced => "unplaced" }
 );
 
 labels!(
@@ -215,6 +221,11 @@ pub(crate) struct Metrics {
     pub(crate) traffic: Traffic,
     pub(crate) requests: Requests,
     pub(crate) links: Links,
+    pub(crate) moves: Family<Moved>,
+    /// `berth_gateway_drain_phase{phase}`: 1 for the phase that an operator's drain is in.
+    pub(crate) drain_phase: [Gauge; Phase::ALL.len()],
+    /// No series: what reports tell of the same events.
+    pub(crate) health: Health,
 }
 
 /// What passes between clients and the gateway.
@@ -259,6 +270,7 @@ impl Metrics {
         let timeouts = "Connections closed for silence.";
         let grace =
             "Sessions opened while no scheduler was linked, by a ticket past its time or of other gateways.";
+        let moves = "Connections that were to be moved, by what became of them.";
         Self {
             connections: r.gauge("berth_gateway_connections", "Sockets held, whatever their state.", &[]),
             sessions: r.gauge("berth_gateway_sessions", "Connections that were welcomed.", &[]),
@@ -292,6 +304,12 @@ impl Metrics {
             traffic: Traffic::new(r),
             requests: Requests::new(r),
             links: Links::new(r),
+            moves: Family::new(r, "berth_gateway_moves_total", moves, "outcome"),
+            drain_phase: Phase::ALL.map(|phase| {
+                let help = "1 for the phase that an operator's drain of this gateway is in.";
+                r.gauge("berth_gateway_drain_phase", help, &[("phase", phase.name())])
+            }),
+            health: Health::default(),
         }
     }
 }

@@ -169,7 +169,12 @@ impl Session {
         let surplus = matches!(&self.stage, Stage::Arriving(arriving) if arriving.surplus());
         match wire::negotiate(cx, input, surplus) {
             Negotiated::Incomplete => return None,
-            Negotiated::Refused => self.finish(cx, Closed::Http),
+            Negotiated::Refused => {
+                if surplus {
+                    cx.env.metrics.health.not_welcomed(Closed::Overloaded);
+                }
+                self.finish(cx, Closed::Http);
+            }
             Negotiated::Agreed(wire, taken) => {
                 self.wire = wire;
                 if surplus {
@@ -316,10 +321,10 @@ impl Session {
         }
     }
 
-    /// A scheduler's answer about a ticket of other gateways.
+    /// A scheduler's answer where an arriving client belongs.
     pub(crate) fn redirected(&mut self, cx: &mut Cx<'_>, answer: link::RedirectAnswer) {
         if let Stage::Arriving(arriving) = &mut self.stage
-            && let Some(goodbye) = arriving.on_redirect(answer)
+            && let Err(goodbye) = arriving.on_redirect(cx, answer)
         {
             self.close(cx, goodbye);
         }
@@ -382,8 +387,9 @@ impl Session {
         let blocked = self.blocked_ms;
         match &mut self.stage {
             Stage::Arriving(arriving) => {
-                let goodbye = arriving.expired(cx);
-                self.close(cx, goodbye);
+                if let Err(goodbye) = arriving.expired(cx) {
+                    self.close(cx, goodbye);
+                }
                 if self.wire == Wire::Unknown {
                     // Nothing was said, so nothing has to be taken.
                     self.stage = Stage::Gone;
@@ -438,8 +444,14 @@ impl Session {
             Stage::Arriving(arriving) => {
                 arriving.end(cx);
                 cx.env.metrics.handshakes_failed.one(how);
+                if self.wire != Wire::Unknown {
+                    cx.env.metrics.health.not_welcomed(how);
+                }
             }
-            Stage::Identified(session) => session.end(cx),
+            Stage::Identified(session) => {
+                session.end(cx);
+                cx.env.metrics.health.ended(how);
+            }
             Stage::Closing { .. } | Stage::Gone => return,
         }
         cx.env.metrics.closed.one(how);

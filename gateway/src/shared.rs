@@ -1,10 +1,11 @@
 //! What the threads of a gateway share: settings, links, keys and counts.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{
-            AtomicBool, AtomicU32, AtomicU64,
+            AtomicBool, AtomicI64, AtomicU32, AtomicU64,
             Ordering::{Relaxed, Release},
         },
     },
@@ -17,7 +18,7 @@ use berth_proto::{
     limits,
     link::Link,
     ticket::TicketVerifier,
-    wire::{GatewayLoad, TicketKeys, ToLogic, ToScheduler},
+    wire::{GatewayLoad, Introduction, MoveProgress, SchedulerSeen, TicketKeys, ToLogic, ToScheduler},
 };
 
 use crate::{
@@ -81,6 +82,12 @@ pub(crate) struct Shared {
     /// Connections, at the most.
     pub(crate) capacity: u64,
     pub(crate) draining: AtomicBool,
+    /// An operator empties this gateway; that may end.
+    pub(crate) evacuating: AtomicBool,
+    /// Tickets issued before, by the wall clock, may lead where their user no longer belongs.
+    pub(crate) placed_ms: AtomicI64,
+    /// How far what is moved is, for reports.
+    pub(crate) moves: Mutex<Vec<MoveProgress>>,
     /// The waits of those who are sent away are spread over so many milliseconds.
     pub(crate) spread_ms: AtomicU32,
     pub(crate) connections: AtomicU64,
@@ -105,8 +112,8 @@ pub(crate) struct Shared {
     keyring: Mutex<Keyring>,
     /// What outlives schedulers.
     pub(crate) carried: Arc<Mutex<carry::Store>>,
-    /// The newest policy seen, by version and hash: replicas that are behind learn of it through reports.
-    policy: Mutex<(u64, String)>,
+    /// How each scheduler introduced itself, by its index.
+    introductions: Mutex<HashMap<usize, Introduction>>,
 }
 
 /// What [`Shared::new`] is made of.
@@ -140,6 +147,9 @@ impl Shared {
             endpoints,
             capacity,
             draining: AtomicBool::new(false),
+            evacuating: AtomicBool::new(false),
+            placed_ms: AtomicI64::new(0),
+            moves: Mutex::default(),
             spread_ms: AtomicU32::new(STOP_SPREAD_MS),
             connections: AtomicU64::new(0),
             spare_per_second: AtomicU64::new(0),
@@ -151,7 +161,7 @@ impl Shared {
             used_tickets: Mutex::default(),
             keyring: Mutex::default(),
             carried: Arc::default(),
-            policy: Mutex::default(),
+            introductions: Mutex::default(),
         }
     }
 
@@ -236,15 +246,25 @@ impl Shared {
         used.drain(..count).collect()
     }
 
-    pub(crate) fn carry_policy(&self, version: u64, hash: String) {
-        let mut policy = lock(&self.policy);
-        if version > policy.0 {
-            *policy = (version, hash);
-        }
+    /// A scheduler says who it is and which policy it holds. The others are told with the next report.
+    pub(crate) fn introduced(&self, scheduler: usize, introduction: Introduction) {
+        lock(&self.introductions).insert(scheduler, introduction);
+        self.mailbox.poke();
     }
 
-    pub(crate) fn policy(&self) -> (u64, String) {
-        lock(&self.policy).clone()
+    /// The schedulers whose links are up, for those that ask which policy the others hold.
+    pub(crate) fn schedulers_seen(&self) -> Vec<SchedulerSeen> {
+        let links = self.rare().schedulers;
+        let introductions = lock(&self.introductions);
+        let up = links.iter().enumerate().filter(|(_, link)| link.connected());
+        let known = up.filter_map(|(index, _)| introductions.get(&index));
+        known
+            .map(|known| SchedulerSeen {
+                scheduler_id: known.scheduler_id.clone(),
+                policy_version: known.policy_version,
+                policy_hash: known.policy_hash.clone(),
+            })
+            .collect()
     }
 
     /// A worker ended though nobody stopped it: this gateway serves nobody well any more. Its clients are sent elsewhere,
@@ -255,7 +275,8 @@ impl Shared {
         // Only the first one counts.
         let _ = self.failure.set(reason);
         self.draining.store(true, Release);
-        self.inlets.iter().for_each(|inlet| inlet.send(Delivery::Drain));
+        let spread_ms = self.spread_ms.load(Relaxed);
+        self.inlets.iter().for_each(|inlet| inlet.send(Delivery::Evict(spread_ms)));
         self.mailbox.poke();
     }
 
@@ -264,13 +285,18 @@ impl Shared {
         self.failure.get().map(String::as_str)
     }
 
+    /// Whether its clients are sent elsewhere.
+    pub(crate) fn drains(&self) -> bool {
+        self.draining.load(Relaxed) || self.evacuating.load(Relaxed)
+    }
+
     /// Whether clients can be served, or what is missing.
     pub(crate) fn ready(&self) -> Result<(), String> {
         if let Some(failure) = self.failure() {
             return Err(failure.to_owned());
         }
         let rare = self.rare();
-        if self.draining.load(Relaxed) {
+        if self.drains() {
             return Err("draining".to_owned());
         }
         if !rare.logics.iter().any(|link| link.connected()) {

@@ -2,13 +2,16 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Condvar, Mutex, atomic::Ordering::Relaxed},
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::Ordering::{AcqRel, Relaxed},
+    },
     time::Duration,
 };
 
 use berth_proto::wire::{
-    Carried, GatewayReport, LeaseRenewed, PolicyText, RenewLease, ToLogic, ToScheduler, to_logic,
-    to_scheduler,
+    Carried, GatewayReport, Introduction, LeaseRenewed, MoveOrder, RenewLease, ToLogic, ToScheduler,
+    to_logic, to_scheduler,
 };
 
 use crate::{
@@ -17,6 +20,7 @@ use crate::{
     lease::Spare,
     load::{Capacities, Meter, System, Totals},
     metrics::LinkRefused,
+    mover::{self, Act, Mover, Phase},
     shared::{ENDED, Shared, lock},
 };
 
@@ -35,6 +39,9 @@ const STALL_MS: i64 = 5_000;
 /// What is longer than a second's sleep and half a second until it is noticed, in milliseconds, is a lag.
 const WAKES_EVERY_MS: i64 = 1_500;
 
+/// Tickets issued so shortly before word of another placement came are doubted as well: clocks differ, and the word travels.
+const PLACED_MARGIN_MS: i64 = 2_000;
+
 /// What others tell the supervisor.
 #[derive(Default)]
 pub(crate) struct Mailbox {
@@ -45,7 +52,9 @@ pub(crate) struct Mailbox {
 #[derive(Default)]
 struct Mail {
     leases: Vec<(u8, LeaseRenewed)>,
-    policy: Option<PolicyText>,
+    /// By scheduler.
+    introductions: Vec<(usize, Introduction)>,
+    order: Option<MoveOrder>,
     /// Records that schedulers told, by the scheduler's index.
     carried: Vec<(usize, Carried)>,
     /// Logics that are there again after a break.
@@ -67,9 +76,17 @@ impl Mailbox {
         });
     }
 
-    /// A scheduler's policy: the newest is carried to the others.
-    pub(crate) fn policy(&self, policy: PolicyText) {
-        self.put(|mail| mail.policy = Some(policy));
+    /// A scheduler said who it is; its last word counts.
+    pub(crate) fn introduced(&self, scheduler: usize, word: Introduction) {
+        self.put(|mail| {
+            mail.introductions.retain(|(other, _)| *other != scheduler);
+            mail.introductions.push((scheduler, word));
+        });
+    }
+
+    /// A rebalance is ordered; the last order counts.
+    pub(crate) fn ordered(&self, order: MoveOrder) {
+        self.put(|mail| mail.order = Some(order));
     }
 
     /// A scheduler tells records that outlive it. Beyond the bound they are left out: digests tell that they are missing.
@@ -110,15 +127,23 @@ impl Mailbox {
     fn take(&self, wait_ms: i64) -> Mail {
         let mail = lock(&self.mail);
         let wait = Duration::from_millis(wait_ms.max(0).unsigned_abs());
-        let empty = |mail: &mut Mail| {
-            let nothing = mail.leases.is_empty() && mail.policy.is_none() && mail.carried.is_empty();
-            nothing && !mail.poked && !mail.stop
-        };
+        let empty = |mail: &mut Mail| mail.is_empty();
         let (mut mail, _) = self
             .bell
             .wait_timeout_while(mail, wait, empty)
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         std::mem::take(&mut mail)
+    }
+}
+
+impl Mail {
+    fn is_empty(&self) -> bool {
+        self.leases.is_empty()
+            && self.introductions.is_empty()
+            && self.order.is_none()
+            && self.carried.is_empty()
+            && !self.poked
+            && !self.stop
     }
 }
 
@@ -131,6 +156,7 @@ pub(crate) struct Supervisor {
     system: System,
     meter: Meter,
     spare: Spare,
+    mover: Mover,
 }
 
 #[derive(Clone, Copy)]
@@ -158,7 +184,8 @@ impl Supervisor {
         };
         let meter = Meter::new(capacities, totals(&shared, &system, now));
         let spare = Spare::new(shared.config.handshakes_per_second, now);
-        Self { shared, leases: HashMap::new(), next_report_ms: now, watched, system, meter, spare }
+        let mover = Mover::new(shared.inlets.len());
+        Self { shared, leases: HashMap::new(), next_report_ms: now, watched, system, meter, spare, mover }
     }
 
     /// Runs until [`Mailbox::stop`].
@@ -166,7 +193,8 @@ impl Supervisor {
         loop {
             let now = self.shared.clock.now().steady_ms;
             let renew = self.leases.values().map(|lease| lease.renew_ms).min().unwrap_or(i64::MAX);
-            let mail = self.shared.mailbox.take(self.next_report_ms.min(renew) - now);
+            let moving = if self.mover.busy() { now + mover::TICK_MS } else { i64::MAX };
+            let mail = self.shared.mailbox.take(self.next_report_ms.min(renew).min(moving) - now);
             if mail.stop {
                 return report(&self.shared);
             }
@@ -183,9 +211,6 @@ impl Supervisor {
 
     fn turn(&mut self, mail: Mail) {
         let now = self.shared.clock.now().steady_ms;
-        if let Some(policy) = mail.policy {
-            self.shared.carry_policy(policy.version, policy.hash);
-        }
         for (scheduler, carried) in mail.carried {
             carried::heard(&self.shared, scheduler, carried);
         }
@@ -198,6 +223,14 @@ impl Supervisor {
             }
         }
         self.renew(now);
+        for (scheduler, word) in &mail.introductions {
+            self.mover.introduced(*scheduler, word);
+        }
+        mail.order.into_iter().for_each(|order| self.mover.ordered(order));
+        if let Some((version, drain)) = carried::own_drain(&self.shared) {
+            self.mover.drain(version, drain);
+        }
+        self.move_on();
         if mail.poked || now >= self.next_report_ms {
             self.next_report_ms = now + REPORT_MS;
             self.measure(now);
@@ -205,6 +238,38 @@ impl Supervisor {
             self.shared.forget_keys(now);
             self.count_links();
             self.watch(now);
+        }
+    }
+
+    /// Does what is due of moving connections.
+    fn move_on(&mut self) {
+        let shared = &self.shared;
+        let now = shared.clock.now();
+        let up: Vec<bool> = shared.rare().schedulers.iter().map(|link| link.connected()).collect();
+        let tell =
+            |delivery: &dyn Fn() -> Delivery| shared.inlets.iter().for_each(|inlet| inlet.send(delivery()));
+        for act in self.mover.turn(now, &up, shared.connections.load(Relaxed)) {
+            match act {
+                Act::Serve(serves) => {
+                    if shared.evacuating.swap(!serves, AcqRel) == serves {
+                        tracing::info!(serves, "an operator's drain of this gateway began, or ended");
+                        shared.mailbox.poke();
+                    }
+                }
+                Act::Placed => shared.placed_ms.store(now.wall_ms + PLACED_MARGIN_MS, Relaxed),
+                Act::Begin(job) => tell(&|| Delivery::Move(Arc::clone(&job))),
+                Act::Grant(shares) => {
+                    let shares = shared.inlets.iter().zip(shares).filter(|(_, share)| *share > 0);
+                    shares.for_each(|(inlet, share)| inlet.send(Delivery::Grant(share)));
+                }
+                Act::End => tell(&|| Delivery::MovedEnough),
+                Act::TellRest(spread_ms) => tell(&|| Delivery::Evict(spread_ms)),
+            }
+        }
+        *lock(&shared.moves) = self.mover.progress();
+        let phase = self.mover.phase();
+        for (known, gauge) in Phase::ALL.iter().zip(&shared.metrics.drain_phase) {
+            gauge.set(if phase == Some(*known) { 1.0 } else { 0.0 });
         }
     }
 
@@ -321,7 +386,6 @@ pub(crate) fn report(shared: &Shared) {
 
 fn build_report(shared: &Shared) -> GatewayReport {
     let config = &shared.config;
-    let (policy_version, policy_hash) = shared.policy();
     GatewayReport {
         gateway_id: config.id.clone(),
         boot: shared.boot,
@@ -331,17 +395,18 @@ fn build_report(shared: &Shared) -> GatewayReport {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         endpoints: shared.endpoints.clone(),
         ready: shared.ready().is_ok(),
-        draining: shared.draining.load(Relaxed),
+        draining: shared.drains(),
         capacity: shared.capacity,
         connections: shared.connections.load(Relaxed),
         handshakes_per_second_capacity: config.handshakes_per_second.into(),
         handshakes: shared.door.let_in.load(Relaxed),
         used_tickets: shared.take_used_tickets(),
-        policy_version,
-        policy_hash,
         uptime_ms: shared.clock.uptime_ms().unsigned_abs(),
         load: *lock(&shared.load),
         admit_per_second: None,
+        schedulers: shared.schedulers_seen(),
+        health: Some(shared.metrics.health.report()),
+        moves: lock(&shared.moves).clone(),
         carried_digests: carried::digests(shared),
     }
 }

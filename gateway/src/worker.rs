@@ -3,6 +3,7 @@
 mod accept;
 mod deliver;
 mod drain;
+mod moving;
 mod outlet;
 mod pending;
 mod revoke;
@@ -37,6 +38,7 @@ use crate::{
 };
 use accept::Acceptor;
 use drain::Eviction;
+use moving::Moving;
 use outlet::Outlet;
 use revoke::Revoking;
 
@@ -87,6 +89,8 @@ pub(crate) struct Worker {
     eviction: Option<Eviction>,
     /// Credentials that are void: who is connected with them goes.
     revoking: Revoking,
+    /// Who is moved elsewhere now.
+    moving: Option<Moving>,
     /// Until when everybody must be gone.
     stopping_ms: Option<i64>,
     /// When those who wait for an answer are sent away without it.
@@ -116,6 +120,9 @@ impl Worker {
             timeouts: shared.config.timeouts,
             verifier: Arc::default(),
             draining: false,
+            evacuating: false,
+            region: shared.config.region.clone(),
+            placed_ms: 0,
             stopping: false,
             spread_ms: shared.spread_ms.load(Relaxed),
             scheduled: false,
@@ -153,6 +160,7 @@ impl Worker {
             dirty: Vec::new(),
             eviction: None,
             revoking: Revoking::default(),
+            moving: None,
             stopping_ms: None,
             last_call_ms: None,
             last_sweep_ms: now.steady_ms,
@@ -267,6 +275,8 @@ impl Worker {
             self.outlet.set_links(rare);
         }
         self.env.draining = self.shared.draining.load(Acquire);
+        self.env.evacuating = self.shared.evacuating.load(Acquire);
+        self.env.placed_ms = self.shared.placed_ms.load(Relaxed);
         self.env.spread_ms = self.shared.spread_ms.load(Relaxed);
         self.outlet.connected(&mut self.env.logics);
         self.env.scheduled = self.outlet.scheduled();
@@ -362,6 +372,7 @@ impl Worker {
         }
         self.last_sweep_ms = self.now.steady_ms;
         self.outlet.retry_closes();
+        self.give_up_questions();
         if let Some(dropped) = self.shared.guard.drops.ends(self.now.steady_ms) {
             tracing::info!(dropped, "no connection was dropped for its address for a minute");
         }

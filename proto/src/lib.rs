@@ -11,6 +11,7 @@ pub mod frame;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 pub mod handle;
+pub mod health;
 pub mod id;
 pub mod limits;
 pub mod link;

@@ -45,6 +45,18 @@ impl<'a> Registry<'a> {
         self.recorder.register_gauge(&key(name, labels), &METADATA)
     }
 
+    /// A gauge with one label whose values are known only at run time (rules). The caller bounds how many there are.
+    pub fn gauge_of(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        (label, value): (&'static str, &str),
+    ) -> Gauge {
+        self.recorder.describe_gauge(KeyName::from_const_str(name), None, help.into());
+        let key = Key::from_parts(name, vec![Label::new(label, value.to_owned())]);
+        self.recorder.register_gauge(&key, &METADATA)
+    }
+
     /// A histogram in seconds: its name ends in `_seconds`.
     pub fn seconds(&self, name: &'static str, help: &'static str, labels: Labels<'_>) -> Histogram {
         self.recorder.describe_histogram(KeyName::from_const_str(name), Some(Unit::Seconds), help.into());

@@ -161,7 +161,7 @@ mod tests {
             auth_expires_at_ms: 5_000,
             schedule_id: 42,
             issued_at_ms: 0,
-            auth_issued_at_ms: 0,
+            ..Ticket::default()
         }
     }
 

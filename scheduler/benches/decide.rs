@@ -91,6 +91,7 @@ fn request<'a>(failed: &'a [String], near: &'a [Near<'a>]) -> Request<'a> {
         transports: Transports::ALL,
         failed,
         near,
+        pool: None,
     }
 }
 

@@ -8,9 +8,10 @@ use rand::Rng;
 use crate::{
     admission::{Owner, spread_ms},
     core::{Ask, Core, Wait},
-    decide::{NoGateway, Request, decide},
-    fleet::{Fleet, Profile},
+    decide::{Decision, NoGateway, Request, decide},
+    fleet::{Fleet, Place, Profile},
     locate::Claim,
+    redirect::always,
 };
 
 /// Where a user is sent.
@@ -45,18 +46,38 @@ pub(crate) struct Terms<'a> {
     pub now_ms: i64,
     /// Whether it waits its turn.
     pub ask: Ask<'a>,
+    /// The region of the gateway that it came to, if a gateway asks; may be empty.
+    pub came_to: &'a str,
+    /// It is told to come only after so many milliseconds: its place is kept so much longer.
+    pub wait_ms: u32,
+    /// It has a connection, and is told to leave that.
+    pub moved: bool,
 }
 
 impl Core {
     /// Locates, decides, lets in, signs and counts. The request's region is the client's own hint.
     pub fn assign(&self, request: Request<'_>, terms: &Terms<'_>) -> Result<Assigned, NotAssigned> {
+        let assigned = self.assign_if(request, terms, always)?;
+        Ok(assigned.unwrap_or_else(|never| match never {}))
+    }
+
+    /// The same, unless `judge` says no to the decision: then nothing is signed and nothing counted.
+    pub fn assign_if<E>(
+        &self,
+        request: Request<'_>,
+        terms: &Terms<'_>,
+        judge: impl FnOnce(&Fleet, &Decision<'_>) -> Result<(), E>,
+    ) -> Result<Result<Assigned, E>, NotAssigned> {
         let (fleet, policy) = (self.fleet.load(), self.policy.load());
         let now_ms = self.clock.monotonic_ms();
-        let claim = Claim::of(&request, terms.rtt_ms);
+        let claim = Claim { came_to: terms.came_to, ..Claim::of(&request, terms.rtt_ms) };
         let located = self.locator.ask(&fleet, &policy, &claim, request.user_id, now_ms);
         let request = request.located(&located);
         let mut rng = rand::rng();
         let decision = decide(&fleet, &policy, &request, now_ms, &mut rng).map_err(NotAssigned::NoGateway)?;
+        if let Err(no) = judge(&fleet, &decision) {
+            return Ok(Err(no));
+        }
         let owner = Owner { user: request.user_id, device: request.client.device_id };
         self.admit(decision.pool, owner, terms.ask, terms.now_ms).map_err(NotAssigned::Queued)?;
         let ranked = decision.ranked.as_slice();
@@ -74,8 +95,11 @@ impl Core {
             schedule_id,
             issued_at_ms: terms.now_ms,
             auth_issued_at_ms: terms.auth_issued_at_ms,
+            elsewhere: decision.elsewhere,
         });
-        self.assigned(&fleet, ranked[0], request.user_id, schedule_id);
+        let Terms { wait_ms, moved, .. } = *terms;
+        let place = Place { gateway: ranked[0], user_id: request.user_id, schedule_id, wait_ms, moved };
+        self.assigned(&fleet, place);
         self.metrics.decision(decision.pool, decision.reason);
         tracing::debug!(
             schedule_id = %format_args!("{schedule_id:016x}"),
@@ -85,19 +109,19 @@ impl Core {
             reason = decision.reason.as_str(),
             "assigned"
         );
-        Ok(Assigned {
+        Ok(Ok(Assigned {
             schedule_id,
             endpoints: endpoints(&fleet, ranked, terms.transports),
             ticket,
             expires_at_ms,
             decision: describe(&decision),
             spread_ms: spread_ms(&fleet, ranked[0]),
-        })
+        }))
     }
 }
 
 /// A decision as clients are told it.
-pub(crate) fn describe(decision: &crate::decide::Decision<'_>) -> schedule::Decision {
+pub(crate) fn describe(decision: &Decision<'_>) -> schedule::Decision {
     schedule::Decision {
         policy_version: decision.policy_version,
         rule_id: decision.rule.map_or_else(String::new, |rule| rule.id.clone()),

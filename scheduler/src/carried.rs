@@ -142,7 +142,6 @@ impl Core {
     }
 
     /// The same, and returns when they are on disk, if there is a data directory.
-    #[expect(dead_code, reason = "for orders that an operator gives: they come next")]
     pub async fn carry_durably(&self, records: Vec<CarriedRecord>) {
         self.carry(records);
         let change = *self.carried.changed.borrow();
@@ -152,7 +151,12 @@ impl Core {
 
     /// Something is to be done about a record, from wherever it came: an operator, a gateway, the disk.
     pub fn news(&self, record: Record) {
-        tracing::debug!(?record, "carried");
+        match record {
+            Record::Policy(policy) => self.policy_carried(&policy),
+            Record::RuleStop(stop) => self.stop_carried(&stop),
+            Record::Drain(_) => self.drains_changed(),
+            record @ Record::Revocation(_) => tracing::debug!(?record, "carried"),
+        }
     }
 }
 

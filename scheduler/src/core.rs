@@ -1,6 +1,7 @@
 //! What the HTTP API, the gateways' links and the background tasks share.
 
 use std::{
+    collections::HashSet,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
@@ -18,23 +19,34 @@ use crate::{
     admission::{self, Admission, Now, Owner, QueueSeen, QueueTokens, Showing, Turn},
     carried::Carrier,
     clock::Clock,
-    fleet::{DEAD_AFTER_MS, Fleet, Pending, REPORT_INTERVAL_MS, ReportError, SNAPSHOT_INTERVAL_MS, Table},
+    fleet::{
+        DEAD_AFTER_MS, Fleet, Pending, Place, REPORT_INTERVAL_MS, ReportError, SNAPSHOT_INTERVAL_MS, Table,
+    },
+    guard::Guards,
+    history::History,
     jwt::JwtStore,
     limit::RateLimiter,
     locate::Locator,
     metrics::Metrics,
-    policy::{PolicyStore, Words},
+    moving::Moving,
+    policy::PolicyStore,
+    replicas::Replicas,
 };
 
 /// Places in the queue that one user may take at once, and again in each second: a phone, a tablet and a desktop that come
 /// together, and one to spare. Without a limit, one user who asks and asks would make everybody else wait.
 const PLACES_PER_USER: u32 = 4;
 
+/// Ramps and guards are looked at this often, in milliseconds: they count in seconds.
+const RULES_EVERY_MS: i64 = 1_000;
+
 /// The state of a scheduler. Decisions read `fleet` and `policy` without a lock.
 pub(crate) struct Core {
     pub clock: Clock,
     /// What outlives this scheduler.
     pub carried: Carrier,
+    /// Of connections that are moved.
+    pub moving: Moving,
     pub policy: PolicyStore,
     pub locator: Locator,
     pub fleet: ArcSwap<Fleet>,
@@ -55,17 +67,25 @@ pub(crate) struct Core {
     /// Wakes the policy watch: somebody asked to look at the file now.
     pub reload: Notify,
     /// Wakes the publisher: the next snapshot should not wait.
-    urgent: Notify,
+    pub urgent: Notify,
     /// When the first report came, on the monotonic clock.
     first_report_ms: OnceLock<i64>,
     table: Mutex<Table>,
     pending: Mutex<Pending>,
-    /// What gateways have told of other replicas' policies.
-    words: Mutex<Words>,
+    /// Names this scheduler among the replicas.
+    pub id: String,
+    /// What was put in force.
+    pub history: History,
+    /// The other schedulers.
+    pub replicas: Mutex<Replicas>,
+    /// What gray rules' guards compare.
+    pub guards: Mutex<Guards>,
 }
 
 /// What [`Core::new`] needs besides its own parts.
 pub(crate) struct Parts {
+    pub id: String,
+    pub history: History,
     pub carried: Carrier,
     pub policy: PolicyStore,
     pub locator: Locator,
@@ -84,6 +104,8 @@ pub(crate) struct Parts {
 impl Core {
     pub fn new(parts: Parts) -> Self {
         let Parts {
+            id,
+            history,
             carried,
             policy,
             locator,
@@ -99,6 +121,7 @@ impl Core {
             limiter,
         } = parts;
         metrics.policy.version.set(policy.load().version as f64);
+        metrics.rules.set(&policy.load());
         Self {
             clock: Clock::start(),
             fleet: ArcSwap::default(),
@@ -109,7 +132,11 @@ impl Core {
             places: RateLimiter::new(PLACES_PER_USER),
             admission: Mutex::default(),
             pending: Mutex::default(),
-            words: Mutex::default(),
+            replicas: Mutex::default(),
+            guards: Mutex::default(),
+            id,
+            history,
+            moving: Moving::default(),
             carried,
             policy,
             locator,
@@ -135,31 +162,21 @@ impl Core {
         self.metrics.reports.increment(1);
         let used = &report.used_tickets[..report.used_tickets.len().min(limits::USED_TICKETS)];
         lock(&self.pending).used(used);
-        self.policy_seen(report);
+        self.moving.progressed(&report.gateway_id, &report.moves);
+        lock(&self.guards).take(report, now_ms);
+        self.heard_of_replicas(report, now_ms);
         if urgent {
             self.urgent.notify_one();
         }
         Ok(())
     }
 
-    /// A gateway brings word of a policy from another replica. Only word: the text has to come by the file, so somebody
-    /// is told that this replica is behind, or that two texts go under one version.
-    fn policy_seen(&self, report: &GatewayReport) {
-        let own = self.policy.load();
-        let word = (report.policy_version, report.policy_hash.as_str());
-        let news = lock(&self.words).hear(word, (own.version, own.hash.as_str()));
-        if let Some(newest) = news.newest {
-            self.metrics.policy.version_seen.set(newest as f64);
-        }
-        if news.behind {
-            tracing::warn!(
-                gateway = report.gateway_id,
-                version = word.0,
-                hash = %format_args!("{:.64}", word.1),
-                in_force = %**own,
-                "another scheduler has a newer policy, or another text under the same version; update this one's file"
-            );
-        }
+    /// A gateway tells which policy each scheduler holds.
+    fn heard_of_replicas(&self, report: &GatewayReport, now_ms: i64) {
+        let own = self.policy.load().version;
+        lock(&self.replicas).hear(&report.schedulers, now_ms);
+        let newest = report.schedulers.iter().map(|seen| seen.policy_version).max().unwrap_or(0);
+        self.metrics.policy.version_seen.set(newest.max(own) as f64);
     }
 
     /// Whether that user and device may be sent anywhere with what was issued then: not if it was revoked.
@@ -171,8 +188,8 @@ impl Core {
     }
 
     /// Counts an assignment until a gateway sees its ticket.
-    pub fn assigned(&self, fleet: &Fleet, gateway: u32, user_id: &str, schedule_id: u64) {
-        lock(&self.pending).assign(fleet, gateway, user_id, schedule_id, self.clock.monotonic_ms());
+    pub fn assigned(&self, fleet: &Fleet, place: Place<'_>) {
+        lock(&self.pending).assign(fleet, place, self.clock.monotonic_ms());
     }
 
     /// Lets a client in to a pool, or tells when to come again. Of a client that a gateway sends on, nothing is asked: it is
@@ -221,9 +238,9 @@ impl Core {
         lock(&self.pending).len()
     }
 
-    /// Another policy is in force: slow start may be another.
-    pub fn policy_changed(&self) {
-        self.metrics.policy.version.set(self.policy.load().version as f64);
+    /// These gateways are being emptied by an operator.
+    pub fn drained(&self, gateways: HashSet<String>) {
+        lock(&self.table).drain(gateways);
         self.urgent.notify_one();
     }
 
@@ -253,7 +270,12 @@ impl Core {
     pub async fn publish(self: Arc<Self>) {
         let interval = Duration::from_millis(SNAPSHOT_INTERVAL_MS);
         let mut silence = Silence::default();
+        let mut looked_ms = i64::MIN;
         loop {
+            if self.clock.monotonic_ms() - RULES_EVERY_MS >= looked_ms {
+                looked_ms = self.clock.monotonic_ms();
+                self.look_after_rules();
+            }
             let took = self.snapshot(&mut silence);
             let pause = (took * 9).max(interval / 10);
             let due_ms = self.clock.monotonic_ms() + millis(pause.max(interval));
@@ -290,6 +312,7 @@ impl Core {
         self.metrics.distrusted.set(if fleet.distrusted { 1.0 } else { 0.0 });
         silence.tell(&fleet);
         self.budgets(&fleet, now_ms);
+        self.moving.look(&fleet, &self.policy.load(), ended, now_ms);
         self.fleet.store(Arc::new(fleet));
         self.metrics.pending.set(pending, ended);
         let took = started.elapsed();
@@ -373,7 +396,7 @@ impl Silence {
 }
 
 /// Nothing panics while it holds one of these locks halfway through a change.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

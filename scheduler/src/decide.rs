@@ -6,7 +6,7 @@
 //!
 //! Whether the client is let in now is asked afterwards, of the pool decided on (`admission`).
 //!
-//! Time and randomness are arguments, nothing is allocated, and no lock is taken. The stages tell an [`Observer`] what
+//! Time and randomness are arguments (the policy comes as it is at the time: [`Policy::at`]), nothing is allocated, and no lock is taken. The stages tell an [`Observer`] what
 //! they do; for a plain decision that is [`Silent`] and costs nothing, for `:explain` it records. Home and pool follow
 //! from policy and request, the tier from reported load and distances, so they are the same on every replica that has the same
 //! distances ([`crate::locate`]); only the choice within a tier is random. A replica's own pending assignments move a decision only off gateways that they have filled.
@@ -37,7 +37,7 @@ use self::{load::Chooser, tiers::tiers};
 use crate::{
     fleet::{Fleet, Group, STALE_AFTER_MS},
     locate::{Located, Near},
-    policy::{Client, GrayRule, Policy, STABLE},
+    policy::{Client, GrayRule, Policy, STABLE, WhenDown},
     transport::Transports,
 };
 
@@ -54,6 +54,8 @@ pub struct Request<'a> {
     pub failed: &'a [String],
     /// The regions around the client, nearest first, each once.
     pub near: &'a [Near<'a>],
+    /// The pool, decided by an operator; none: by the policy.
+    pub pool: Option<&'a str>,
 }
 
 impl<'a> Request<'a> {
@@ -61,7 +63,7 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn located(self, located: &'a Located<'a>) -> Self {
         Self {
-            client: Client { region: located.region, ..self.client },
+            client: Client { region: located.region, origin: located.origin, ..self.client },
             near: located.near.as_slice(),
             ..self
         }
@@ -105,6 +107,8 @@ pub struct Decision<'a> {
     pub reason: Reason,
     /// The pool decided on.
     pub pool: &'a str,
+    /// The home cannot take the user now: the first gateway is of another region.
+    pub elsewhere: bool,
     /// The tier of the first gateway.
     pub tier: TierKind,
     /// Where to connect, best first; at least one.
@@ -114,15 +118,25 @@ pub struct Decision<'a> {
 /// No gateway can take the user now.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error(
-    "no gateway of pool {pool:?} can take a connection now: {assignable} of {known} known gateways are assignable"
+    "no gateway of pool {pool:?}{} can take a connection now: {assignable} of {known} known gateways are assignable",
+    in_home(home)
 )]
 pub struct NoGateway {
     /// The pool the user belongs to.
     pub pool: String,
+    /// The home that the user is to wait for; empty: any region would do.
+    pub home: String,
     /// Gateways known in all pools.
     pub known: usize,
     /// Those that are ready, alive and not full.
     pub assignable: usize,
+}
+
+fn in_home(home: &str) -> String {
+    match home {
+        "" => String::new(),
+        home => format!(" in the user's home region {home:?}, for which he is to wait,"),
+    }
 }
 
 /// The pool that the policy sends a client to, if it has room.
@@ -158,13 +172,17 @@ pub fn decide_observed<'a>(
 ) -> Result<Decision<'a>, NoGateway> {
     observer.admission(fleet.gateways.len(), fleet.candidates.len());
     let home = gray::home(policy, request.user_id);
+    let waits = home.is_some_and(|home| home.when_down == WhenDown::Wait);
+    let home = home.map_or("", |home| &home.region);
     observer.home(home);
-    let applied = gray::rule(policy, request, observer);
+    let applied = if request.pool.is_none() { gray::rule(policy, request, observer) } else { None };
     let (wanted, reason) = applied.map_or((STABLE, Reason::Default), |(rule, reason)| (&rule.pool, reason));
-    let found = choose(fleet, policy, request, home, wanted, rng, observer);
+    let wanted = request.pool.unwrap_or(wanted);
+    let found = choose(fleet, policy, request, Home { region: home, waits }, wanted, rng, observer);
     let Some(Found { pool, tier, ranked }) = found else {
         return Err(NoGateway {
             pool: wanted.to_owned(),
+            home: if waits { home.to_owned() } else { String::new() },
             known: fleet.gateways.len(),
             assignable: fleet.candidates.len(),
         });
@@ -177,7 +195,8 @@ pub fn decide_observed<'a>(
         () => reason,
     };
     let rule = applied.map(|(rule, _)| rule);
-    Ok(Decision { policy_version: policy.version, home, rule, reason, pool, tier, ranked })
+    let elsewhere = !home.is_empty() && first.profile.region != home;
+    Ok(Decision { policy_version: policy.version, home, rule, reason, pool, elsewhere, tier, ranked })
 }
 
 struct Found<'a> {
@@ -186,13 +205,22 @@ struct Found<'a> {
     ranked: Ranked,
 }
 
+/// Where the user belongs.
+#[derive(Clone, Copy)]
+struct Home<'a> {
+    /// Empty: anywhere.
+    region: &'a str,
+    /// Nowhere else will do.
+    waits: bool,
+}
+
 /// The wanted pool, then `stable`; gateways that the client could not reach only when nothing else is left of either.
 fn choose<'a>(
     fleet: &'a Fleet,
     policy: &Policy,
     request: &Request<'_>,
-    home: &str,
-    wanted: &'a str,
+    home: Home<'_>,
+    wanted: &str,
     rng: &mut impl Rng,
     observer: &mut impl Observer,
 ) -> Option<Found<'a>> {
@@ -205,11 +233,11 @@ fn choose<'a>(
             let pool = fleet.pool(name);
             observer.pool(name, pool.map_or(0, Group::len), *allow_failed);
             let Some(pool) = pool else { continue };
-            let tiers = tiers(fleet, pool, home, request);
-            if let Some((first, tier)) = load::primary(&mut chooser, policy, tiers.as_slice(), rng, observer)
-            {
-                let ranked = rank::rank(&mut chooser, pool, tiers.as_slice(), first, rng, observer);
-                return Some(Found { pool: name, tier, ranked });
+            let tiers = tiers(fleet, pool, home.region, request);
+            let tiers = if home.waits { tiers.of_home() } else { tiers.as_slice() };
+            if let Some((first, tier)) = load::primary(&mut chooser, policy, tiers, rng, observer) {
+                let ranked = rank::rank(&mut chooser, pool, tiers, first, rng, observer);
+                return Some(Found { pool: &fleet.labels(pool).pool, tier, ranked });
             }
         }
     }

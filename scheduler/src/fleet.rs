@@ -26,7 +26,7 @@ use self::build::Layout;
 pub use self::{
     health::{DEAD_AFTER_MS, FORGET_AFTER_MS, REPORT_INTERVAL_MS, STALE_AFTER_MS, TOGETHER_MS},
     load::{Dimension, MAX_UTILISATION, Measure, Strain, Usage, pressure},
-    pending::{Pending, PendingCounts},
+    pending::{Pending, PendingCounts, Place},
     table::{MAX_GATEWAYS, ReportError, Table},
 };
 use crate::transport::Transports;

@@ -1,5 +1,6 @@
 //! `POST /v1/schedule` and `POST /v1/schedule:explain`, and the document that describes them.
 
+pub(crate) mod admin;
 mod input;
 mod openapi;
 mod problem;
@@ -104,7 +105,7 @@ async fn answer(core: &Core, request: Request, started: &mut Instant) -> Result<
         Refusal::RateLimited { limit: core.limiter.per_second(), retry_after_ms }
     })?;
     let peer = peer_ip(&request);
-    let bytes = input::body(request.into_body()).await?;
+    let bytes = input::body(request.into_body(), input::MAX_BODY).await?;
     *started = Instant::now();
     let asked: ScheduleRequest = input::json(&bytes)?;
     input::check(&asked)?;
@@ -117,6 +118,9 @@ async fn answer(core: &Core, request: Request, started: &mut Instant) -> Result<
         auth_issued_at_ms: user.issued_at_ms,
         now_ms,
         ask: Ask::LetIn { queue_token: &asked.queue_token },
+        came_to: "",
+        wait_ms: 0,
+        moved: false,
     };
     let request = input::decision_request(&asked, &user.id, peer);
     let assigned = core.assign(request, &terms).map_err(not_assigned)?;
@@ -147,6 +151,8 @@ struct ExplainAnswer {
     problem: Option<Problem>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tier: Option<&'static str>,
+    /// The home cannot take him now.
+    elsewhere: bool,
     client: ClientSeen,
     endpoints: Vec<ScheduleEndpoint>,
     policy_hash: String,
@@ -170,10 +176,8 @@ async fn explain_schedule(State(core): State<Arc<Core>>, request: Request) -> Re
 }
 
 async fn explanation(core: &Core, request: Request) -> Result<ExplainAnswer, Refusal> {
-    if !is_admin(core, bearer(request.headers())?) {
-        return Err(Refusal::Unauthenticated("that is not the admin key (auth.admin_key)".to_owned()));
-    }
-    let bytes = input::body(request.into_body()).await?;
+    admin_only(core, request.headers())?;
+    let bytes = input::body(request.into_body(), input::MAX_BODY).await?;
     let asked: input::ExplainRequest = input::json(&bytes)?;
     input::check(&asked.schedule)?;
     let wrong_user = |e| Refusal::InvalidArgument(format!("userId {e}"));
@@ -193,6 +197,7 @@ async fn explanation(core: &Core, request: Request) -> Result<ExplainAnswer, Ref
         Ok(decision) => ExplainAnswer {
             endpoints: assign::endpoints(&fleet, decision.ranked.as_slice(), &asked.schedule.transports),
             tier: Some(decision.tier.name()),
+            elsewhere: decision.elsewhere,
             client,
             decision: Some(assign::describe(&decision)),
             problem: None,
@@ -202,6 +207,7 @@ async fn explanation(core: &Core, request: Request) -> Result<ExplainAnswer, Ref
         Err(error) => ExplainAnswer {
             endpoints: Vec::new(),
             tier: None,
+            elsewhere: false,
             client,
             decision: None,
             problem: Some(no_gateway(&error).problem("")),
@@ -247,10 +253,15 @@ fn bearer(headers: &HeaderMap) -> Result<&str, Refusal> {
     if scheme.eq_ignore_ascii_case("bearer") { Ok(token.trim()) } else { Err(missing()) }
 }
 
-/// Compares digests: what the time of the comparison tells about them tells nothing about the key.
-fn is_admin(core: &Core, key: &str) -> bool {
+/// Refuses whoever does not show the admin key. Compares digests: what the time of the comparison tells about them tells
+/// nothing about the key.
+fn admin_only(core: &Core, headers: &HeaderMap) -> Result<(), Refusal> {
+    let key = bearer(headers)?;
     let digest = |key: &str| digest(&SHA256, key.as_bytes());
-    !core.admin_key.is_empty() && digest(key).as_ref() == digest(&core.admin_key).as_ref()
+    if !core.admin_key.is_empty() && digest(key).as_ref() == digest(&core.admin_key).as_ref() {
+        return Ok(());
+    }
+    Err(Refusal::Unauthenticated("that is not the admin key (auth.admin_key)".to_owned()))
 }
 
 /// An IPv4 client of a dual-stack listener is an IPv4 client.

@@ -13,12 +13,18 @@ pub mod fleet;
 mod follow;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
+pub mod guard;
+mod history;
 mod http;
 mod jwt;
 mod limit;
 pub mod locate;
 mod metrics;
+mod moving;
 pub mod policy;
+mod redirect;
+mod release;
+mod replicas;
 mod service;
 pub mod simulate;
 pub mod transport;
@@ -37,6 +43,7 @@ use std::{
 };
 
 use berth_proto::{
+    id,
     link::SchedulerService,
     metric::Registry,
     schedule::{HeartbeatParameters, ReconnectParameters},
@@ -56,6 +63,7 @@ use crate::{
         disk::{self, DataDir},
     },
     core::{Core, Parts},
+    history::History,
     jwt::JwtStore,
     limit::RateLimiter,
     locate::{Database, LoadError, Locator, watch::Followed},
@@ -71,8 +79,13 @@ pub const DEFAULT_TICKET_TTL: Duration = Duration::from_secs(300);
 /// Requests one user may make in a second unless configured (PROTOCOL.md, default limits).
 pub const DEFAULT_REQUESTS_PER_SECOND: u32 = 1_000;
 
+/// Of the machine's name, in characters: with a port behind it, it is an id.
+const MAX_HOST: usize = 58;
+
 /// What a scheduler is started with.
 pub struct Config {
+    /// Names it among the schedulers; empty: the machine's name and the port of the HTTP API.
+    pub id: String,
     /// Where the HTTP API listens; port 0 takes any free one.
     pub listen: SocketAddr,
     /// The policy; none: everybody to `stable` by load alone.
@@ -187,13 +200,21 @@ impl Scheduler {
             Some(path) => open_data_dir(path).await?,
             None => (None, Vec::new()),
         };
+        let history = match &data_dir {
+            Some(directory) => History::open(Some(directory.path()))
+                .map_err(|source| StartError::DataDir { path: directory.path().to_owned(), source })?,
+            None => History::default(),
+        };
         let address = config.listen;
         let listening = |source| StartError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listening)?;
         let local_addr = listener.local_addr().map_err(listening)?;
+        let file = policy.clone();
         info!(listen = %local_addr, %policy, "scheduler started");
         let (database, geoip) = geoip.map_or((None, None), |(database, file)| (Some(database), Some(file)));
         let core = Arc::new(Core::new(Parts {
+            id: if config.id.is_empty() { made_up_id(local_addr) } else { config.id },
+            history,
             carried: Carrier::new(),
             policy: PolicyStore::new(policy),
             locator: Locator::new(database, metrics::Proximity::register(metrics)),
@@ -209,6 +230,8 @@ impl Scheduler {
             limiter: RateLimiter::new(config.requests_per_second_per_user),
         }));
         core.carry(records);
+        core.begin_with(&file);
+        core.look_after_rules();
         let (redirects, jobs) = mpsc::channel(REDIRECT_QUEUE);
         let service = Arc::new(Service::new(Arc::clone(&core), redirects));
         let cancel = CancellationToken::new();
@@ -217,9 +240,10 @@ impl Scheduler {
         tasks.spawn(http::server::serve(Arc::clone(&core), listener, router, cancel.clone()));
         tasks.spawn(until(cancel.clone(), Arc::clone(&core).publish()));
         tasks.spawn(until(cancel.clone(), disk::keep(Arc::clone(&core), data_dir)));
+        tasks.spawn(until(cancel.clone(), history::keep(Arc::clone(&core))));
         tasks.spawn(until(cancel.clone(), service::answer_redirects(Arc::clone(&core), jobs)));
         if let Some(path) = config.policy_file {
-            tasks.spawn(until(cancel.clone(), policy::watch::watch(Arc::clone(&core), path)));
+            tasks.spawn(until(cancel.clone(), policy::watch::watch(Arc::clone(&core), path, file.hash)));
         }
         if let Some(file) = config.jwks_file {
             tasks.spawn(until(cancel.clone(), jwt::watch::watch(Arc::clone(&core), file)));
@@ -240,6 +264,11 @@ impl Scheduler {
     #[must_use]
     pub fn service(&self) -> Arc<dyn SchedulerService> {
         Arc::clone(&self.service) as Arc<dyn SchedulerService>
+    }
+
+    /// The operator's operations, `/admin/v1/*`, for the admin port. Each wants the admin key.
+    pub fn admin_routes(&self) -> axum::Router {
+        http::admin::router(Arc::clone(&self.core))
     }
 
     /// Whether a client can be sent anywhere.
@@ -274,6 +303,14 @@ fn read_policy(path: &Path) -> Result<Policy, StartError> {
     let text = policy::watch::read(path)
         .map_err(|source| StartError::PolicyFile { path: path.to_owned(), source })?;
     policy::parse(&text).map_err(|source| StartError::Policy { path: path.to_owned(), source })
+}
+
+/// The machine's name and a port of it: another for each scheduler, and the same after a restart.
+fn made_up_id(address: SocketAddr) -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name: String = name.trim().chars().take(MAX_HOST).collect();
+    let id = format!("{name}:{}", address.port());
+    if id::check(&id).is_ok() { id } else { format!("scheduler:{}", address.port()) }
 }
 
 async fn open_data_dir(path: PathBuf) -> Result<(Option<DataDir>, Vec<CarriedRecord>), StartError> {

@@ -6,7 +6,11 @@
 //! 1. the client's hint, if a gateway of that region is known: the client may know better than its address (a VPN, roaming), and a
 //!    false hint sends nobody but himself to a far place;
 //! 2. the first `[[proximity.place]]` of the policy that matches the address and what the address database says of it;
-//! 3. the hint, though no gateway is there: distances from it may be known.
+//! 3. the hint, though no gateway is there: distances from it may be known;
+//! 4. the region of the gateway that it came to, which asks for it.
+//!
+//! Which gateways are known differs between replicas for a moment, so gray rules (`match.regions`) ask another one, which does not depend
+//! on it ([`Located::origin`]): the hint, whatever it is, and without one the place.
 //!
 //! The distance to a region is the first of: what this client measured; what clients of its network measured ([`Votes`]), mixed with
 //! geography by how many they are; geography alone ([`crate::policy::Proximity`]).
@@ -56,6 +60,8 @@ pub const SETTLED: u32 = 12;
 pub struct Claim<'a> {
     /// Its `region` hint; may be empty.
     pub hint: &'a str,
+    /// The region of the gateway that it came to, if it came to one; may be empty.
+    pub came_to: &'a str,
     /// Its address.
     pub ip: Option<IpAddr>,
     /// Round trips it measured, by gateway id, in milliseconds.
@@ -66,7 +72,7 @@ impl<'a> Claim<'a> {
     /// What a request says before it was located: its region is the hint.
     #[must_use]
     pub fn of(request: &Request<'a>, rtt_ms: &'a BTreeMap<String, u32>) -> Self {
-        Self { hint: request.client.region, ip: request.client.ip, rtt_ms }
+        Self { hint: request.client.region, came_to: "", ip: request.client.ip, rtt_ms }
     }
 }
 
@@ -77,6 +83,8 @@ pub enum RegionBy {
     Hint,
     /// The policy's place of this index.
     Place(usize),
+    /// The gateway that it came to.
+    Gateway,
     /// Nothing: it is not known.
     Nothing,
 }
@@ -180,6 +188,8 @@ pub struct Located<'a> {
     pub region: &'a str,
     /// What told it.
     pub by: RegionBy,
+    /// What gray rules ask: the hint, or the policy's place of the address; empty: neither.
+    pub origin: &'a str,
     /// What the address database says of its address; none: nothing, or there is no database or address.
     pub locality: Option<Locality>,
     /// Whose measurements it shares; none: its address says nothing about where it is.
@@ -200,7 +210,7 @@ pub fn locate<'a>(
 ) -> Located<'a> {
     let locality = claim.ip.and_then(|ip| database?.find(ip));
     let network = claim.ip.and_then(|ip| Network::of(ip, locality));
-    let (region, by) = region(fleet, policy, claim, locality);
+    let (region, by, origin) = region(fleet, policy, claim, locality);
     let mut near = measured(fleet, claim.rtt_ms);
     let from = policy.proximity.from(region);
     let polled = network.as_ref().and_then(|network| votes.polled(network, now_s));
@@ -217,23 +227,27 @@ pub fn locate<'a>(
             }
         }
     }
-    Located { region, by, locality, network, near }
+    Located { region, by, origin, locality, network, near }
 }
 
+/// The region with what told it, and the origin.
 fn region<'a>(
     fleet: &Fleet,
     policy: &'a Policy,
     claim: &Claim<'a>,
     locality: Option<Locality>,
-) -> (&'a str, RegionBy) {
+) -> (&'a str, RegionBy, &'a str) {
     let exists = || fleet.pools.iter().any(|pool| fleet.region(pool, claim.hint).is_some());
     if !claim.hint.is_empty() && exists() {
-        return (claim.hint, RegionBy::Hint);
+        return (claim.hint, RegionBy::Hint, claim.hint);
     }
     match claim.ip.and_then(|ip| policy.proximity.place(ip, locality.unwrap_or_default())) {
-        Some((index, region)) => (region, RegionBy::Place(index)),
-        None if claim.hint.is_empty() => ("", RegionBy::Nothing),
-        None => (claim.hint, RegionBy::Hint),
+        Some((index, place)) => {
+            (place, RegionBy::Place(index), if claim.hint.is_empty() { place } else { claim.hint })
+        }
+        None if claim.hint.is_empty() && !claim.came_to.is_empty() => (claim.came_to, RegionBy::Gateway, ""),
+        None if claim.hint.is_empty() => ("", RegionBy::Nothing, ""),
+        None => (claim.hint, RegionBy::Hint, claim.hint),
     }
 }
 

@@ -2,18 +2,20 @@
 
 mod admission;
 mod proximity;
+mod rules;
 
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
 };
 
-use berth_proto::{metric::Registry, schedule::Reason};
+use berth_proto::{metric::Registry, schedule::Reason, wire::RedirectAnswer};
 use metrics::{Counter, Gauge, Histogram};
 
 pub use self::{
     admission::Admissions,
     proximity::{GeoipLoad, Proximity, Vote},
+    rules::Rules,
 };
 use crate::{
     fleet::{Dimension, DimensionCounts, PendingCounts, State},
@@ -44,10 +46,12 @@ pub enum Outcome {
     NotFound,
     /// 405, on any path.
     Method,
+    /// 409, of the admin API.
+    Conflict,
 }
 
 impl Outcome {
-    const ALL: [(Self, &'static str); 9] = [
+    const ALL: [(Self, &'static str); 10] = [
         (Self::Ok, "ok"),
         (Self::InvalidArgument, "invalid_argument"),
         (Self::Unauthenticated, "unauthenticated"),
@@ -57,6 +61,7 @@ impl Outcome {
         (Self::Overloaded, "overloaded"),
         (Self::NotFound, "not_found"),
         (Self::Method, "method_not_allowed"),
+        (Self::Conflict, "conflict"),
     ];
 }
 
@@ -94,11 +99,31 @@ pub enum Redirect {
     Nowhere,
     /// Not at all: too many were waiting, or the gateway's link was full.
     Lost,
+    /// It belongs where it is.
+    Stays,
+    /// Nobody should be moved now.
+    Held,
 }
 
 impl Redirect {
-    const ALL: [(Self, &'static str); 3] =
-        [(Self::Answered, "answered"), (Self::Nowhere, "nowhere"), (Self::Lost, "lost")];
+    const ALL: [(Self, &'static str); 5] = [
+        (Self::Answered, "answered"),
+        (Self::Nowhere, "nowhere"),
+        (Self::Lost, "lost"),
+        (Self::Stays, "stays"),
+        (Self::Held, "held"),
+    ];
+
+    /// Of an answer.
+    #[must_use]
+    pub fn of(answer: &RedirectAnswer) -> Self {
+        match () {
+            () if answer.stay => Self::Stays,
+            () if !answer.hold.is_empty() => Self::Held,
+            () if answer.endpoints.is_empty() => Self::Nowhere,
+            () => Self::Answered,
+        }
+    }
 }
 
 /// How a pending assignment ended.
@@ -132,6 +157,8 @@ pub struct Metrics {
     pub request_seconds: Histogram,
     /// `berth_scheduler_explains_total{outcome}`.
     explains: [Counter; Outcome::ALL.len()],
+    /// `berth_scheduler_admin_requests_total{outcome}`.
+    admin: [Counter; Outcome::ALL.len()],
     /// `berth_scheduler_http_connections`.
     pub http_connections: Gauge,
     /// `berth_scheduler_gateways{state}`.
@@ -156,6 +183,8 @@ pub struct Metrics {
     pub pending: Pending,
     /// The policy.
     pub policy: Policies,
+    /// What its gray rules do.
+    pub rules: Rules,
     decisions: Decisions,
 }
 
@@ -178,6 +207,10 @@ impl Metrics {
             explains: Outcome::ALL.map(|(_, name)| {
                 let help = "Explanations asked for, by how they were answered.";
                 registry.counter("berth_scheduler_explains_total", help, &[("outcome", name)])
+            }),
+            admin: Outcome::ALL.map(|(_, name)| {
+                let help = "Requests to the admin API, by how they were answered.";
+                registry.counter("berth_scheduler_admin_requests_total", help, &[("outcome", name)])
             }),
             http_connections: gauge("berth_scheduler_http_connections", "Open HTTP connections."),
             gateways: State::ALL.map(|state| {
@@ -223,6 +256,7 @@ impl Metrics {
             admission: Admissions::register(registry),
             pending: Pending::register(registry),
             policy: Policies::register(registry),
+            rules: Rules::register(registry),
         }
     }
 
@@ -234,6 +268,11 @@ impl Metrics {
     /// An explanation was asked for and answered.
     pub fn explain(&self, outcome: Outcome) {
         self.explains[outcome as usize].increment(1);
+    }
+
+    /// An operator asked for something.
+    pub fn admin(&self, outcome: Outcome) {
+        self.admin[outcome as usize].increment(1);
     }
 
     /// A decision was made.
@@ -295,7 +334,7 @@ impl Pending {
 pub struct Policies {
     /// `berth_scheduler_policy_version`.
     pub version: Gauge,
-    /// `berth_scheduler_policy_version_seen`: the newest any gateway has seen.
+    /// `berth_scheduler_policy_version_seen`: the newest that any scheduler holds.
     pub version_seen: Gauge,
     /// `berth_scheduler_policy_file_refused`: 1 while the file is not what is in force.
     pub file_refused: Gauge,
@@ -310,7 +349,7 @@ impl Policies {
             version: gauge("berth_scheduler_policy_version", "The policy in force."),
             version_seen: gauge(
                 "berth_scheduler_policy_version_seen",
-                "The newest policy that any gateway has seen; above the version in force: this replica is behind.",
+                "The newest policy that any scheduler holds; above the version in force: this replica is behind.",
             ),
             file_refused: gauge(
                 "berth_scheduler_policy_file_refused",

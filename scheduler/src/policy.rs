@@ -3,11 +3,14 @@
 //! A policy is a versioned text (PROTOCOL.md, "Policy file"). [`parse`] makes a [`Policy`] of it or says where it is
 //! wrong; [`PolicyStore`] decides which text may replace which; `watch` follows the file.
 
+mod diff;
+mod gray;
 mod parse;
+mod placement;
 mod proximity;
 mod store;
+mod time;
 pub(crate) mod watch;
-mod words;
 
 #[cfg(test)]
 mod tests;
@@ -24,12 +27,18 @@ use ring::digest::{SHA256, digest};
 use semver::{Version, VersionReq};
 
 pub use self::{
+    diff::{Diff, Move, RuleChange},
+    gray::{GrayRule, Guard, Step, Stop, Stops, Takes},
     parse::{MAX_TEXT, PolicyError, parse},
     proximity::{Distances, Geography, PlaceRule, Point, Proximity},
     store::{PolicyStore, Refused, Taken},
+    time::rfc3339,
 };
 
-pub(crate) use self::words::Words;
+pub(crate) use self::{
+    parse::{MAX_WINDOW, with_version},
+    placement::head,
+};
 
 /// The pool of everybody whom no gray rule takes.
 pub const STABLE: &str = "stable";
@@ -80,12 +89,39 @@ pub struct Client<'a> {
     pub app_version: Option<Version>,
     /// Where it is: resolved before the decision; may be empty.
     pub region: &'a str,
+    /// Where it says it is, or its address does: what rules ask, since it is the same whichever gateways a replica knows. Resolved
+    /// before the decision; may be empty.
+    pub origin: &'a str,
     /// Its zone; empty until there is something to know it by.
     pub zone: &'a str,
     /// Its address.
     pub ip: Option<IpAddr>,
     /// Its device.
     pub device_id: &'a str,
+}
+
+/// What a user does whose home cannot take him.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum WhenDown {
+    /// He is served by the next tiers, and goes home when that is possible again.
+    #[default]
+    Elsewhere,
+    /// He waits.
+    Wait,
+}
+
+impl WhenDown {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Elsewhere, Self::Wait];
+
+    /// Its name in the policy.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Elsewhere => "elsewhere",
+            Self::Wait => "wait",
+        }
+    }
 }
 
 /// Which region users belong to.
@@ -97,25 +133,8 @@ pub struct Home {
     pub users: HashSet<String>,
     /// those whose bucket under [`HOME_SALT`] is in here.
     pub buckets: Range<u16>,
-}
-
-/// Sends some users to a pool.
-#[derive(Debug, Clone)]
-pub struct GrayRule {
-    /// Its name in decisions.
-    pub id: String,
-    /// Where its users go.
-    pub pool: String,
-    /// Always in, whatever `matcher` says.
-    pub users: HashSet<String>,
-    /// Of those that match, 0 to 100.
-    pub percent: f64,
-    /// The same in buckets: those of a lower number are in.
-    pub buckets: u16,
-    /// Of the buckets.
-    pub salt: String,
-    /// Whom the percentage is taken from.
-    pub matcher: Matcher,
+    /// What they do when it cannot take them.
+    pub when_down: WhenDown,
 }
 
 /// What must hold of a client; an empty list asks nothing.
@@ -146,7 +165,7 @@ impl Matcher {
         {
             return Some("app_version");
         }
-        if !self.regions.is_empty() && !self.regions.iter().any(|region| region == client.region) {
+        if !self.regions.is_empty() && !self.regions.iter().any(|region| region == client.origin) {
             return Some("regions");
         }
         let address = || client.ip.is_some_and(|ip| self.cidrs.iter().any(|net| net.contains(&ip)));
@@ -169,7 +188,7 @@ fn fits(required: &VersionReq, version: &Version) -> bool {
             && required.matches(&Version::new(version.major, version.minor, version.patch)))
 }
 
-/// A policy that was checked.
+/// A policy that was checked, as it is at one time: see [`Policy::at`].
 #[derive(Debug, Clone)]
 pub struct Policy {
     /// Grows with every change; 0 is the built-in empty one.
@@ -178,6 +197,8 @@ pub struct Policy {
     pub hash: String,
     /// As it was written.
     pub text: String,
+    /// What stands for everything that decides where a connected user belongs.
+    pub placement: u64,
     /// The first that matches wins.
     pub homes: Vec<Home>,
     /// The first that applies wins.
@@ -190,6 +211,8 @@ pub struct Policy {
     pub bound: f64,
     /// How long a new gateway counts for less than its capacity, in milliseconds.
     pub slow_start_ms: i64,
+    /// Connected users of each gateway who are asked about in a second when homes or rules change; 0: they stay.
+    pub moves_per_second: u32,
 }
 
 impl Default for Policy {
@@ -199,13 +222,30 @@ impl Default for Policy {
             version: 0,
             hash: sha256_hex(""),
             text: String::new(),
+            placement: 0,
             homes: Vec::new(),
             gray: Vec::new(),
             proximity: Proximity::default(),
             spill_at: 0.85,
             bound: 0.25,
             slow_start_ms: 30_000,
+            moves_per_second: 100,
         }
+    }
+}
+
+impl Policy {
+    /// The same at a time, with what was stopped; none: nothing of it is another.
+    #[must_use]
+    pub fn at(&self, wall_ms: i64, stops: &Stops) -> Option<Self> {
+        let takes: Vec<_> = self.gray.iter().map(|rule| rule.takes_at(wall_ms, stops)).collect();
+        if self.gray.iter().map(|rule| &rule.takes).eq(&takes) {
+            return None;
+        }
+        let mut policy = self.clone();
+        policy.gray.iter_mut().zip(takes).for_each(|(rule, takes)| rule.takes = takes);
+        policy.placement = placement::placement(&policy.homes, &policy.gray);
+        Some(policy)
     }
 }
 

@@ -1,34 +1,21 @@
 //! The gateways' side: each attaches by a link, reports over it, and asks where a stray client belongs.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use berth_proto::{
-    id,
     link::{Link, Refused, RefusedReason, SchedulerService},
     wire::{
-        AttachGateway, Demand, FromScheduler, GatewayReport, PolicyText, RedirectAnswer, RedirectAsk,
-        TicketKeys, ToScheduler, from_scheduler, to_scheduler,
+        AttachGateway, Demand, FromScheduler, GatewayReport, Introduction, RedirectAsk, TicketKeys,
+        ToScheduler, from_scheduler, to_scheduler,
     },
 };
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use crate::{
-    assign::Terms,
-    carried,
-    core::{Ask, Core},
-    decide::Request,
-    metrics::Redirect,
-    policy::{Client, Platform, app_version},
-    transport::Transports,
-};
+use crate::{carried, core::Core, metrics::Redirect, redirect::redirect};
 
 /// Redirects that may wait for the task that answers them: at about 50 µs each, the last waits 50 ms, far below the
 /// gateways' patience. Those beyond are refused as full.
@@ -79,9 +66,11 @@ impl SchedulerService for Service {
 #[derive(Default)]
 struct Told {
     keys: bool,
-    policy_hash: String,
     /// How many clients a second are wanted.
     demand: Option<u64>,
+    introduction: Option<Introduction>,
+    /// The id of the order.
+    order: u64,
 }
 
 /// A gateway's link to this scheduler. That it ends says nothing: the gateway lives as long as it reports.
@@ -191,7 +180,8 @@ impl GatewayLink {
         }
     }
 
-    /// Says the ticket keys and the policy, each once; what the link does not take now is said at the next report.
+    /// Says the ticket keys, who this scheduler is and its orders, each once until it changes; what the link does not take now is said
+    /// at the next report.
     fn tell(&self) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if !told.keys {
@@ -200,18 +190,19 @@ impl GatewayLink {
             let keys = from_scheduler::Message::Keys(TicketKeys { public_keys, ticket_ttl_ms });
             told.keys = self.down.send(vec![FromScheduler { message: Some(keys) }]).is_ok();
         }
-        let policy = self.core.policy.load();
-        if policy.version > 0 && told.policy_hash != policy.hash {
-            let text = PolicyText {
-                version: policy.version,
-                hash: policy.hash.clone(),
-                text: policy.text.clone(),
-                ..PolicyText::default()
-            };
-            let message = FromScheduler { message: Some(from_scheduler::Message::Policy(text)) };
-            if self.down.send(vec![message]).is_ok() {
-                told.policy_hash.clone_from(&policy.hash);
-            }
+        let say = |message| self.down.send(vec![FromScheduler { message: Some(message) }]).is_ok();
+        let introduction = self.core.introduction();
+        if told.introduction.as_ref() != Some(&introduction)
+            && say(from_scheduler::Message::Introduction(introduction.clone()))
+        {
+            told.introduction = Some(introduction);
+        }
+        let order =
+            self.core.moving.order_of(&self.gateway.gateway_id).filter(|order| order.id != told.order);
+        if let Some(order) = order
+            && say(from_scheduler::Message::Order(order))
+        {
+            told.order = order.id;
         }
     }
 }
@@ -231,7 +222,7 @@ fn differs(told: u64, wanted: u64) -> bool {
 pub(crate) async fn answer_redirects(core: Arc<Core>, mut jobs: mpsc::Receiver<RedirectJob>) {
     while let Some(RedirectJob { gateway_id, ask, down }) = jobs.recv().await {
         let answer = redirect(&core, &gateway_id, &ask);
-        let outcome = if answer.endpoints.is_empty() { Redirect::Nowhere } else { Redirect::Answered };
+        let outcome = Redirect::of(&answer);
         let message = FromScheduler { message: Some(from_scheduler::Message::Redirect(answer)) };
         match down.send(vec![message]) {
             Ok(()) => core.metrics.redirect(outcome),
@@ -242,58 +233,6 @@ pub(crate) async fn answer_redirects(core: Arc<Core>, mut jobs: mpsc::Receiver<R
             }
         }
         tokio::task::yield_now().await;
-    }
-}
-
-/// Where the client belongs, with a fresh ticket; without endpoints when there is no such place. It gave no region, so it
-/// is taken to be near the gateway that it came to.
-fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> RedirectAnswer {
-    let nowhere = RedirectAnswer { handle: ask.handle, ..RedirectAnswer::default() };
-    let now_ms = core.clock.wall_ms();
-    let valid = id::check(&ask.user_id).is_ok() && id::check(&ask.device_id).is_ok();
-    let revoked = || core.check_revoked(&ask.user_id, &ask.device_id, ask.auth_issued_at_ms).is_err();
-    if !valid || ask.auth_expires_at_ms <= now_ms || revoked() {
-        return nowhere;
-    }
-    let fleet = core.fleet.load();
-    let near = fleet.find(gateway_id).map(|index| &*fleet.gateway(index).profile);
-    let transports: Vec<String> =
-        Some(&ask.transport).filter(|name| !name.is_empty()).cloned().into_iter().collect();
-    let request = Request {
-        user_id: &ask.user_id,
-        client: Client {
-            platform: Platform::named(&ask.platform),
-            app_version: app_version(&ask.app_version),
-            ip: ask.client_ip.parse().ok().map(|ip: IpAddr| ip.to_canonical()),
-            region: near.map_or("", |profile| &profile.region),
-            zone: "",
-            device_id: &ask.device_id,
-        },
-        transports: transports
-            .first()
-            .map_or(Transports::ALL, |name| Transports::named(name).unwrap_or_default()),
-        failed: &[],
-        near: &[],
-    };
-    let terms = Terms {
-        transports: &transports,
-        rtt_ms: &BTreeMap::new(),
-        auth_expires_at_ms: ask.auth_expires_at_ms,
-        auth_issued_at_ms: ask.auth_issued_at_ms,
-        now_ms,
-        ask: Ask::SentOn,
-    };
-    match core.assign(request, &terms) {
-        Ok(assigned) => RedirectAnswer {
-            handle: ask.handle,
-            endpoints: assigned.endpoints.into_iter().map(Into::into).collect(),
-            ticket: assigned.ticket,
-            ticket_expires_at_ms: assigned.expires_at_ms,
-        },
-        Err(problem) => {
-            debug!(?problem, "no redirect");
-            nowhere
-        }
     }
 }
 

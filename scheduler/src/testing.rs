@@ -14,8 +14,8 @@ use berth_proto::{
     link::{Link, Refused, RefusedReason},
     metric::Registry,
     wire::{
-        AttachGateway, Carried, CarriedRecord, FromScheduler, GatewayReport, ToScheduler, from_scheduler,
-        to_scheduler,
+        AttachGateway, Carried, CarriedRecord, FromScheduler, GatewayReport, Introduction, ToScheduler,
+        from_scheduler, to_scheduler,
     },
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -48,6 +48,7 @@ pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 
 pub(crate) fn config() -> Config {
     Config {
+        id: String::new(),
         listen: ([127, 0, 0, 1], 0).into(),
         policy_file: None,
         geoip_file: None,
@@ -124,6 +125,12 @@ impl Fixture {
         let attach = AttachGateway { gateway_id: report.gateway_id.clone(), boot: report.boot };
         let down: Arc<dyn Link<FromScheduler>> = Arc::clone(&heard) as _;
         FakeGateway { up: self.scheduler.service().attach(attach, down), heard, kept: Arc::default() }
+    }
+
+    /// Stops it with its gateways.
+    pub async fn stop(self) {
+        drop(self.alive);
+        self.scheduler.stop().await;
     }
 
     pub fn fleet_has(&self, id: &str) -> bool {
@@ -232,6 +239,15 @@ impl FakeGateway {
     pub fn carry(&self, records: Vec<CarriedRecord>) {
         let carried = to_scheduler::Message::Carried(Carried { records, whole: 0 });
         self.up.send(vec![ToScheduler { message: Some(carried) }]).expect("records are always taken");
+    }
+
+    /// How the scheduler introduced itself last.
+    pub fn introduced(&self) -> Option<Introduction> {
+        let introductions = self.heard().into_iter().filter_map(|message| match message {
+            from_scheduler::Message::Introduction(introduction) => Some(introduction),
+            _ => None,
+        });
+        introductions.last()
     }
 
     /// The records heard so far.

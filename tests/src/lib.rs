@@ -5,6 +5,7 @@
 //! would paper over must show.
 
 pub mod crew;
+pub mod ctl;
 pub mod device;
 pub mod group_load;
 pub mod history;

@@ -1,5 +1,6 @@
 //! A network between two processes that can be cut: while it is, nothing is accepted, nothing is forwarded, and nobody is
-//! told (no FIN, no RST). Healed, what was held back goes on its way, as after a partition that TCP outlived.
+//! told (no FIN, no RST). Healed, what was held back goes on its way, as after a partition that TCP outlived. Or one that breaks some of
+//! its connections at their hello.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -33,6 +34,14 @@ impl Proxy {
     /// # Errors
     /// When there is no port or no thread to be had.
     pub fn start(target: SocketAddr) -> anyhow::Result<Self> {
+        Self::breaking(target, 0)
+    }
+
+    /// One that breaks each `every`th connection of a client at its hello, while it is whole; 0: none.
+    ///
+    /// # Errors
+    /// As [`Proxy::start`].
+    pub fn breaking(target: SocketAddr, every: usize) -> anyhow::Result<Self> {
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
@@ -43,7 +52,7 @@ impl Proxy {
                 let listener = TcpListener::from_std(listener).expect("it is not blocking");
                 let mut ended = watched.clone();
                 tokio::select! {
-                    () = serve(listener, target, &mut watched) => {}
+                    () = serve(listener, target, every, &mut watched) => {}
                     _ = ended.wait_for(Option::is_none) => {}
                 }
             });
@@ -84,9 +93,9 @@ async fn is_whole(whole: &mut Whole) {
     let _ = whole.wait_for(|whole| *whole == Some(true)).await;
 }
 
-async fn serve(listener: TcpListener, target: SocketAddr, whole: &mut Whole) {
+async fn serve(listener: TcpListener, target: SocketAddr, every: usize, whole: &mut Whole) {
     let mut pipes = JoinSet::new();
-    loop {
+    for number in 1_usize.. {
         is_whole(whole).await;
         let accepted = tokio::select! {
             biased;
@@ -95,10 +104,16 @@ async fn serve(listener: TcpListener, target: SocketAddr, whole: &mut Whole) {
         };
         let Ok((near, _)) = accepted else { continue };
         let whole = whole.clone();
+        let breaks = every > 0 && number.is_multiple_of(every);
         pipes.spawn(async move {
             // Dropped, the connection is refused as the target refuses it.
             let Ok(far) = TcpStream::connect(target).await else { return };
             let _ = (near.set_nodelay(true), far.set_nodelay(true));
+            if breaks {
+                // Whatever fails now is broken as well.
+                let _ = break_at_hello(near, far).await;
+                return;
+            }
             let ((near_read, near_write), (far_read, far_write)) = (near.into_split(), far.into_split());
             tokio::join!(
                 pump(near_read, far_write, whole.clone()),
@@ -107,6 +122,19 @@ async fn serve(listener: TcpListener, target: SocketAddr, whole: &mut Whole) {
         });
         while pipes.try_join_next().is_some() {}
     }
+}
+
+/// Carries what comes before the hello, and ends both sides: a WebSocket's upgrade, or the head of a TCP client's first frame.
+async fn break_at_hello(mut near: TcpStream, mut far: TcpStream) -> std::io::Result<()> {
+    let mut chunk = vec![0; CHUNK];
+    let read = near.read(&mut chunk).await?;
+    if !chunk[..read].starts_with(b"GET ") {
+        return far.write_all(&chunk[..read.min(4)]).await;
+    }
+    far.write_all(&chunk[..read]).await?;
+    let answer = far.read(&mut chunk).await?;
+    near.write_all(&chunk[..answer]).await?;
+    near.read(&mut chunk).await.map(|_hello| ())
 }
 
 /// Carries bytes one way until their end.
@@ -160,6 +188,25 @@ mod tests {
         wait::within("the late one", listener.accept()).await??;
         drop(near);
         anyhow::ensure!(wait::within("the end", far.read(&mut byte)).await?? == 0);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn one_of_so_many_is_broken_at_its_hello() -> crate::TestResult {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let proxy = Proxy::breaking(listener.local_addr()?, 2)?;
+        for (first, passes) in [("hello", "hello"), ("hello", "hell"), ("hello", "hello")] {
+            let mut near = TcpStream::connect(proxy.address()).await?;
+            let (mut far, _) = wait::within("accept", listener.accept()).await??;
+            near.write_all(first.as_bytes()).await?;
+            let mut passed = vec![0; passes.len()];
+            wait::within("what passes", far.read_exact(&mut passed)).await??;
+            anyhow::ensure!(passed == passes.as_bytes(), "{passed:?}");
+            if passes.len() < first.len() {
+                let ended = wait::within("the end", far.read(&mut passed)).await?;
+                anyhow::ensure!(!matches!(ended, Ok(1..)), "{ended:?}");
+            }
+        }
         Ok(())
     }
 

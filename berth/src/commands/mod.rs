@@ -1,10 +1,13 @@
 //! One file a command: its arguments and its work.
 
+mod admin_client;
 pub mod bench;
 pub mod chat;
 pub mod config;
+pub mod ctl;
 pub mod demo;
 pub mod dev;
+mod duration;
 pub mod gateway;
 mod http;
 pub mod logic;

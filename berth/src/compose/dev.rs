@@ -77,7 +77,8 @@ impl Dev {
         let readiness = readiness_of(&scheduler, &gateway, &logic);
         let admin = {
             let _inside = runtime.enter();
-            Admin::start(admin, recorder.handle(), readiness, &["scheduler", "gateway", "logic"])?
+            let roles = &["scheduler", "gateway", "logic"];
+            Admin::start(admin, recorder.handle(), readiness, roles, scheduler.admin_routes())?
         };
         let drain_spread = parts::drain_spread(config);
         Ok(Self { runtime, logic_runtime, scheduler, gateway, logic, admin, drain_spread, auth })

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
+use axum::Router;
 use berth_gateway::Gateway;
 use berth_link::{ClusterKey, DialConfig, LinkMetrics, Remote, RemoteLogic, RemoteScheduler};
 use berth_proto::metric::Registry;
@@ -122,7 +123,13 @@ impl GatewayRole {
         let gateway = Arc::new(gateway);
         let admin = {
             let _inside = runtime.enter();
-            Admin::start(admin, peers.metrics.handle(), readiness(&gateway, &remotes), &["gateway"])?
+            Admin::start(
+                admin,
+                peers.metrics.handle(),
+                readiness(&gateway, &remotes),
+                &["gateway"],
+                Router::new(),
+            )?
         };
         let drain_spread = parts::drain_spread(config);
         Ok(Self { runtime, gateway, remotes, admin, drain_spread })

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
+use axum::Router;
 use berth_link::{ClusterKey, LinkMetrics, Server};
 use berth_logic::{Logic, StoreChoice};
 use berth_proto::metric::Registry;
@@ -76,7 +77,7 @@ impl LogicRole {
                 .await
                 .with_context(|| format!("binding the admin port {}", wanted.admin_listen))?;
             let readiness = readiness(Arc::clone(&started));
-            anyhow::Ok(Admin::start(listener, recorder.handle(), readiness, &["logic"])?)
+            anyhow::Ok(Admin::start(listener, recorder.handle(), readiness, &["logic"], Router::new())?)
         })?;
         let settings = parts::logic(config, &config.auth, store)?;
         let logic = logic_runtime

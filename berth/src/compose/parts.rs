@@ -38,6 +38,7 @@ pub fn scheduler(config: &Config, auth: &Auth) -> anyhow::Result<berth_scheduler
     };
     let other_ticket_keys = given([&auth.ticket_key_next, &auth.ticket_key_previous]);
     Ok(berth_scheduler::Config {
+        id: scheduler.id.clone(),
         listen: scheduler.listen,
         policy_file: some(&scheduler.policy_file).map(PathBuf::from),
         geoip_file: some(&scheduler.geoip).map(PathBuf::from),

@@ -62,7 +62,8 @@ impl SchedulerRole {
             let links = LinkMetrics::scheduler(metrics);
             let links = Server::scheduler(wanted.rpc_listen, key, links, scheduler.service()).await?;
             let scheduler = Arc::new(scheduler);
-            let admin = Admin::start(admin, recorder.handle(), readiness(&scheduler), &["scheduler"])?;
+            let own = scheduler.admin_routes();
+            let admin = Admin::start(admin, recorder.handle(), readiness(&scheduler), &["scheduler"], own)?;
             anyhow::Ok((scheduler, links, admin))
         });
         let (scheduler, links, admin) = started?;

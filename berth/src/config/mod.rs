@@ -81,6 +81,8 @@ impl Auth {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Scheduler {
+    /// Its name among the schedulers. Empty: the machine's name and the port of `listen`.
+    pub id: String,
     /// Clients' HTTP.
     pub listen: SocketAddr,
     /// Role to role: gateways dial in here. Not used by `berth dev`.
@@ -103,6 +105,7 @@ pub struct Scheduler {
 impl Default for Scheduler {
     fn default() -> Self {
         Self {
+            id: String::new(),
             listen: loopback(7700),
             rpc_listen: loopback(7701),
             admin_listen: loopback(7702),

@@ -8,7 +8,7 @@ use berth_proto::{
     frame::FrameError,
     id, limits,
     ticket::TicketError,
-    wire::{self as link, to_logic},
+    wire::{self as link, MovePurpose, to_logic},
 };
 
 use rand::Rng;
@@ -43,9 +43,29 @@ enum Step {
     /// For logic to open the session.
     Opening(Box<Opening>),
     /// For a scheduler to say where it belongs.
-    Redirecting,
+    Redirecting(Why),
     /// For nothing more: it was told where it belongs.
     Redirected,
+}
+
+/// Why a scheduler is asked where it belongs.
+enum Why {
+    /// Its ticket is for other gateways.
+    Stray,
+    /// This gateway is being emptied.
+    Drained,
+    /// It may be better off elsewhere; without an answer it is let in.
+    Doubted(Box<Admitted>),
+}
+
+/// Of a ticket that would let it in.
+struct Admitted {
+    identity: Identity,
+    schedule_id: u64,
+    auth_expires_at_ms: i64,
+    away: bool,
+    /// How far its ticket is accepted only because no scheduler is linked.
+    grace: Option<Grace>,
 }
 
 struct Opening {
@@ -54,6 +74,7 @@ struct Opening {
     auth_deadline_ms: i64,
     /// How far its ticket is accepted only because no scheduler is linked.
     grace: Option<Grace>,
+    away: bool,
     /// Notifies may overtake the answer.
     outlook: Outlook,
 }
@@ -74,7 +95,7 @@ impl Arriving {
     }
 
     pub(super) fn redirecting(&self) -> bool {
-        matches!(self.step, Step::Redirecting)
+        matches!(self.step, Step::Redirecting(_))
     }
 
     /// Whether the logic with that index is opening its session.
@@ -113,51 +134,68 @@ impl Arriving {
         let ticket = check_ticket(cx.env, cx.now, &hello)?;
         let identity = Identity::new(&ticket.user_id, ticket.auth_issued_at_ms, &hello);
         revoked::check(cx.env, &identity)?;
+        let ask = identity.ask(cx.handle, wire, self.peer, ticket.auth_expires_at_ms);
         let grace = match grace::worth(&ticket, cx.env, cx.now.wall_ms, hello.no_scheduler) {
-            Worth::Good => {
-                cx.ups.used_tickets.push(ticket.schedule_id);
-                None
-            }
+            Worth::Good => None,
             Worth::Grace(grace) => Some(grace),
-            Worth::Ask => return self.ask_redirect(cx, wire, &identity, &ticket),
+            Worth::Ask => {
+                self.redirecting_by(cx, MovePurpose::Stray, ask, Why::Stray);
+                return Ok(());
+            }
             Worth::Expired { late_ms } => {
                 let problem = TicketError::Expired { late_ms }.to_string();
                 return Err(Goodbye::new(CloseCode::TicketExpired).because(problem));
             }
         };
         cx.env.door.shown(ticket.issued_at_ms, cx.now.wall_ms);
-        let Some(logic) = rendezvous::choose(&ticket.user_id, &cx.env.logics) else {
+        self.place(cx, identity, &ticket, ask, grace)
+    }
+
+    /// Its ticket is good here: it is let in, unless it is better off elsewhere.
+    fn place(
+        &mut self,
+        cx: &mut Cx<'_>,
+        identity: Identity,
+        ticket: &link::Ticket,
+        ask: link::RedirectAsk,
+        grace: Option<Grace>,
+    ) -> Result<(), Goodbye> {
+        if cx.env.evacuating {
+            self.redirecting_by(cx, MovePurpose::Drain, ask, Why::Drained);
+            return Ok(());
+        }
+        let away = !ticket.home.is_empty() && ticket.home != cx.env.region;
+        let &link::Ticket { schedule_id, auth_expires_at_ms, elsewhere, issued_at_ms, .. } = ticket;
+        let admitted = Admitted { identity, schedule_id, auth_expires_at_ms, away, grace };
+        // Served elsewhere on purpose it stays; but not by a ticket that is older than what decides where it belongs.
+        let doubted = (away && !elsewhere) || issued_at_ms < cx.env.placed_ms;
+        if doubted && grace.is_none() {
+            self.redirecting_by(cx, MovePurpose::Home, ask, Why::Doubted(Box::new(admitted)));
+            return Ok(());
+        }
+        self.open(cx, admitted)
+    }
+
+    fn redirecting_by(&mut self, cx: &mut Cx<'_>, purpose: MovePurpose, ask: link::RedirectAsk, why: Why) {
+        cx.ups.redirects.push(link::RedirectAsk { purpose: purpose.into(), ..ask });
+        self.deadline_ms = after(cx.now, cx.env.timeouts.redirect);
+        self.step = Step::Redirecting(why);
+    }
+
+    fn open(&mut self, cx: &mut Cx<'_>, admitted: Admitted) -> Result<(), Goodbye> {
+        let Admitted { identity, schedule_id, auth_expires_at_ms, away, grace } = admitted;
+        if grace.is_none() {
+            cx.ups.used_tickets.push(schedule_id);
+        }
+        let Some(logic) = rendezvous::choose(identity.user(), &cx.env.logics) else {
             return Err(Goodbye::overloaded(cx.rng).because("no logic is attached"));
         };
         let open = identity.open(cx.handle, 0, cx.now.steady_ms);
         cx.ups.logic.push((logic, to_logic::Message::Open(open)));
         self.deadline_ms = after(cx.now, cx.env.timeouts.open);
-        let auth_deadline_ms = on_steady_scale(cx.now, ticket.auth_expires_at_ms);
-        let opening = Opening { identity, logic, auth_deadline_ms, grace, outlook: Outlook::default() };
+        let auth_deadline_ms = on_steady_scale(cx.now, auth_expires_at_ms);
+        let opening = Opening { identity, logic, auth_deadline_ms, grace, away, outlook: Outlook::default() };
         self.step = Step::Opening(Box::new(opening));
-        Ok(())
-    }
-
-    fn ask_redirect(
-        &mut self,
-        cx: &mut Cx<'_>,
-        wire: Wire,
-        identity: &Identity,
-        ticket: &link::Ticket,
-    ) -> Result<(), Goodbye> {
-        cx.ups.redirects.push(link::RedirectAsk {
-            handle: cx.handle,
-            user_id: identity.user().to_owned(),
-            device_id: identity.device().to_owned(),
-            platform: identity.platform().to_owned(),
-            app_version: identity.app_version().to_owned(),
-            client_ip: self.peer.to_canonical().to_string(),
-            transport: wire.transport().to_owned(),
-            auth_expires_at_ms: ticket.auth_expires_at_ms,
-            auth_issued_at_ms: ticket.auth_issued_at_ms,
-        });
-        self.deadline_ms = after(cx.now, cx.env.timeouts.redirect);
-        self.step = Step::Redirecting;
         Ok(())
     }
 
@@ -184,7 +222,7 @@ impl Arriving {
             self.step = Step::Opening(Box::new(opening));
             return Err(goodbye);
         }
-        let Opening { identity, logic, auth_deadline_ms, grace, outlook: overtaken } = opening;
+        let Opening { identity, logic, auth_deadline_ms, grace, away, outlook: overtaken } = opening;
         let welcome = Welcome {
             session_id: format!("{:016x}{:016x}", cx.env.boot, cx.handle),
             user_id: identity.user().to_owned(),
@@ -199,7 +237,9 @@ impl Arriving {
         write(cx, wire, server_frame::Frame::Welcome(welcome));
         let metrics = &cx.env.metrics;
         metrics.handshakes.one(Handshake::Welcomed);
-        metrics.handshake_seconds.record(seconds(cx.now.steady_ms - self.accepted_ms));
+        let took_ms = cx.now.steady_ms - self.accepted_ms;
+        metrics.handshake_seconds.record(seconds(took_ms));
+        metrics.health.welcomed(took_ms);
         cx.env.levels.sessions.up();
         if let Some(grace) = grace {
             metrics.grace_sessions.one(grace);
@@ -219,6 +259,7 @@ impl Arriving {
             outlook,
             auth_deadline_ms,
             now_ms: cx.now.steady_ms,
+            away,
         })))
     }
 
@@ -228,14 +269,35 @@ impl Arriving {
         }
     }
 
-    /// How the connection ends after a scheduler's answer, if it waits for one.
-    pub(super) fn on_redirect(&mut self, answer: link::RedirectAnswer) -> Option<Goodbye> {
-        if !self.redirecting() {
-            return None;
-        }
-        self.step = Step::Redirected;
+    /// A scheduler's answer, if it waits for one: it goes there, or is let in after all.
+    pub(super) fn on_redirect(
+        &mut self,
+        cx: &mut Cx<'_>,
+        answer: link::RedirectAnswer,
+    ) -> Result<(), Goodbye> {
         let link::RedirectAnswer { endpoints, ticket, ticket_expires_at_ms, .. } = answer;
-        Some(Goodbye::new(CloseCode::Moved).redirect(endpoints, ticket, ticket_expires_at_ms))
+        let code = match &self.step {
+            Step::Redirecting(Why::Stray) => CloseCode::Moved,
+            Step::Redirecting(_) if endpoints.is_empty() => return self.undirected(cx),
+            Step::Redirecting(Why::Drained) => CloseCode::Draining,
+            Step::Redirecting(Why::Doubted(_)) => CloseCode::Moved,
+            _ => return Ok(()),
+        };
+        self.step = Step::Redirected;
+        Err(Goodbye::new(code).redirect(endpoints, ticket, ticket_expires_at_ms))
+    }
+
+    /// No scheduler says where it is to go.
+    pub(super) fn undirected(&mut self, cx: &mut Cx<'_>) -> Result<(), Goodbye> {
+        match std::mem::replace(&mut self.step, Step::Redirected) {
+            Step::Redirecting(Why::Doubted(admitted)) => self.open(cx, *admitted),
+            Step::Redirecting(Why::Drained) => {
+                let retry_after_ms = cx.rng.random_range(0..=cx.env.spread_ms);
+                Err(Goodbye::new(CloseCode::Draining).retry_after(retry_after_ms))
+            }
+            _ => Err(Goodbye::new(CloseCode::TicketExpired)
+                .because("no scheduler said in time where the client belongs; ask one")),
+        }
     }
 
     /// Logic never saw the OpenSession: there is nothing to close later.
@@ -244,12 +306,11 @@ impl Arriving {
     }
 
     /// The deadline passed.
-    pub(super) fn expired(&self, cx: &mut Cx<'_>) -> Goodbye {
+    pub(super) fn expired(&mut self, cx: &mut Cx<'_>) -> Result<(), Goodbye> {
         match self.step {
-            Step::Hello => Goodbye::new(CloseCode::HandshakeTimeout),
-            Step::Opening(_) => Goodbye::overloaded(cx.rng).because("logic did not answer in time"),
-            Step::Redirecting | Step::Redirected => Goodbye::new(CloseCode::TicketExpired)
-                .because("no scheduler said in time where the client belongs; ask one"),
+            Step::Hello => Err(Goodbye::new(CloseCode::HandshakeTimeout)),
+            Step::Opening(_) => Err(Goodbye::overloaded(cx.rng).because("logic did not answer in time")),
+            Step::Redirecting(_) | Step::Redirected => self.undirected(cx),
         }
     }
 

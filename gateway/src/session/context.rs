@@ -24,6 +24,12 @@ pub(crate) struct Env {
     pub(crate) timeouts: Timeouts,
     pub(crate) verifier: Arc<TicketVerifier>,
     pub(crate) draining: bool,
+    /// An operator empties this gateway: who comes is sent elsewhere.
+    pub(crate) evacuating: bool,
+    /// Its region; may be empty.
+    pub(crate) region: String,
+    /// Tickets issued before, by the wall clock, may lead where their user no longer belongs.
+    pub(crate) placed_ms: i64,
     /// Who is sent away by a drain or a stop comes back within so many milliseconds.
     pub(crate) spread_ms: u32,
     /// The worker ends soon: nobody lingers.

@@ -54,7 +54,8 @@ impl Goodbye {
         self
     }
 
-    pub(super) fn redirect(mut self, to: Vec<Endpoint>, ticket: String, expires_at_ms: i64) -> Self {
+    /// Where to go, with the ticket for it.
+    pub(crate) fn redirect(mut self, to: Vec<Endpoint>, ticket: String, expires_at_ms: i64) -> Self {
         (self.redirect, self.ticket, self.ticket_expires_at_ms) = (to, ticket, expires_at_ms);
         self
     }

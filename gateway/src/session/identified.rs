@@ -1,5 +1,7 @@
 //! A welcomed session: heartbeats, requests, notifies.
 
+use std::net::IpAddr;
+
 use berth_proto::{
     client::{
         ConversationSeq, HeartbeatAck, Hello, Request, Response, client_frame, response, server_frame::Frame,
@@ -79,6 +81,28 @@ impl Identity {
         }
     }
 
+    /// The question where it belongs.
+    pub(super) fn ask(
+        &self,
+        handle: u64,
+        wire: Wire,
+        peer: IpAddr,
+        auth_expires_at_ms: i64,
+    ) -> link::RedirectAsk {
+        link::RedirectAsk {
+            handle,
+            user_id: self.user().to_owned(),
+            device_id: self.device().to_owned(),
+            platform: self.platform().to_owned(),
+            app_version: self.app_version().to_owned(),
+            client_ip: peer.to_canonical().to_string(),
+            transport: wire.transport().to_owned(),
+            auth_expires_at_ms,
+            auth_issued_at_ms: self.auth_issued_at_ms,
+            ..link::RedirectAsk::default()
+        }
+    }
+
     pub(crate) fn close(&self, session_epoch: u64) -> link::CloseSession {
         link::CloseSession {
             user_id: self.user().to_owned(),
@@ -107,6 +131,7 @@ pub(super) struct Opened {
     pub(super) outlook: Outlook,
     pub(super) auth_deadline_ms: i64,
     pub(super) now_ms: i64,
+    pub(super) away: bool,
 }
 
 /// The session. Idle it owns one allocation: its identity.
@@ -121,13 +146,15 @@ pub(super) struct Identified {
     /// When the inbox was last asked for.
     asked_ms: i64,
     in_flight: InFlight,
-    /// The wait a draining gateway gives the client once its requests are answered.
-    leaving: Option<u32>,
+    /// What the client is told once its requests are answered: it is let go of.
+    leaving: Option<Box<Goodbye>>,
+    /// The user's home is another region.
+    away: bool,
 }
 
 impl Identified {
     pub(super) fn new(opened: Opened) -> Self {
-        let Opened { identity, logic, epoch, inbox_epoch, outlook, auth_deadline_ms, now_ms } = opened;
+        let Opened { identity, logic, epoch, inbox_epoch, outlook, auth_deadline_ms, now_ms, away } = opened;
         Self {
             identity,
             logic,
@@ -140,6 +167,7 @@ impl Identified {
             asked_ms: 0,
             in_flight: InFlight::default(),
             leaving: None,
+            away,
         }
     }
 
@@ -355,9 +383,9 @@ impl Identified {
         self.outlook.told_inbox();
     }
 
-    pub(super) fn leave(&mut self, retry_after_ms: u32) {
+    pub(super) fn leave(&mut self, goodbye: Goodbye) {
         // A stop after a drain finds it on its way.
-        self.leaving.get_or_insert(retry_after_ms);
+        self.leaving.get_or_insert_with(|| Box::new(goodbye));
     }
 
     /// Whether a request waits for the logic with that index.
@@ -378,9 +406,19 @@ impl Identified {
         self.leaving.is_some()
     }
 
-    /// The wait to give, once nothing is in flight.
-    pub(super) fn ready_to_leave(&self) -> Option<u32> {
-        self.leaving.filter(|_| self.in_flight.len() == 0)
+    /// What to say to who is let go of, once nothing is in flight.
+    pub(super) fn take_leave(&mut self) -> Option<Goodbye> {
+        self.leaving.take_if(|_| self.in_flight.len() == 0).map(|goodbye| *goodbye)
+    }
+
+    pub(super) fn away(&self) -> bool {
+        self.away
+    }
+
+    /// The question where it belongs.
+    pub(super) fn ask(&self, handle: u64, wire: Wire, peer: IpAddr, now: Now) -> link::RedirectAsk {
+        let left_ms = self.auth_deadline_ms.saturating_sub(now.steady_ms);
+        self.identity.ask(handle, wire, peer, now.wall_ms.saturating_add(left_ms))
     }
 
     /// When [`Identified::expire`] has something to do. `blocked_ms`: since when the peer takes nothing; 0: it does.
@@ -393,7 +431,7 @@ impl Identified {
 
     /// A peer that does not take what we say is not read, nor is one that is to leave: their silence is our doing.
     fn silence_deadline_ms(&self, env: &Env, blocked_ms: i64) -> i64 {
-        let since = match (blocked_ms, self.leaving) {
+        let since = match (blocked_ms, &self.leaving) {
             (0, None) => self.last_life_ms,
             (0, Some(_)) => return i64::MAX,
             _ => blocked_ms,

@@ -56,11 +56,11 @@ fn at_a_stop_only_who_has_the_whole_goodbye_is_waited_for_less() {
     };
     assert_eq!(left(&session, &harness), linger);
     harness.env.stopping = true;
-    harness.with(&mut session, |session, cx| session.evict(cx, 0));
+    harness.with(&mut session, |session, cx| session.evict(cx, Goodbye::new(CloseCode::Draining)));
     assert!(left(&session, &harness) <= 1_000);
     harness.with(&mut session, |session, cx| session.blocked(cx));
     assert_eq!(left(&session, &harness), linger, "its goodbye is not written yet");
-    harness.with(&mut session, |session, cx| session.evict(cx, 0));
+    harness.with(&mut session, |session, cx| session.evict(cx, Goodbye::new(CloseCode::Draining)));
     assert_eq!(left(&session, &harness), linger);
     harness.with(&mut session, |session, cx| session.unblocked(cx, 1, true));
     assert!(left(&session, &harness) <= 1_000);

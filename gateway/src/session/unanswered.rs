@@ -1,6 +1,6 @@
 //! A session whose logic or schedulers do not take what it says, do not answer, or have forgotten it.
 
-use berth_proto::{code::CloseCode, wire::to_logic};
+use berth_proto::wire::to_logic;
 
 use super::{Cx, Goodbye, Session, Stage};
 
@@ -24,10 +24,11 @@ impl Session {
 
     /// No scheduler took the question where the connection belongs.
     pub(crate) fn redirect_refused(&mut self, cx: &mut Cx<'_>) {
-        if let Stage::Arriving(arriving) = &self.stage
+        if let Stage::Arriving(arriving) = &mut self.stage
             && arriving.redirecting()
+            && let Err(goodbye) = arriving.undirected(cx)
         {
-            self.close(cx, Goodbye::new(CloseCode::TicketExpired).because("no scheduler answers"));
+            self.close(cx, goodbye);
         }
     }
 

@@ -28,11 +28,16 @@ impl Worker {
         match delivery {
             Delivery::Logic(handle, message) => self.deliver_logic(handle, message),
             Delivery::Redirect(answer) => {
-                if let Some(place) = self.place(answer.handle) {
+                if let Some(answer) = self.directed(answer)
+                    && let Some(place) = self.place(answer.handle)
+                {
                     self.with(place, |session, cx| session.redirected(cx, answer));
                 }
             }
-            Delivery::Drain => self.begin_eviction(),
+            Delivery::Evict(spread_ms) => self.begin_eviction(spread_ms),
+            Delivery::Move(job) => self.begin_moving(job),
+            Delivery::Grant(count) => self.move_some(count),
+            Delivery::MovedEnough => self.end_moving(),
             Delivery::Stop => self.begin_stop(),
             Delivery::Reannounce(logic) => self.begin_reannouncing(logic),
             Delivery::Unanswered(logic) => self.give_up_on(logic),

@@ -1,9 +1,10 @@
 //! Saying 4001 to everybody, a part at each wake-up, so that those who are still here are served meanwhile.
 
+use berth_proto::code::CloseCode;
 use rand::Rng;
 
 use super::Worker;
-use crate::table::Place;
+use crate::{metrics::Moved, session::Goodbye, table::Place};
 
 /// Connections told at one wake-up.
 const EVICTIONS_PER_TURN: usize = 256;
@@ -15,12 +16,13 @@ const LAST_CALL_MS: i64 = 1_000;
 /// Who is still to be told.
 pub(super) struct Eviction {
     left: Vec<Place>,
+    spread_ms: u32,
 }
 
 impl Worker {
-    pub(super) fn begin_eviction(&mut self) {
+    pub(super) fn begin_eviction(&mut self, spread_ms: u32) {
         let left = self.table.iter().map(|(place, _)| place).collect();
-        self.eviction = Some(Eviction { left });
+        self.eviction = Some(Eviction { left, spread_ms });
     }
 
     /// No new connections; those here are told, and have until the deadline to go.
@@ -28,7 +30,7 @@ impl Worker {
         self.acceptor.close();
         self.env.stopping = true;
         // Anew, though a drain may have listed them before: those who linger since are given less time now.
-        self.begin_eviction();
+        self.begin_eviction(self.env.spread_ms);
         let grace = i64::try_from(self.env.timeouts.stop.as_millis()).unwrap_or(i64::MAX);
         let until = self.now.steady_ms.saturating_add(grace);
         self.stopping_ms = Some(until);
@@ -55,8 +57,16 @@ impl Worker {
                 self.eviction = None;
                 return;
             };
-            let retry_after_ms = self.rng.random_range(0..=self.env.spread_ms);
-            self.with(place, |session, cx| session.evict(cx, retry_after_ms));
+            let goodbye =
+                Goodbye::new(CloseCode::Draining).retry_after(self.rng.random_range(0..=eviction.spread_ms));
+            let movable = self.table.get(place).is_some_and(|connection| connection.session.movable());
+            self.with(place, |session, cx| session.evict(cx, goodbye));
+            if movable {
+                self.shared.metrics.moves.one(Moved::Unplaced);
+                if let Some(moving) = &self.moving {
+                    moving.unplaced();
+                }
+            }
         }
     }
 }

@@ -141,7 +141,9 @@ impl Worker {
         for ask in std::mem::take(&mut self.ups.redirects) {
             if !self.outlet.ask(&ask) {
                 self.shared.metrics.links.refused.one(LinkRefused::Redirect);
-                if let Some(place) = self.place(ask.handle) {
+                if self.asks_about(ask.handle) {
+                    self.take_back(ask.handle, "no scheduler takes questions");
+                } else if let Some(place) = self.place(ask.handle) {
                     self.with(place, |session, cx| session.redirect_refused(cx));
                 }
             }

@@ -1,3 +1,5 @@
+//! Records merged in any order, by any way.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -53,6 +53,11 @@ impl DataDir {
         Ok((Self { path: path.to_owned(), _lock: lock }, records))
     }
 
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Whole or not at all.
     fn write(&self, records: &[u8]) -> io::Result<()> {
         let (path, unfinished) = (self.path.join(FILE), self.path.join(format!("{FILE}.new")));

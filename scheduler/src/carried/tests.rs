@@ -1,3 +1,5 @@
+//! A scheduler that tells its gateways what outlives it, and its disk.
+
 use berth_proto::{
     carry::kind,
     wire::{Drain, Revocation},

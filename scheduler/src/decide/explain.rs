@@ -13,7 +13,7 @@ use crate::{
     admission::QueueSeen,
     fleet::{Dimension, Fleet, Measure, State, Sums, pressure},
     locate::Near,
-    policy::{GrayRule, Policy},
+    policy::{GrayRule, Policy, Takes},
 };
 
 /// Most gateways listed one by one: those after them are only counted.
@@ -59,13 +59,19 @@ pub struct Admission {
 }
 
 /// A gray rule that was looked at.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RuleSeen {
     /// Its id.
     pub rule_id: String,
-    /// `named`, `all`, `in`, `out`, `nobody` or `mismatch`.
+    /// `named`, `all`, `in`, `out`, `nobody`, `stopped` or `mismatch`.
     pub verdict: &'static str,
+    /// What it takes of those that match now, by its ramp if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub percent: Option<f64>,
+    /// Why it takes nobody.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<String>,
     /// The key of `match` that does not hold.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mismatch: Option<&'static str>,
@@ -319,11 +325,17 @@ impl Observer for Recorder<'_> {
             Verdict::Named => ("named", None, None),
             Verdict::All => ("all", None, None),
             Verdict::Nobody => ("nobody", None, None),
+            Verdict::Stopped => ("stopped", None, None),
             Verdict::In { bucket } => ("in", None, Some(bucket)),
             Verdict::Out { bucket } => ("out", None, Some(bucket)),
             Verdict::Mismatch { key } => ("mismatch", Some(key), None),
         };
-        self.seen.rules.push(RuleSeen { rule_id: rule.id.clone(), verdict, mismatch, bucket });
+        let (percent, stopped) = match &rule.takes {
+            Takes::Percent { percent, .. } => (Some(*percent), None),
+            Takes::Nobody(stop) => (None, Some(stop.reason.clone())),
+        };
+        let rule_id = rule.id.clone();
+        self.seen.rules.push(RuleSeen { rule_id, verdict, percent, stopped, mismatch, bucket });
     }
 
     fn pool(&mut self, name: &str, candidates: u32, allow_failed: bool) {

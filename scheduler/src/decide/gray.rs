@@ -1,9 +1,9 @@
-//! Home and gray rule: what follows from the policy and the user alone.
+//! Home and gray rule: what follows from the policy, at its time, and the user alone.
 
 use berth_proto::{bucket::bucket, schedule::Reason};
 
 use super::{Observer, Request};
-use crate::policy::{GrayRule, HOME_SALT, Policy};
+use crate::policy::{GrayRule, HOME_SALT, Home, Policy, Takes};
 
 /// What a gray rule said of a request.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,6 +24,8 @@ pub enum Verdict {
     },
     /// It takes nobody by percentage.
     Nobody,
+    /// It was stopped: it takes nobody at all.
+    Stopped,
     /// It does not take the user's bucket.
     Out {
         /// The bucket.
@@ -38,20 +40,19 @@ impl Verdict {
         match self {
             Self::Named | Self::All => Some(Reason::TargetingMatch),
             Self::In { .. } => Some(Reason::Split),
-            Self::Mismatch { .. } | Self::Nobody | Self::Out { .. } => None,
+            Self::Mismatch { .. } | Self::Nobody | Self::Stopped | Self::Out { .. } => None,
         }
     }
 }
 
-/// The region a user belongs to; empty: none.
-pub(super) fn home<'a>(policy: &'a Policy, user_id: &str) -> &'a str {
+/// The home of a user; none: he has no home.
+pub(super) fn home<'a>(policy: &'a Policy, user_id: &str) -> Option<&'a Home> {
     let mut hashed = None;
     let mut holds = |buckets: &std::ops::Range<u16>| {
         !buckets.is_empty() && buckets.contains(hashed.get_or_insert_with(|| bucket(HOME_SALT, user_id)))
     };
     let mut homes = policy.homes.iter();
-    let home = homes.find(|home| home.users.contains(user_id) || holds(&home.buckets));
-    home.map_or("", |home| &home.region)
+    homes.find(|home| home.users.contains(user_id) || holds(&home.buckets))
 }
 
 /// The first rule that applies, with its reason.
@@ -69,18 +70,19 @@ pub(super) fn rule<'a>(
 
 /// The hash is the dear part (a SHA-256), so it comes last.
 fn verdict(rule: &GrayRule, request: &Request<'_>) -> Verdict {
+    let Takes::Percent { percent, buckets } = rule.takes else { return Verdict::Stopped };
     if rule.users.contains(request.user_id) {
         return Verdict::Named;
     }
     if let Some(key) = rule.matcher.mismatch(&request.client) {
         return Verdict::Mismatch { key };
     }
-    if rule.percent >= 100.0 {
+    if percent >= 100.0 {
         return Verdict::All;
     }
-    if rule.buckets == 0 {
+    if buckets == 0 {
         return Verdict::Nobody;
     }
     let bucket = bucket(&rule.salt, request.user_id);
-    if bucket < rule.buckets { Verdict::In { bucket } } else { Verdict::Out { bucket } }
+    if bucket < buckets { Verdict::In { bucket } } else { Verdict::Out { bucket } }
 }

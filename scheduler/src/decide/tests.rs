@@ -10,7 +10,7 @@ use rand::{SeedableRng, rngs::SmallRng};
 
 use self::world::{Asked, NOW, Spec, World, arb_asked, arb_spec, arb_world};
 use super::{explain::explain, *};
-use crate::fleet::{FORGET_AFTER_MS, Pending, STALE_AFTER_MS, State, TOGETHER_MS};
+use crate::fleet::{FORGET_AFTER_MS, Pending, Place, STALE_AFTER_MS, State, TOGETHER_MS};
 
 fn rng(seed: u64) -> SmallRng {
     SmallRng::seed_from_u64(seed)
@@ -167,7 +167,7 @@ proptest! {
                 .fold(f64::INFINITY, f64::min);
             let limit = (1.0 + policy.bound) * mean;
             prop_assert!(bounded <= limit || score <= least, "{} > {} while one has {}", bounded, limit, least);
-            pending.assign(&fleet, first, &format!("u{id}"), id, NOW);
+            pending.assign(&fleet, Place::at_once(first, &format!("u{id}"), id), NOW);
         }
     }
 
@@ -217,5 +217,29 @@ proptest! {
         };
         let high = (low + more).min(100.0);
         prop_assert!(pool(low) == STABLE || pool(high) == "canary");
+    }
+
+    #[test]
+    fn a_stopped_rule_takes_nobody_and_leaves_the_others_as_they_are(mut world in arb_world(), asked in arb_asked()) {
+        world.stopped = true;
+        let policy = world.policy();
+        let (request, mut without) = (asked.request(), policy.clone());
+        let stopped = without.gray.pop().expect("two rules");
+        prop_assert!(!stopped.sends());
+        let taken = |policy: &Policy| gray::rule(policy, &request, &mut Silent).map(|(rule, reason)| (rule.id.clone(), reason));
+        prop_assert_eq!(taken(&policy), taken(&without));
+    }
+
+    #[test]
+    fn a_ramp_takes_whom_its_percentage_takes(mut world in arb_world(), asked in arb_asked(), wall_ms in 0..3_000i64) {
+        (world.stopped, world.wall_ms) = (false, wall_ms);
+        let policy = world.policy();
+        let rule = policy.gray.last().expect("two rules");
+        let by_step = match wall_ms { 0..1_000 => rule.percent, 1_000..2_000 => rule.ramp[0].percent, _ => 0.0 };
+        let mut plain = policy.clone();
+        plain.gray.pop();
+        plain.gray.push(GrayRule::splitting(&rule.id, &rule.pool, by_step));
+        let pool_by = |policy: &Policy| pool(policy, &asked.request()).to_owned();
+        prop_assert_eq!(pool_by(&policy), pool_by(&plain));
     }
 }

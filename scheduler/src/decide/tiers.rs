@@ -126,6 +126,13 @@ impl<'a> Tiers<'a> {
         &self.items[..self.len]
     }
 
+    /// Only those of the home's region, which come first if there are any.
+    pub fn of_home(&self) -> &[Option<Tier<'a>>] {
+        let home =
+            self.as_slice().iter().position(|tier| tier.is_some_and(|tier| tier.kind == TierKind::Home));
+        &self.items[..home.map_or(0, |at| at + 1)]
+    }
+
     fn push(&mut self, tier: Tier<'a>) {
         self.items[self.len] = Some(tier);
         self.len += 1;

@@ -2,10 +2,11 @@
 //!
 //! Reports are half a second old on average; without this a replica would send everybody of that half second to the
 //! same gateways. An assignment counts until a gateway (any: the client walks along its list) reports its ticket as
-//! used, and for at most [`PENDING_MS`].
+//! used, and for at most [`PENDING_MS`]; one whose client was told to wait first, for so much longer.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
     hash::{BuildHasher, RandomState},
     sync::{Arc, atomic::Ordering},
 };
@@ -13,7 +14,7 @@ use std::{
 use super::{Fleet, Profile};
 
 /// A client that has not connected after 10 s is not coming, or will ask again.
-const PENDING_MS: i64 = 10_000;
+pub(crate) const PENDING_MS: i64 = 10_000;
 
 /// Most assignments remembered: 26,000 a second for ten seconds. Beyond, the oldest stops counting early.
 const MAX_PENDING: usize = 262_144;
@@ -33,6 +34,10 @@ pub struct PendingCounts {
     pub evicted: u64,
     /// Stopped counting early, since the same user was assigned again and again.
     pub superseded: u64,
+    /// Of those used: places kept for clients that were moved.
+    pub arrived: u64,
+    /// Of those expired: places kept for clients that were moved.
+    pub lost: u64,
 }
 
 /// An assignment that counts.
@@ -40,6 +45,30 @@ pub struct PendingCounts {
 struct Open {
     profile: Arc<Profile>,
     user: u64,
+    moved: bool,
+}
+
+/// An assignment of a user to a gateway.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// The gateway, an index into the fleet.
+    pub gateway: u32,
+    /// The user.
+    pub user_id: &'a str,
+    /// Its schedule id.
+    pub schedule_id: u64,
+    /// The client is told to come only after so many milliseconds.
+    pub wait_ms: u32,
+    /// The client was connected elsewhere, and moved.
+    pub moved: bool,
+}
+
+impl<'a> Place<'a> {
+    /// For a client that comes at once.
+    #[must_use]
+    pub fn at_once(gateway: u32, user_id: &'a str, schedule_id: u64) -> Self {
+        Self { gateway, user_id, schedule_id, wait_ms: 0, moved: false }
+    }
 }
 
 /// The schedule ids of one user's open assignments, oldest first.
@@ -75,8 +104,8 @@ pub struct Pending {
     /// The newest assignments of each user, by a keyed hash of the id: a user id takes up to 64 bytes.
     users: HashMap<u64, Newest>,
     hasher: RandomState,
-    /// In order of time: all live equally long. Holds used ones too, until their time comes.
-    order: VecDeque<(i64, u64)>,
+    /// By the end of their time, the next one first. Holds used ones too, until their time comes.
+    order: BinaryHeap<Reverse<(i64, u64)>>,
     /// Reported as used since the last snapshot; at most [`MAX_PENDING`].
     used: Vec<u64>,
     counts: PendingCounts,
@@ -85,13 +114,14 @@ pub struct Pending {
 impl Pending {
     /// Counts an assignment of a user to a gateway of `fleet`, under its schedule id. Of one user's at most
     /// `MAX_OF_USER` count: a newer one ends the oldest.
-    pub fn assign(&mut self, fleet: &Fleet, gateway: u32, user_id: &str, schedule_id: u64, now_ms: i64) {
+    pub fn assign(&mut self, fleet: &Fleet, place: Place<'_>, now_ms: i64) {
+        let Place { gateway, user_id, schedule_id, wait_ms, moved } = place;
         while self.order.len() >= MAX_PENDING {
-            self.drop_oldest(|counts| &mut counts.evicted);
+            self.counts.evicted += u64::from(self.drop_oldest().is_some());
         }
         let user = self.hasher.hash_one(user_id);
         if let Some(oldest) = self.users.get(&user).and_then(Newest::surplus)
-            && let Some(profile) = self.close(oldest)
+            && let Some(Open { profile, .. }) = self.close(oldest)
         {
             self.counts.superseded += 1;
             forget_in_groups(fleet, &profile);
@@ -103,9 +133,9 @@ impl Pending {
         for group in fleet.groups_of(gateway) {
             group.pending.fetch_add(1, Ordering::Relaxed);
         }
-        self.open.insert(schedule_id, Open { profile: Arc::clone(&gateway.profile), user });
+        self.open.insert(schedule_id, Open { profile: Arc::clone(&gateway.profile), user, moved });
         self.users.entry(user).or_default().push(schedule_id);
-        self.order.push_back((now_ms + PENDING_MS, schedule_id));
+        self.order.push(Reverse((now_ms + PENDING_MS + i64::from(wait_ms), schedule_id)));
     }
 
     /// A gateway saw these tickets: they are in the connections that it reports. Until a snapshot shows those, the
@@ -121,16 +151,20 @@ impl Pending {
     pub fn settle(&mut self) {
         let used = std::mem::take(&mut self.used);
         for id in &used {
-            if self.close(*id).is_some() {
+            if let Some(open) = self.close(*id) {
                 self.counts.used += 1;
+                self.counts.arrived += u64::from(open.moved);
             }
         }
     }
 
-    /// Stops counting what is older than ten seconds.
+    /// Stops counting what nobody used in its time.
     pub fn expire(&mut self, now_ms: i64) {
-        while self.order.front().is_some_and(|(until, _)| *until <= now_ms) {
-            self.drop_oldest(|counts| &mut counts.expired);
+        while self.order.peek().is_some_and(|Reverse((until, _))| *until <= now_ms) {
+            if let Some(open) = self.drop_oldest() {
+                self.counts.expired += 1;
+                self.counts.lost += u64::from(open.moved);
+            }
         }
     }
 
@@ -152,24 +186,22 @@ impl Pending {
         self.counts
     }
 
-    fn drop_oldest(&mut self, counter: impl Fn(&mut PendingCounts) -> &mut u64) {
-        let Some((_, id)) = self.order.pop_front() else { return };
-        if self.close(id).is_some() {
-            *counter(&mut self.counts) += 1;
-        }
+    fn drop_oldest(&mut self) -> Option<Open> {
+        let Reverse((_, id)) = self.order.pop()?;
+        self.close(id)
     }
 
-    /// Ends an assignment, if it is open, and says on which gateway it was.
-    fn close(&mut self, id: u64) -> Option<Arc<Profile>> {
-        let Open { profile, user } = self.open.remove(&id)?;
-        profile.pending.fetch_sub(1, Ordering::Relaxed);
-        if let Some(newest) = self.users.get_mut(&user) {
+    /// Ends an assignment, if it is open, and says what it was.
+    fn close(&mut self, id: u64) -> Option<Open> {
+        let open = self.open.remove(&id)?;
+        open.profile.pending.fetch_sub(1, Ordering::Relaxed);
+        if let Some(newest) = self.users.get_mut(&open.user) {
             newest.remove(id);
             if newest.len == 0 {
-                self.users.remove(&user);
+                self.users.remove(&open.user);
             }
         }
-        Some(profile)
+        Some(open)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The newest report of every gateway: what snapshots are built from.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, atomic::AtomicU32},
 };
 
@@ -134,9 +134,19 @@ pub struct Table {
     layout: Arc<Layout>,
     /// A gateway came, went or changed its labels: the layout is no longer right.
     moved: bool,
+    /// Gateways that an operator empties, whatever they say of themselves.
+    drained: HashSet<String>,
 }
 
 impl Table {
+    /// These gateways are being emptied, whatever they say of themselves.
+    pub fn drain(&mut self, drained: HashSet<String>) {
+        for Entry { profile, load, .. } in &mut self.entries {
+            load.draining |= drained.contains(&*profile.id);
+        }
+        self.drained = drained;
+    }
+
     /// Takes a report that came at `now_ms` over a link. Links are numbered in the order they attached: of two that speak
     /// for one gateway the later is believed, unless it has fallen silent. Says whether the next snapshot should not wait: a gateway is new, or its
     /// readiness, drain or labels changed.
@@ -149,7 +159,8 @@ impl Table {
         report: &GatewayReport,
         now_ms: i64,
     ) -> Result<bool, ReportError> {
-        let fresh = Load::of(attachment, report, now_ms);
+        let mut fresh = Load::of(attachment, report, now_ms);
+        fresh.draining |= self.drained.contains(&report.gateway_id);
         let Some(slot) = self.slots.get(report.gateway_id.as_str()) else {
             if self.entries.len() >= MAX_GATEWAYS {
                 return Err(ReportError::TooMany);

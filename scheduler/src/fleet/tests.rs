@@ -198,12 +198,12 @@ fn labels_may_change_and_a_new_boot_starts_with_nothing_pending() {
     let mut table = table(&[report("g1", "stable", "eu", "a")]);
     let mut pending = Pending::default();
     let fleet = table.snapshot(0, SLOW_START_MS);
-    pending.assign(&fleet, 0, "alice", 7, 0);
+    pending.assign(&fleet, Place::at_once(0, "alice", 7), 0);
     assert_eq!(table.take(1, &report("g1", "canary", "eu", "a"), 10), Ok(true));
     let fleet = table.snapshot(10, SLOW_START_MS);
     assert_eq!(fleet.gateways.len(), 1);
     assert!(fleet.pool("stable").is_none() && fleet.pool("canary").is_some());
-    pending.assign(&fleet, 0, "alice", 8, 10);
+    pending.assign(&fleet, Place::at_once(0, "alice", 8), 10);
     let reborn = GatewayReport { boot: 2, ..report("g1", "canary", "eu", "a") };
     table.take(2, &reborn, 20).expect("valid");
     let fleet = table.snapshot(20, SLOW_START_MS);
@@ -376,7 +376,11 @@ fn pending_counts_until_used_or_ten_seconds() {
     let fleet = table.snapshot(0, SLOW_START_MS);
     let mut pending = Pending::default();
     for id in 0..6 {
-        pending.assign(&fleet, 0, &format!("u{id}"), id, i64::try_from(id).expect("small") * 1_000);
+        pending.assign(
+            &fleet,
+            Place::at_once(0, &format!("u{id}"), id),
+            i64::try_from(id).expect("small") * 1_000,
+        );
     }
     assert_eq!((fleet.gateway(0).pending(), fleet.gateway(1).pending()), (6, 0));
     assert_eq!(fleet.pool("stable").expect("reported").sums().pending, 6);
@@ -399,7 +403,7 @@ fn the_ledger_is_bounded() {
     let fleet = table(&[report("g1", "stable", "", "")]).snapshot(0, SLOW_START_MS);
     let mut pending = Pending::default();
     for id in 0..300_000 {
-        pending.assign(&fleet, 0, &format!("u{id}"), id, 0);
+        pending.assign(&fleet, Place::at_once(0, &format!("u{id}"), id), 0);
     }
     assert_eq!((pending.len(), fleet.gateway(0).pending()), (262_144, 262_144));
     assert_eq!(pending.counts().evicted, 300_000 - 262_144);
@@ -410,9 +414,9 @@ fn one_user_who_never_connects_fills_nobody() {
     let mut table = table(&[report("g1", "stable", "eu", "a"), report("g2", "stable", "eu", "a")]);
     let fleet = table.snapshot(0, SLOW_START_MS);
     let mut pending = Pending::default();
-    pending.assign(&fleet, 1, "bob", 9_999, 0);
+    pending.assign(&fleet, Place::at_once(1, "bob", 9_999), 0);
     for id in 0..1_000 {
-        pending.assign(&fleet, 0, "mallory", id, 0);
+        pending.assign(&fleet, Place::at_once(0, "mallory", id), 0);
     }
     assert_eq!(
         (fleet.gateway(0).pending(), fleet.gateway(1).pending()),
@@ -423,7 +427,7 @@ fn one_user_who_never_connects_fills_nobody() {
     assert_eq!(pending.counts().superseded, 996);
     pending.used(&[998]);
     pending.settle();
-    pending.assign(&fleet, 1, "mallory", 1_000, 0);
+    pending.assign(&fleet, Place::at_once(1, "mallory", 1_000), 0);
     assert_eq!((fleet.gateway(0).pending(), fleet.gateway(1).pending()), (3, 2), "a used one makes room");
     pending.expire(60_000);
     assert!(pending.is_empty());

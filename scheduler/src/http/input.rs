@@ -16,8 +16,8 @@ use crate::{
     transport::Transports,
 };
 
-/// Largest body, in bytes: [`MAX_RTTS`] measurements of the longest ids, and room around them.
-const MAX_BODY: usize = 32 * 1024;
+/// Largest body of a schedule request, in bytes: [`MAX_RTTS`] measurements of the longest ids, and room around them.
+pub(super) const MAX_BODY: usize = 32 * 1024;
 
 /// Of a body that is too long so much is read and thrown away, in bytes: whoever is cut off while he writes reads a reset
 /// instead of the answer.
@@ -48,16 +48,16 @@ pub(crate) struct ExplainRequest {
     pub client_ip: String,
 }
 
-/// Reads a body of bounded size in bounded time.
-pub(crate) async fn body(body: Body) -> Result<Bytes, Refusal> {
+/// Reads a body of at most so many bytes in bounded time.
+pub(crate) async fn body(body: Body, most: usize) -> Result<Bytes, Refusal> {
     let late = |_| {
         let seconds = BODY_TIMEOUT.as_secs();
         Refusal::InvalidArgument(format!("the body was not complete within {seconds} s"))
     };
-    tokio::time::timeout(BODY_TIMEOUT, read(body)).await.map_err(late)?
+    tokio::time::timeout(BODY_TIMEOUT, read(body, most)).await.map_err(late)?
 }
 
-async fn read(body: Body) -> Result<Bytes, Refusal> {
+async fn read(body: Body, most: usize) -> Result<Bytes, Refusal> {
     let mut chunks = body.into_data_stream();
     let mut bytes = Vec::new();
     let mut length: usize = 0;
@@ -65,15 +65,15 @@ async fn read(body: Body) -> Result<Bytes, Refusal> {
         let cut = |error| Refusal::InvalidArgument(format!("the body was cut short: {error}"));
         let chunk = chunk.map_err(cut)?;
         length += chunk.len();
-        if length > MAX_BODY + THROWN_AWAY {
+        if length > most + THROWN_AWAY {
             break;
         }
-        if length <= MAX_BODY {
+        if length <= most {
             bytes.extend_from_slice(&chunk);
         }
     }
-    if length > MAX_BODY {
-        return Err(Refusal::InvalidArgument(format!("the body is longer than {MAX_BODY} bytes")));
+    if length > most {
+        return Err(Refusal::InvalidArgument(format!("the body is longer than {most} bytes")));
     }
     Ok(bytes.into())
 }
@@ -132,6 +132,7 @@ pub(crate) fn decision_request<'a>(
             platform: Platform::named(&request.platform),
             app_version: app_version(&request.app_version),
             region: &request.region,
+            origin: "",
             zone: "",
             ip,
             device_id: &request.device_id,
@@ -139,6 +140,7 @@ pub(crate) fn decision_request<'a>(
         transports: transports(&request.transports),
         failed: &request.failed,
         near: &[],
+        pool: None,
     }
 }
 

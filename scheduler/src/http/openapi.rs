@@ -195,9 +195,10 @@ fn schemas() -> Value {
         },
         "ExplainRequest": explain,
         "Explanation": {
-            "type": "object", "required": ["client", "endpoints", "policyHash", "stages"],
+            "type": "object", "required": ["client", "elsewhere", "endpoints", "policyHash", "stages"],
             "properties": {
                 "decision": schema("Decision"), "problem": schema("Problem"), "tier": { "type": "string" },
+                "elsewhere": { "type": "boolean", "description": "The user's home cannot take him now." },
                 "endpoints": { "type": "array", "items": schema("Endpoint") },
                 "client": {
                     "type": "object", "description": "Where the client is thought to be, and what told it; its form may change.",

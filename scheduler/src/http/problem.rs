@@ -28,6 +28,8 @@ pub(crate) enum Refusal {
     NotFound(String),
     #[error("{0} is not what this path takes; see the Allow header")]
     Method(String),
+    #[error("{0}")]
+    Conflict(String),
 }
 
 fn told_to_wait(retry_after_ms: u32, queue_token: &str) -> String {
@@ -49,6 +51,7 @@ impl Refusal {
             Self::Overloaded { .. } => Outcome::Overloaded,
             Self::NotFound(_) => Outcome::NotFound,
             Self::Method(_) => Outcome::Method,
+            Self::Conflict(_) => Outcome::Conflict,
         }
     }
 
@@ -61,6 +64,7 @@ impl Refusal {
             Self::NoGateway { .. } | Self::Overloaded { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Conflict(_) => StatusCode::CONFLICT,
         }
     }
 
@@ -73,6 +77,7 @@ impl Refusal {
             Self::NoGateway { .. } => "NO_GATEWAY",
             Self::Overloaded { .. } => "OVERLOADED",
             Self::NotFound(_) => "NOT_FOUND",
+            Self::Conflict(_) => "CONFLICT",
         }
     }
 

@@ -10,8 +10,10 @@ use super::{Located, Polled, RegionBy};
 pub struct ClientSeen {
     /// Its region; empty: not known.
     region: String,
-    /// `hint`, `place` or `nothing`.
+    /// `hint`, `place`, `gateway` or `nothing`.
     region_by: &'static str,
+    /// The region that gray rules ask: its hint, or where its address is.
+    origin: String,
     /// The `[[proximity.place]]` of the policy that told it, from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     place: Option<usize>,
@@ -56,6 +58,7 @@ impl ClientSeen {
         let (region_by, place) = match located.by {
             RegionBy::Hint => ("hint", None),
             RegionBy::Place(index) => ("place", Some(index)),
+            RegionBy::Gateway => ("gateway", None),
             RegionBy::Nothing => ("nothing", None),
         };
         let votes = |region: &str| {
@@ -71,6 +74,7 @@ impl ClientSeen {
         Self {
             region: located.region.to_owned(),
             region_by,
+            origin: located.origin.to_owned(),
             place,
             address: located.locality.map(|locality| locality.to_string()),
             network: located.network.map(|network| network.to_string()),

@@ -136,7 +136,7 @@ fn located(
 ) -> (String, RegionBy, Vec<(String, u32)>) {
     let (fleet, policy, votes) = (fleet(), parse(POLICY).expect("a policy"), Votes::default());
     let rtt_ms = rtt_ms.iter().map(|(id, ms)| ((*id).to_owned(), *ms)).collect();
-    let claim = Claim { hint, ip: address.map(ip), rtt_ms: &rtt_ms };
+    let claim = Claim { hint, came_to: "", ip: address.map(ip), rtt_ms: &rtt_ms };
     let located = locate(&fleet, &policy, Some(&database()), &votes, &claim, 0);
     let near = located.near.as_slice().iter().map(|near| (near.region.to_owned(), near.ms));
     (located.region.to_owned(), located.by, near.collect())
@@ -197,7 +197,7 @@ fn clients_of_a_network_tell_each_other_through_the_scheduler() {
     let (fleet, policy) = (fleet(), parse(POLICY).expect("a policy"));
     let measured = [("stable-us1".to_owned(), 7)].into();
     let nothing = BTreeMap::new();
-    let claim = |address, rtt_ms| Claim { hint: "", ip: Some(ip(address)), rtt_ms };
+    let claim = |address, rtt_ms| Claim { hint: "", came_to: "", ip: Some(ip(address)), rtt_ms };
     for user in ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"] {
         let _ = locator.ask(&fleet, &policy, &claim("203.0.113.200", &measured), user, 1_000);
     }
@@ -258,5 +258,26 @@ proptest! {
         sorted.truncate(MAX_NEAR);
         let kept: Vec<_> = near.as_slice().iter().map(|near| near.ms).collect();
         prop_assert_eq!(kept, sorted);
+    }
+}
+
+#[test]
+fn what_gray_rules_ask_does_not_depend_on_which_gateways_are_known() {
+    let (policy, nobody, votes) =
+        (parse(POLICY).expect("the tests' own"), Fleet::default(), Votes::default());
+    let known = fleet();
+    let cases = [
+        ("eu", "198.51.100.7", "eu"),
+        ("mars", "198.51.100.7", "mars"),
+        ("", "198.51.100.7", "office"),
+        ("", "192.0.2.1", ""),
+    ];
+    for (hint, address, origin) in cases {
+        let rtt_ms = BTreeMap::new();
+        let claim = Claim { hint, came_to: "", ip: Some(ip(address)), rtt_ms: &rtt_ms };
+        for fleet in [&known, &nobody] {
+            let located = locate(fleet, &policy, Some(&database()), &votes, &claim, 0);
+            assert_eq!(located.origin, origin, "{hint:?} from {address}");
+        }
     }
 }

@@ -45,7 +45,7 @@ impl From<Cast> for Vote {
     }
 }
 
-const LOCATED: [&str; 3] = ["hint", "place", "nothing"];
+const LOCATED: [&str; 4] = ["hint", "place", "nothing", "gateway"];
 const LOOKUPS: [&str; 2] = ["not_found", "found"];
 
 /// Where clients are, and what tells it.
@@ -115,6 +115,7 @@ impl Proximity {
             RegionBy::Hint => 0,
             RegionBy::Place(_) => 1,
             RegionBy::Nothing => 2,
+            RegionBy::Gateway => 3,
         };
         self.located[index].increment(1);
     }

@@ -1,27 +1,31 @@
 //! From a policy's text to its checked form, or to the line, key and reason why not.
 
+mod gray;
 mod proximity;
 
 use std::{collections::HashSet, ops::Range};
 
-use berth_proto::{
-    bucket::{BUCKETS, threshold},
-    id, limits,
-};
+use berth_proto::{bucket::BUCKETS, id, limits};
 use ipnet::IpNet;
-use semver::VersionReq;
 use serde::Deserialize;
 use thiserror::Error;
 use toml::Spanned;
 
-use self::proximity::{RawProximity, proximity};
-use super::{GrayRule, Home, Matcher, Platform, Policy, sha256_hex};
+pub(crate) use self::gray::MAX_WINDOW;
+use self::{
+    gray::{RawGray, gray_rules},
+    proximity::{RawProximity, proximity},
+};
+use super::{Home, Policy, WhenDown, placement::placement, sha256_hex};
 
 /// Largest policy text, in bytes: 10,000 named users and room around them. It travels to every gateway.
 pub const MAX_TEXT: usize = 1024 * 1024;
 
 /// Rules of one kind: each is looked at for every decision until one applies.
 const MAX_RULES: usize = 256;
+
+/// Connections a second that one gateway may be told to ask about: above, it does little else.
+const MAX_MOVES: u32 = 10_000;
 
 /// Why a text is no policy.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -47,6 +51,8 @@ struct RawPolicy {
     proximity: RawProximity,
     #[serde(default)]
     load: RawLoad,
+    #[serde(default)]
+    r#move: RawMove,
 }
 
 #[derive(Deserialize)]
@@ -55,32 +61,13 @@ struct RawHome {
     region: Spanned<String>,
     users: Option<Vec<Spanned<String>>>,
     buckets: Option<Spanned<[i64; 2]>>,
+    when_down: Option<Spanned<String>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
-struct RawGray {
-    id: Spanned<String>,
-    pool: Spanned<String>,
-    #[serde(default)]
-    users: Vec<Spanned<String>>,
-    percent: Option<Spanned<f64>>,
-    salt: Option<Spanned<String>>,
-    r#match: Option<Spanned<RawMatch>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawMatch {
-    #[serde(default)]
-    platforms: Vec<Spanned<String>>,
-    app_version: Option<Spanned<String>>,
-    #[serde(default)]
-    regions: Vec<Spanned<String>>,
-    #[serde(default)]
-    cidrs: Vec<Spanned<String>>,
-    #[serde(default)]
-    devices: Vec<Spanned<String>>,
+struct RawMove {
+    per_second: Option<Spanned<i64>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -110,17 +97,32 @@ pub fn parse(text: &str) -> Result<Policy, PolicyError> {
     let spill_at = place.number(raw.proximity.spill_at.clone(), "proximity.spill_at", 0.0..=1.0)?;
     let bound = place.number(raw.load.bound, "load.bound", 0.0..=100.0)?;
     let slow_start = place.number(raw.load.slow_start_seconds, "load.slow_start_seconds", 0.0..=86_400.0)?;
+    let moves = raw.r#move.per_second;
+    let moves = moves.map(|raw| place.whole(&raw, "move.per_second", 0..=MAX_MOVES)).transpose()?;
+    let (homes, gray) = (place.rules("home", raw.home, home)?, gray_rules(&place, raw.gray)?);
     Ok(Policy {
         version,
+        placement: placement(&homes, &gray),
         hash: sha256_hex(text),
         text: text.to_owned(),
-        homes: place.rules("home", raw.home, home)?,
-        gray: gray_rules(&place, raw.gray)?,
+        homes,
+        gray,
         proximity: proximity(&place, raw.proximity)?,
         spill_at: spill_at.unwrap_or(defaults.spill_at),
         bound: bound.unwrap_or(defaults.bound),
         slow_start_ms: slow_start.map_or(defaults.slow_start_ms, |seconds| (seconds * 1000.0) as i64),
+        moves_per_second: moves.unwrap_or(defaults.moves_per_second),
     })
+}
+
+/// The text of a policy under another version.
+///
+/// # Errors
+/// When it is no policy.
+pub(crate) fn with_version(text: &str, version: u64) -> Result<String, PolicyError> {
+    let raw = read(text, &Place { text })?;
+    let span = raw.version.span();
+    Ok(format!("{}{version}{}", &text[..span.start], &text[span.end..]))
 }
 
 fn read(text: &str, place: &Place<'_>) -> Result<RawPolicy, PolicyError> {
@@ -139,11 +141,19 @@ fn home(place: &Place<'_>, key: &str, raw: Spanned<RawHome>) -> Result<Home, Pol
     if raw.get_ref().users.is_none() && raw.get_ref().buckets.is_none() {
         return Err(missing());
     }
-    let RawHome { region, users, buckets } = raw.into_inner();
+    let RawHome { region, users, buckets, when_down } = raw.into_inner();
+    let choice = |value: &str| {
+        let found = WhenDown::ALL.into_iter().find(|choice| choice.name() == value);
+        found.ok_or_else(|| format!("{value:?} is neither elsewhere nor wait"))
+    };
     Ok(Home {
         region: place.label(region, &format!("{key}.region"))?,
         users: place.ids(users.unwrap_or_default(), &format!("{key}.users"))?,
         buckets: buckets.map_or(Ok(0..0), |range| bucket_range(place, &format!("{key}.buckets"), &range))?,
+        when_down: match when_down {
+            Some(text) => place.one(&text, &format!("{key}.when_down"), choice)?,
+            None => WhenDown::default(),
+        },
     })
 }
 
@@ -156,63 +166,6 @@ fn bucket_range(place: &Place<'_>, key: &str, range: &Spanned<[i64; 2]>) -> Resu
             Err(place.error(range, key, reason))
         }
     }
-}
-
-fn gray_rules(place: &Place<'_>, raw: Vec<Spanned<RawGray>>) -> Result<Vec<GrayRule>, PolicyError> {
-    let spans: Vec<_> = raw.iter().map(|rule| rule.get_ref().id.span()).collect();
-    let rules = place.rules("gray", raw, gray)?;
-    let mut seen = HashSet::new();
-    for (index, (rule, span)) in rules.iter().zip(spans).enumerate() {
-        if !seen.insert(&rule.id) {
-            let reason = format!("{:?} is the id of an earlier rule too", rule.id);
-            return Err(PolicyError { line: place.line(span), key: format!("gray[{index}].id"), reason });
-        }
-    }
-    Ok(rules)
-}
-
-fn gray(place: &Place<'_>, key: &str, raw: Spanned<RawGray>) -> Result<GrayRule, PolicyError> {
-    let rule = raw.get_ref();
-    if rule.percent.is_none() && (rule.users.is_empty() || rule.r#match.is_some()) {
-        let reason = "percent is missing: how many of those that match? (0 to 100)".to_owned();
-        return Err(place.error(&raw, key, reason));
-    }
-    let RawGray { id, pool, users, percent, salt, r#match } = raw.into_inner();
-    let id = place.id(id, &format!("{key}.id"))?;
-    let percent = place.number(percent, &format!("{key}.percent"), 0.0..=100.0)?.unwrap_or(0.0);
-    Ok(GrayRule {
-        percent,
-        buckets: threshold(percent),
-        pool: place.id(pool, &format!("{key}.pool"))?,
-        users: place.ids(users, &format!("{key}.users"))?,
-        salt: match salt {
-            Some(salt) => place.label(salt, &format!("{key}.salt"))?,
-            None => id.clone(),
-        },
-        matcher: match r#match {
-            Some(raw) => matcher(place, &format!("{key}.match"), raw.into_inner())?,
-            None => Matcher::default(),
-        },
-        id,
-    })
-}
-
-fn matcher(place: &Place<'_>, key: &str, raw: RawMatch) -> Result<Matcher, PolicyError> {
-    let platform = |value: &str| {
-        let names = Platform::ALL.map(Platform::name).join(", ");
-        Platform::named(value).ok_or(format!("{value:?} is none of {names}"))
-    };
-    let version = |value: &str| value.parse::<VersionReq>().map_err(|e| format!("{value:?}: {e}"));
-    Ok(Matcher {
-        platforms: place.each(&raw.platforms, &format!("{key}.platforms"), platform)?,
-        app_version: match raw.app_version {
-            Some(text) => Some(place.one(&text, &format!("{key}.app_version"), version)?),
-            None => None,
-        },
-        regions: place.each(&raw.regions, &format!("{key}.regions"), label)?,
-        cidrs: place.each(&raw.cidrs, &format!("{key}.cidrs"), network)?,
-        devices: place.ids(raw.devices, &format!("{key}.devices"))?,
-    })
 }
 
 /// An address alone is the network of that address.
@@ -285,13 +238,20 @@ impl Place<'_> {
         key: &str,
         range: std::ops::RangeInclusive<f64>,
     ) -> Result<Option<f64>, PolicyError> {
-        let Some(raw) = raw else { return Ok(None) };
+        raw.map(|raw| self.within(&raw, key, range)).transpose()
+    }
+
+    fn within(
+        &self,
+        raw: &Spanned<f64>,
+        key: &str,
+        range: std::ops::RangeInclusive<f64>,
+    ) -> Result<f64, PolicyError> {
         let value = *raw.get_ref();
         if range.contains(&value) {
-            return Ok(Some(value));
+            return Ok(value);
         }
-        let reason = format!("{value} is not between {} and {}", range.start(), range.end());
-        Err(self.error(&raw, key, reason))
+        Err(self.error(raw, key, format!("{value} is not between {} and {}", range.start(), range.end())))
     }
 
     fn whole(

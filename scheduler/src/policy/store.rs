@@ -1,11 +1,11 @@
 //! The policy in force, and which text may replace it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use thiserror::Error;
 
-use super::{Policy, PolicyError, parse};
+use super::{Policy, PolicyError, Stop, Stops, parse};
 
 /// What became of an offered text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,18 +35,18 @@ pub enum Refused {
     OtherText(u64),
 }
 
-/// Holds the policy in force; reading it takes no lock.
+/// Holds the policy in force as it is now; reading it takes no lock.
 pub struct PolicyStore {
     current: ArcSwap<Policy>,
-    /// Two offers at a time must not both find themselves newer.
-    offering: Mutex<()>,
+    /// What was stopped. Locked for every change: two offers at a time must not both find themselves newer.
+    stops: Mutex<Stops>,
 }
 
 impl PolicyStore {
     /// Starts with `policy`.
     #[must_use]
     pub fn new(policy: Policy) -> Self {
-        Self { current: ArcSwap::from_pointee(policy), offering: Mutex::new(()) }
+        Self { current: ArcSwap::from_pointee(policy), stops: Mutex::default() }
     }
 
     /// The policy in force.
@@ -55,21 +55,61 @@ impl PolicyStore {
         self.current.load()
     }
 
-    /// Puts the text in force if it is a policy of a higher version.
+    /// The same, to keep.
+    #[must_use]
+    pub fn load_full(&self) -> Arc<Policy> {
+        self.current.load_full()
+    }
+
+    /// What a text would do now, with what is stopped; it is not put in force.
+    ///
+    /// # Errors
+    /// When it is no policy.
+    pub fn preview(&self, text: &str, wall_ms: i64) -> Result<Policy, PolicyError> {
+        let policy = parse(text)?;
+        Ok(policy.at(wall_ms, &self.stops()).unwrap_or(policy))
+    }
+
+    /// Puts the text in force, as it is at `wall_ms`, if it is a policy of a higher version.
     ///
     /// # Errors
     /// See [`Refused`]; the policy in force stays.
-    pub fn offer(&self, text: &str) -> Result<Taken, Refused> {
+    pub fn offer(&self, text: &str, wall_ms: i64) -> Result<Taken, Refused> {
         let offered = parse(text)?;
-        let _one_at_a_time = self.offering.lock().unwrap_or_else(PoisonError::into_inner);
+        let stops = self.stops();
         let current = self.current.load();
         if offered.version < current.version {
             return Err(Refused::Older { current: current.version, offered: offered.version });
         }
         if offered.version > current.version {
-            self.current.store(Arc::new(offered));
+            self.current.store(Arc::new(offered.at(wall_ms, &stops).unwrap_or(offered)));
             return Ok(Taken::New);
         }
         if offered.hash == current.hash { Ok(Taken::Same) } else { Err(Refused::OtherText(offered.version)) }
+    }
+
+    /// Stops a rule, or lets it go on; whether that changes what the policy in force does now.
+    pub fn put_stop(&self, rule_id: &str, stop: Option<Stop>, wall_ms: i64) -> bool {
+        let mut stops = self.stops();
+        match stop {
+            Some(stop) => stops.insert(rule_id.to_owned(), Arc::new(stop)),
+            None => stops.remove(rule_id),
+        };
+        self.renew(&stops, wall_ms)
+    }
+
+    /// Time passed; whether a ramp is at another step by now.
+    pub fn pass(&self, wall_ms: i64) -> bool {
+        self.renew(&self.stops(), wall_ms)
+    }
+
+    fn renew(&self, stops: &Stops, wall_ms: i64) -> bool {
+        let Some(other) = self.current.load().at(wall_ms, stops) else { return false };
+        self.current.store(Arc::new(other));
+        true
+    }
+
+    fn stops(&self) -> MutexGuard<'_, Stops> {
+        self.stops.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -79,171 +79,23 @@ fn defaults_are_the_documents() {
     assert!(policy.gray.is_empty() && policy.homes.is_empty());
 }
 
-/// A policy, and the line, key and a part of the reason it is refused with.
-const BROKEN: &[(&str, usize, &str, &str)] = &[
-    ("", 1, "policy", "missing field `version`"),
-    ("version = 0", 1, "version", "0 is not above 0"),
-    ("\nversion = -3", 2, "version", "-3 is not above 0"),
-    ("version = \"3\"", 1, "version", "invalid type: string"),
-    ("version = 1.5", 1, "version", "invalid type: floating point"),
-    ("version = 1\nversion = 2", 2, "policy", "duplicate key"),
-    ("version = 1\nbogus", 2, "policy", "key with no value"),
-    ("version = 1\n[loads]", 2, "loads", "unknown field `loads`"),
-    ("version = 1\n[load]\nbond = 1", 3, "load.bond", "unknown field `bond`"),
-    ("version = 1\n[load]\nbound = -0.1", 3, "load.bound", "-0.1 is not between 0 and 100"),
-    ("version = 1\n[load]\nbound = nan", 3, "load.bound", "NaN is not between"),
-    (
-        "version = 1\n[load]\nslow_start_seconds = 1e9",
-        3,
-        "load.slow_start_seconds",
-        "is not between 0 and 86400",
-    ),
-    ("version = 1\n[proximity]\nspill_at = 1.01", 3, "proximity.spill_at", "1.01 is not between 0 and 1"),
-    ("version = 1\n[proximity]\nplaces = 1", 3, "proximity.places", "unknown field `places`"),
-    ("version = 1\n[[proximity.place]]\nregion = \"eu\"", 2, "proximity.place[0]", "is of nobody"),
-    (
-        "version = 1\n[[proximity.place]]\nregion = \"eu\"\ncountries = [\"DE\", \"de\"]",
-        4,
-        "proximity.place[0].countries[1]",
-        "\"de\" is no country code",
-    ),
-    (
-        "version = 1\n[[proximity.place]]\nregion = \"eu\"\nsubdivisions = [\"HE\"]",
-        4,
-        "proximity.place[0].subdivisions[0]",
-        "\"HE\" is no code of a subdivision",
-    ),
-    (
-        "version = 1\n[[proximity.place]]\nregion = \"eu\"\nasns = [0]",
-        4,
-        "proximity.place[0].asns[0]",
-        "0 is not between 1 and 4294967295",
-    ),
-    (
-        "version = 1\n[[proximity.place]]\nregion = \"eu\"\ncidrs = [\"10.0.0.0/33\"]",
-        4,
-        "proximity.place[0].cidrs[0]",
-        "is no network",
-    ),
-    (
-        "version = 1\n[[proximity.region]]\nname = \"eu\"\nlat = 91\nlon = 0",
-        4,
-        "proximity.region[0].lat",
-        "91 is not between -90 and 90",
-    ),
-    (
-        "version = 1\n[[proximity.region]]\nname = \"eu\"\nlat = 1\nlon = 2\n[[proximity.region]]\nname = \"eu\"\nlat = 3\nlon = 4",
-        6,
-        "proximity.region[1]",
-        "says again",
-    ),
-    (
-        "version = 1\n[[proximity.distance]]\nbetween = [\"eu\", \"eu\"]\nms = 5",
-        3,
-        "proximity.distance[0].between",
-        "\"eu\" is one region",
-    ),
-    (
-        "version = 1\n[[proximity.distance]]\nbetween = [\"eu\", \"us\"]\nms = 5\n[[proximity.distance]]\nbetween = [\"us\", \"eu\"]\nms = 6",
-        5,
-        "proximity.distance[1]",
-        "says again",
-    ),
-    (
-        "version = 1\n[[proximity.distance]]\nbetween = [\"eu\", \"us\"]\nms = 0",
-        4,
-        "proximity.distance[0].ms",
-        "0 is not between 1 and 2000",
-    ),
-    ("version = 1\n[[home]]\nusers = []", 2, "home[0]", "missing field `region`"),
-    ("version = 1\n[[home]]\nregion = \"eu\"", 2, "home[0]", "names nobody"),
-    ("version = 1\n[[home]]\nregion = \"\"\nusers = []", 3, "home[0].region", "has 0 bytes"),
-    (
-        "version = 1\n[[home]]\nregion = \"eu\"\nbuckets = [5, 5]",
-        4,
-        "home[0].buckets",
-        "[5, 5] is no half-open",
-    ),
-    (
-        "version = 1\n[[home]]\nregion = \"eu\"\nbuckets = [-1, 5]",
-        4,
-        "home[0].buckets",
-        "[-1, 5] is no half-open",
-    ),
-    (
-        "version = 1\n[[home]]\nregion = \"eu\"\nbuckets = [0, 10001]",
-        4,
-        "home[0].buckets",
-        "within [0, 10000]",
-    ),
-    ("version = 1\n[[home]]\nregion = \"eu\"\nbuckets = [0]", 4, "home[0].buckets", "invalid length 1"),
-    ("version = 1\n[[gray]]\nid = \"a\"", 2, "gray[0]", "missing field `pool`"),
-    ("version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"", 2, "gray[0]", "percent is missing"),
-    ("version = 1\n[[gray]]\nid = \"a b\"\npool = \"b\"\npercent = 1", 3, "gray[0].id", "contains ' '"),
-    ("version = 1\n[[gray]]\nid = \"a\"\npool = \"\"\npercent = 1", 4, "gray[0].pool", "is empty"),
-    (
-        "version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"\npercent = 101",
-        5,
-        "gray[0].percent",
-        "101 is not between 0 and 100",
-    ),
-    (
-        "version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"\nusers = [\"x\", \"\"]",
-        5,
-        "gray[0].users[1]",
-        "is empty",
-    ),
-    (
-        "version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"\npercent = \"5%\"",
-        5,
-        "gray[0].percent",
-        "invalid type: string",
-    ),
-    (
-        "version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"\nusers = [\"x\"]\nmatch = { platforms = [\"ios\"] }",
-        2,
-        "gray[0]",
-        "percent is missing",
-    ),
-    (
-        "version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"\npercent = 1\n[[gray]]\nid = \"a\"\npool = \"c\"\npercent = 1",
-        7,
-        "gray[1].id",
-        "\"a\" is the id of an earlier rule too",
-    ),
-    (
-        "version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"\npercent = 1\n[gray.match]\nplatforms = [\"ios\", \"iOS\"]",
-        7,
-        "gray[0].match.platforms[1]",
-        "\"iOS\" is none of ios, android, web, desktop, server",
-    ),
-    (
-        "version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"\npercent = 1\nmatch.app_version = \"seven\"",
-        6,
-        "gray[0].match.app_version",
-        "\"seven\"",
-    ),
-    (
-        "version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"\npercent = 1\nmatch.cidrs = [\"10.0.0.0/33\"]",
-        6,
-        "gray[0].match.cidrs[0]",
-        "\"10.0.0.0/33\" is no network",
-    ),
-    (
-        "version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"\npercent = 1\nmatch.versions = \">7\"",
-        6,
-        "gray[0].match.versions",
-        "unknown field `versions`",
-    ),
-];
+/// Policies that are refused, and the message each gets, as the operators' document tells them.
+fn refused() -> Vec<(String, &'static str)> {
+    let rows = include_str!("../../../docs/policy-errors.md").lines().filter_map(|line| {
+        let (text, message) = line.strip_prefix("| `` ")?.strip_suffix(" `` |")?.split_once(" `` | `` ")?;
+        Some((text.replace(" ⏎ ", "\n"), message))
+    });
+    rows.collect()
+}
 
 #[test]
-fn broken_policies_are_refused_with_line_key_and_reason() {
-    for (text, line, key, reason) in BROKEN {
-        let error = parse(text).expect_err(text);
-        assert_eq!((error.line, error.key.as_str()), (*line, *key), "{text:?}: {error}");
-        assert!(error.reason.contains(reason), "{text:?}: {error}");
-        assert!(!error.to_string().contains('\n'), "{text:?}: one line for the log: {error}");
+fn broken_policies_are_refused_as_the_document_says() {
+    let table = refused();
+    assert!(table.len() > 60, "{} rows", table.len());
+    for (text, message) in table {
+        let error = parse(&text).expect_err(&text);
+        assert_eq!(error.to_string(), message, "{text:?}");
+        assert!(!message.contains('\n'), "{text:?}: one line for the log");
     }
 }
 
@@ -284,7 +136,8 @@ fn every_condition_of_a_match_counts() {
     let fitting = Client {
         platform: Some(Platform::Ios),
         app_version: app_version("7.3"),
-        region: "cn-east",
+        region: "",
+        origin: "cn-east",
         zone: "",
         ip: Some([10, 1, 2, 3].into()),
         device_id: "d-1",
@@ -297,7 +150,7 @@ fn every_condition_of_a_match_counts() {
         (Client { app_version: app_version("8.0.0-beta.1"), ..fitting.clone() }, "app_version"),
         (Client { app_version: app_version("7.2.9-rc.1"), ..fitting.clone() }, "app_version"),
         (Client { app_version: None, ..fitting.clone() }, "app_version"),
-        (Client { region: "", ..fitting.clone() }, "regions"),
+        (Client { origin: "", ..fitting.clone() }, "regions"),
         (Client { ip: Some([11, 1, 2, 3].into()), ..fitting.clone() }, "cidrs"),
         (Client { ip: None, ..fitting.clone() }, "cidrs"),
         (Client { device_id: "d-2", ..fitting.clone() }, "devices"),
@@ -326,11 +179,90 @@ fn pre_releases_are_taken_for_their_releases() {
 
 #[test]
 fn a_percentage_is_whole_buckets() {
-    let buckets = |percent: &str| {
+    let takes = |percent: &str| {
         let text = format!("version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"\npercent = {percent}");
-        parse(&text).expect("a policy").gray[0].buckets
+        parse(&text).expect("a policy").gray[0].takes.clone()
     };
-    assert_eq!(["0", "0.07", "1.1", "5.0", "99.99", "100"].map(buckets), [0, 7, 110, 500, 9_999, 10_000]);
+    assert_eq!(
+        ["0", "0.07", "1.1", "5.0", "99.99", "100"].map(takes),
+        [0.0, 0.07, 1.1, 5.0, 99.99, 100.0].map(Takes::percent)
+    );
+}
+
+const RAMP: &str = r#"
+version = 1
+[[gray]]
+id = "a"
+pool = "b"
+percent = 1
+ramp = [
+  { at = 2026-12-01T10:00:00Z, percent = 5 },
+  { at = "2026-12-01T12:00:00+01:00", percent = 25 },
+  { at = 2026-12-01 12:00:00.5Z, percent = 5 },
+]
+[gray.guard]
+connect_failures = 0.02
+handshake_p99 = 2
+"#;
+
+#[test]
+fn a_ramp_goes_by_its_steps() {
+    let policy = parse(RAMP).expect("times in every form");
+    let ten = 1_796_119_200_000;
+    let rule = &policy.gray[0];
+    let percent =
+        [0, ten - 1, ten, ten + 3_599_999, ten + 3_600_000, ten + 7_200_499, ten + 7_200_500, i64::MAX]
+            .map(|at_ms| rule.percent_at(at_ms));
+    assert_eq!(percent, [1.0, 1.0, 5.0, 5.0, 25.0, 25.0, 5.0, 5.0]);
+    assert_eq!(rule.next_step(ten).map(|step| step.percent), Some(25.0));
+    assert_eq!(rule.next_step(i64::MAX), None);
+    assert_eq!(policy.gray[0].takes, Takes::percent(1.0), "before any step");
+    let later = policy.at(ten, &Stops::new()).expect("another share");
+    assert_eq!(later.gray[0].takes, Takes::percent(5.0));
+    assert!(later.at(ten + 1, &Stops::new()).is_none(), "nothing is another");
+    assert_ne!(later.placement, policy.placement);
+    let guard = rule.guard.expect("given");
+    assert_eq!((guard.abnormal_closes, guard.window_seconds, guard.min_handshakes), (None, 60, 50));
+}
+
+#[test]
+fn a_stop_is_of_one_definition_of_a_rule() {
+    let hash = |text: &str| parse(text).expect("a policy").gray[0].hash.clone();
+    let same = ["# a comment\n", ""].map(|comment| hash(&format!("{comment}{RAMP}")));
+    assert_eq!(same[0], same[1]);
+    let others = [
+        ("percent = 1", "percent = 2"),
+        ("= 0.02", "= 0.03"),
+        ("percent = 25", "percent = 26"),
+        ("\"b\"", "\"c\""),
+    ];
+    for (from, to) in others {
+        assert_ne!(hash(&RAMP.replace(from, to)), same[0], "{to}");
+    }
+    let users =
+        |list: &str| hash(&format!("version = 1\n[[gray]]\nid = \"a\"\npool = \"b\"\nusers = {list}"));
+    assert_eq!(users("[\"x\", \"y\"]"), users("[\"y\", \"x\"]"));
+    assert_ne!(users("[\"x\", \"y\"]"), users("[\"x, y\"]".replace(", ", ".").as_str()));
+    let store = PolicyStore::new(parse(RAMP).expect("a policy"));
+    let stop = || Stop { rule_hash: same[0].clone(), reason: "why".to_owned(), at_ms: 5 };
+    assert!(store.put_stop("a", Some(stop()), 0) && !store.put_stop("a", Some(stop()), 1), "once");
+    assert!(!store.load().gray[0].sends());
+    assert_eq!(store.offer(&RAMP.replace("version = 1", "version = 2"), 0), Ok(Taken::New));
+    assert!(!store.load().gray[0].sends(), "the same rule in the next version");
+    assert_eq!(
+        store.offer(&RAMP.replace("version = 1", "version = 3").replace("= 25", "= 26"), 0),
+        Ok(Taken::New)
+    );
+    assert!(store.load().gray[0].sends(), "another one");
+    assert!(!store.put_stop("a", None, 0));
+}
+
+#[test]
+fn a_text_gets_another_version_and_is_else_the_same() {
+    let text = "# version = 9\n[load]\nbound = 1\n";
+    assert!(with_version(text, 5).is_err());
+    let text = format!("# version = 9\nversion   = 3 # three\n{text}");
+    assert_eq!(with_version(&text, 12), Ok(text.replace("= 3 #", "= 12 #")));
 }
 
 #[test]
@@ -356,14 +288,22 @@ fn versions_as_apps_write_them() {
 #[test]
 fn only_a_higher_version_replaces() {
     let store = PolicyStore::new(Policy::default());
-    assert_eq!(store.offer("version = 2"), Ok(Taken::New));
-    assert_eq!(store.offer("version = 2"), Ok(Taken::Same));
-    assert_eq!(store.offer("version = 2 # changed"), Err(Refused::OtherText(2)));
-    assert_eq!(store.offer("version = 1"), Err(Refused::Older { current: 2, offered: 1 }));
-    assert!(matches!(store.offer("version = "), Err(Refused::Broken(_))));
+    assert_eq!(store.offer("version = 2", 0), Ok(Taken::New));
+    assert_eq!(store.offer("version = 2", 0), Ok(Taken::Same));
+    assert_eq!(store.offer("version = 2 # changed", 0), Err(Refused::OtherText(2)));
+    assert_eq!(store.offer("version = 1", 0), Err(Refused::Older { current: 2, offered: 1 }));
+    assert!(matches!(store.offer("version = ", 0), Err(Refused::Broken(_))));
     assert_eq!(store.load().text, "version = 2", "what was refused replaced nothing");
-    assert_eq!(store.offer("version = 9"), Ok(Taken::New));
+    assert_eq!(store.offer("version = 9", 0), Ok(Taken::New));
     assert_eq!(store.load().version, 9);
+}
+
+fn arb_time() -> impl Strategy<Value = String> {
+    prop_oneof![
+        (0..4_000_000_000_000i64).prop_map(rfc3339),
+        (0..4_000_000_000_000i64).prop_map(|ms| format!("{:?}", rfc3339(ms))),
+        "[0-9]{1,4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2})?([+-][0-9]{2}:[0-9]{2}|Z)?)?",
+    ]
 }
 
 /// Any value that a key might be given: of the right type or not, in range or far out.
@@ -386,7 +326,8 @@ fn arb_value() -> impl Strategy<Value = String> {
     prop_oneof![
         3 => scalar.clone(),
         2 => prop::collection::vec(scalar.clone(), 0..4).prop_map(|list| format!("[{}]", list.join(", "))),
-        1 => scalar.prop_map(|value| format!("{{ platforms = [\"ios\"], app_version = {value} }}")),
+        1 => scalar.clone().prop_map(|value| format!("{{ platforms = [\"ios\"], app_version = {value} }}")),
+        1 => (arb_time(), scalar).prop_map(|(at, value)| format!("[{{ at = {at}, percent = {value} }}]")),
     ]
 }
 
@@ -397,11 +338,20 @@ fn arb_table() -> impl Strategy<Value = String> {
         ("[[gray]]", &["id", "pool", "users", "percent", "salt", "match"]),
         ("[[gray]]", &["id", "pool", "percent", "match.platforms", "match.app_version", "match.regions"]),
         ("[[gray]]", &["id", "pool", "percent", "match.cidrs", "match.devices", "match.bogus"]),
+        (
+            "[[gray]]",
+            &["id", "pool", "ramp", "guard.connect_failures", "guard.window_seconds", "guard.bogus"],
+        ),
+        (
+            "[[gray]]",
+            &["id", "pool", "ramp", "guard.abnormal_closes", "guard.handshake_p99", "guard.min_handshakes"],
+        ),
         ("[proximity]", &["spill_at"]),
         ("[[proximity.place]]", &["region", "countries", "subdivisions", "asns", "cidrs"]),
         ("[[proximity.region]]", &["name", "lat", "lon"]),
         ("[[proximity.distance]]", &["between", "ms", "bogus"]),
         ("[load]", &["bound", "slow_start_seconds"]),
+        ("[move]", &["per_second", "bogus"]),
     ];
     let values = prop::collection::vec((prop::bool::weighted(0.8), arb_value()), 6);
     (prop::sample::select(tables), values).prop_map(|((head, keys), values)| {
@@ -438,7 +388,12 @@ proptest! {
                 }
                 for rule in &policy.gray {
                     prop_assert!(!rule.id.is_empty() && !rule.pool.is_empty() && !rule.salt.is_empty());
-                    prop_assert!((0.0..=100.0).contains(&rule.percent) && rule.buckets <= BUCKETS);
+                    prop_assert!((0.0..=100.0).contains(&rule.percent) && rule.takes == Takes::percent(rule.percent));
+                    prop_assert!(rule.ramp.is_sorted_by(|a, b| a.at_ms < b.at_ms));
+                    prop_assert!(rule.ramp.iter().all(|step| (0.0..=100.0).contains(&step.percent)));
+                    if let Some(guard) = rule.guard {
+                        prop_assert!((1..=MAX_WINDOW).contains(&guard.window_seconds) && guard.min_handshakes > 0);
+                    }
                     let _ = rule.matcher.mismatch(&Client::default());
                 }
             }

@@ -7,13 +7,14 @@ use std::{
     sync::Arc,
 };
 
-use tracing::{info, warn};
+use tracing::warn;
 
-use super::{MAX_TEXT, Refused, Taken, sha256_hex};
+use super::{MAX_TEXT, sha256_hex};
 use crate::{
     core::Core,
     follow::{Seen, next_look},
     metrics::PolicyLoad,
+    release::Source,
 };
 
 /// Reads at most a byte more than a policy may have, so that a larger one is refused with its reason.
@@ -23,9 +24,9 @@ pub(crate) fn read(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// Runs until dropped.
-pub(crate) async fn watch(core: Arc<Core>, path: PathBuf) {
-    let mut seen = Seen::default();
+/// Runs until dropped. A text of the hash `offered` was offered at the start.
+pub(crate) async fn watch(core: Arc<Core>, path: PathBuf, offered: String) {
+    let mut seen = Seen::offered(Ok(offered));
     loop {
         let asked = next_look(&core.reload).await;
         let to_read = path.clone();
@@ -36,42 +37,25 @@ pub(crate) async fn watch(core: Arc<Core>, path: PathBuf) {
         };
         // A policy is small, so its contents are compared; a modification time may be the same for two texts written in one tick.
         let text = contents.as_deref().map(sha256_hex).map_err(ToOwned::to_owned);
-        if seen.due(text, asked) {
+        if seen.due(text.clone(), asked) {
             offer(&core, &path, contents);
         }
+        let in_force = text.is_ok_and(|hash| hash == core.policy.load().hash);
+        core.metrics.policy.file_refused.set(if in_force { 0.0 } else { 1.0 });
     }
 }
 
 fn offer(core: &Core, path: &Path, contents: Result<String, String>) {
     let path = path.display();
-    let refused = match contents {
+    match contents {
         Err(error) => {
             core.metrics.policy.load(PolicyLoad::Unreadable);
             warn!(%path, %error, "the policy file cannot be read; the policy in force stays");
-            true
         }
-        Ok(text) => match core.policy.offer(&text) {
-            Ok(Taken::Same) => false,
-            Ok(Taken::New) => {
-                core.metrics.policy.load(PolicyLoad::Taken);
-                info!(%path, policy = %core.policy.load(), "policy taken up");
-                core.policy_changed();
-                false
-            }
-            Err(refused) => {
-                core.metrics.policy.load(label(&refused));
+        Ok(text) => {
+            if let Err(refused) = core.put_policy(&text, "", "", Source::File) {
                 warn!(%path, error = %refused, "the policy file is refused; the policy in force stays");
-                true
             }
-        },
-    };
-    core.metrics.policy.file_refused.set(if refused { 1.0 } else { 0.0 });
-}
-
-fn label(refused: &Refused) -> PolicyLoad {
-    match refused {
-        Refused::Broken(_) => PolicyLoad::Broken,
-        Refused::Older { .. } => PolicyLoad::Older,
-        Refused::OtherText(_) => PolicyLoad::OtherText,
+        }
     }
 }

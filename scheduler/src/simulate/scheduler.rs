@@ -6,7 +6,7 @@ use rand::{Rng, rngs::SmallRng};
 use super::client::List;
 use crate::{
     decide::{Request, decide, pool},
-    fleet::{Fleet, Pending, SNAPSHOT_INTERVAL_MS, Table},
+    fleet::{Fleet, Pending, Place, SNAPSHOT_INTERVAL_MS, Table},
     policy::Policy,
 };
 
@@ -102,13 +102,8 @@ impl Scheduler {
             };
             let ranked = decision.ranked.as_slice();
             ranked.iter().for_each(|index| list.push(number(fleet, *index)));
-            self.pending.assign(
-                fleet,
-                ranked[0],
-                asked.request.user_id,
-                asked.schedule_id,
-                asked.now_ms.into(),
-            );
+            let place = Place::at_once(ranked[0], asked.request.user_id, asked.schedule_id);
+            self.pending.assign(fleet, place, asked.now_ms.into());
             return true;
         }
         let Some(pool) = fleet.pool(pool(asked.policy, asked.request)).filter(|pool| !pool.is_empty()) else {

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     decide::Request,
-    policy::{Client as Matched, GrayRule, Matcher, Policy},
+    policy::{Client as Matched, GrayRule, Policy},
     transport::Transports,
 };
 
@@ -304,6 +304,7 @@ impl<'a> World<'a> {
             transports: Transports::WS,
             failed: &failed,
             near: &[],
+            pool: None,
         };
         let asked = Asked { policy: &self.policy, request: &request, schedule_id: self.schedule_ids, now_ms };
         let replica = self.rng.random_range(0..self.schedulers.len());
@@ -441,15 +442,7 @@ impl<'a> World<'a> {
 
     fn ramp(&mut self, percent: f64) {
         self.policy.gray.retain(|rule| rule.id != RAMP);
-        self.policy.gray.push(GrayRule {
-            id: RAMP.to_owned(),
-            pool: CANARY.to_owned(),
-            users: Default::default(),
-            percent,
-            buckets: berth_proto::bucket::threshold(percent),
-            salt: RAMP.to_owned(),
-            matcher: Matcher::default(),
-        });
+        self.policy.gray.push(GrayRule::splitting(RAMP, CANARY, percent));
     }
 }
 

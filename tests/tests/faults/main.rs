@@ -6,6 +6,7 @@ mod cut;
 mod frozen;
 mod keys;
 mod killed;
+mod moved;
 mod revoked;
 mod schedulers;
 mod slow;

@@ -5,7 +5,11 @@ use std::{fmt::Write, path::PathBuf, time::Duration};
 use anyhow::{Context, anyhow, ensure};
 use serde_json::{Value, json};
 
-use crate::{commands::http::ask, config::Layers, exit::Failure, output};
+use crate::{
+    commands::{admin_client::configured_key, http::ask},
+    exit::Failure,
+    output,
+};
 
 /// A scheduler answers in milliseconds, or not at all.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -49,19 +53,10 @@ pub struct Args {
 
 /// Asks and prints.
 pub fn run(args: Args) -> Result<(), Failure> {
-    let effective = Layers::defaults()
-        .file(args.config.as_deref())
-        .environment(std::env::vars_os())
-        .finish()
-        .map_err(|problem| Failure::Configuration(problem.into()))?;
-    let key = &effective.config.auth.admin_key;
-    if key.is_empty() {
-        let missing = "auth.admin_key is not set: give --config FILE or BERTH_AUTH__ADMIN_KEY; `berth dev` prints its own";
-        return Err(Failure::Configuration(anyhow!(missing)));
-    }
+    let key = configured_key(args.config.as_deref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("the runtime cannot be built").map_err(Failure::Start)?;
-    let answer = runtime.block_on(explanation(&args, key)).map_err(Failure::Start)?;
+    let answer = runtime.block_on(explanation(&args, &key)).map_err(Failure::Start)?;
     let text = if args.json { format!("{answer:#}") } else { readable(&answer) };
     output::written(output::print(format_args!("{}", text.trim_end())))
 }

@@ -7,7 +7,7 @@ use super::{
     rng,
     world::{Asked, NOW, Spec, World, near_in_order},
 };
-use crate::fleet::{FORGET_AFTER_MS, Pending};
+use crate::fleet::{FORGET_AFTER_MS, Pending, Place};
 
 /// The tier and the gateways, by id, that a world decides on.
 fn decided(world: &World, asked: &Asked, seed: u64) -> (Reason, String, TierKind, Vec<String>) {
@@ -174,7 +174,7 @@ fn nobody_is_no_gateway() {
     let world = World::default();
     let (fleet, policy) = (world.fleet(), world.policy());
     let error = decide(&fleet, &policy, &Asked::default().request(), NOW, &mut rng(1)).expect_err("empty");
-    assert_eq!(error, NoGateway { pool: "stable".to_owned(), known: 0, assignable: 0 });
+    assert_eq!(error, NoGateway { pool: "stable".to_owned(), home: String::new(), known: 0, assignable: 0 });
     let world = World { gateways: vec![Spec::of("c1", "canary")], ..World::default() };
     let (fleet, policy) = (world.fleet(), world.policy());
     let error =
@@ -286,7 +286,7 @@ fn assign_many(world: &World, clients: u64, rng: &mut SmallRng) -> Vec<u64> {
     let mut pending = Pending::default();
     for id in 0..clients {
         let decision = decide(&fleet, &policy, &Asked::default().request(), NOW, rng).expect("room");
-        pending.assign(&fleet, decision.ranked.as_slice()[0], &format!("u{id}"), id, NOW);
+        pending.assign(&fleet, Place::at_once(decision.ranked.as_slice()[0], &format!("u{id}"), id), NOW);
     }
     fleet.gateways.iter().map(crate::fleet::Gateway::pending).collect()
 }

@@ -8,9 +8,9 @@ use proptest::prelude::*;
 
 use super::super::Request;
 use crate::{
-    fleet::{Fleet, Pending, Table},
+    fleet::{Fleet, Pending, Place, Table},
     locate::{DistanceBy, Near},
-    policy::{Client, Platform, Policy, app_version, parse},
+    policy::{Client, GrayRule, Platform, Policy, Stop, app_version, parse},
     transport::Transports,
 };
 
@@ -96,6 +96,10 @@ pub(super) struct World {
     pub gateways: Vec<Spec>,
     pub policy: String,
     pub slow_start_ms: i64,
+    /// When the policy is asked.
+    pub wall_ms: i64,
+    /// The last gray rule was stopped.
+    pub stopped: bool,
     /// The scheduler has heard of everybody, all of them idle, before: what it knows now it takes up slowly.
     pub heard_before: bool,
 }
@@ -106,6 +110,8 @@ impl Default for World {
             gateways: Vec::new(),
             policy: "version = 1".to_owned(),
             slow_start_ms: 30_000,
+            wall_ms: 0,
+            stopped: false,
             heard_before: false,
         }
     }
@@ -129,14 +135,20 @@ impl World {
             let Some(index) = fleet.find(&spec.id) else { continue };
             for _ in 0..spec.pending {
                 id += 1;
-                pending.assign(&fleet, index, &format!("u{id}"), id, NOW);
+                pending.assign(&fleet, Place::at_once(index, &format!("u{id}"), id), NOW);
             }
         }
         fleet
     }
 
     pub fn policy(&self) -> Policy {
-        parse(&self.policy).expect("the test's own policy")
+        let policy = parse(&self.policy).expect("the test's own policy");
+        let stop = |rule: &GrayRule| {
+            let stop = Stop { rule_hash: rule.hash.clone(), reason: "stopped".to_owned(), at_ms: 0 };
+            (rule.id.clone(), stop.into())
+        };
+        let stops = policy.gray.last().filter(|_| self.stopped).map(stop).into_iter().collect();
+        policy.at(self.wall_ms, &stops).unwrap_or(policy)
     }
 
     pub fn spec(&self, id: &str) -> &Spec {
@@ -181,6 +193,7 @@ impl Asked {
                 platform: self.platform,
                 app_version: app_version(&self.version),
                 region: &self.region,
+                origin: &self.region,
                 zone: &self.zone,
                 ip: Some([10, 0, 0, 1].into()),
                 device_id: "d1",
@@ -188,6 +201,7 @@ impl Asked {
             transports: self.transports,
             failed: &self.failed,
             near: &self.near,
+            pool: None,
         }
     }
 }
@@ -245,8 +259,9 @@ pub(super) fn arb_world() -> impl Strategy<Value = World> {
     let gateways = prop::collection::vec(gateway, 0..30);
     // In one world of five nobody is heard any more, for a moment or for long.
     let deaf = prop_oneof![4 => Just(0), 1 => 0..320_000i64];
-    (gateways, 0.0..=100.0f64, 0..10_000u16, 0.0..=1.0f64, 0.0..2.0f64, deaf).prop_map(
-        |(mut gateways, percent, home, spill, bound, deaf_ms)| {
+    let (ramp, stopped) = ((0.0..=100.0f64, 0..3_000i64), prop::bool::weighted(0.2));
+    (gateways, 0.0..=100.0f64, 0..10_000u16, 0.0..=1.0f64, 0.0..2.0f64, deaf, ramp, stopped).prop_map(
+        |(mut gateways, percent, home, spill, bound, deaf_ms, (later, wall_ms), stopped)| {
             for (n, spec) in gateways.iter_mut().enumerate() {
                 spec.id = format!("g{n}");
                 spec.age_ms += deaf_ms;
@@ -255,10 +270,11 @@ pub(super) fn arb_world() -> impl Strategy<Value = World> {
                 "version = 1\n[[home]]\nregion = \"eu\"\nbuckets = [0, {}]\n\
                  [[gray]]\nid = \"web\"\npool = \"canary\"\npercent = 100\nmatch.platforms = [\"web\"]\n\
                  [[gray]]\nid = \"some\"\npool = \"canary\"\npercent = {percent:.2}\n\
+                 ramp = [{{ at = 1970-01-01T00:00:01Z, percent = {later:.2} }}, {{ at = 1970-01-01T00:00:02Z, percent = 0 }}]\n\
                  [proximity]\nspill_at = {spill:.3}\n[load]\nbound = {bound:.3}",
                 home + 1
             );
-            World { gateways, policy, ..World::default() }
+            World { gateways, policy, wall_ms, stopped, ..World::default() }
         },
     )
 }

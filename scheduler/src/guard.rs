@@ -1,0 +1,217 @@
+//! Guards of gray rules: whether clients fare worse in a rule's pool than in `stable`, by what gateways count.
+//!
+//! Pure: reports and the time go in, breaches come out. Every scheduler watches for itself; the first that sees a breach stops the
+//! rule for all of them.
+
+mod verdict;
+mod window;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, HashSet};
+
+use berth_proto::wire::GatewayReport;
+
+pub use self::{
+    verdict::{Breach, Figures, Limit, P99_FLOOR_MS},
+    window::{Counts, Window},
+};
+use crate::{
+    fleet::{DEAD_AFTER_MS, FORGET_AFTER_MS, STALE_AFTER_MS},
+    policy::{GrayRule, Guard, Policy, STABLE},
+};
+
+/// A gateway that has run for no longer counted everything while this scheduler could have heard it.
+const JUST_STARTED_MS: u64 = 5_000;
+
+/// What each watched gateway said last, what their pools counted lately, and since when each rule is watched.
+#[derive(Debug, Default)]
+pub struct Guards {
+    gateways: HashMap<String, Heard>,
+    /// Of `stable` and of each pool that a guarded rule sends somebody to.
+    pools: HashMap<String, Window>,
+    rules: HashMap<String, Watched>,
+}
+
+/// The newest report of a gateway.
+#[derive(Debug)]
+struct Heard {
+    boot: u64,
+    pool: String,
+    /// Since its boot; none: it does not say.
+    counts: Option<Counts>,
+    heard_ms: i64,
+    draining: bool,
+    /// It is dead, and its sessions were counted as lost in this second.
+    lost: Option<(i64, Counts)>,
+}
+
+/// A rule that is watched.
+#[derive(Debug)]
+struct Watched {
+    rule_hash: String,
+    /// Since it sends somebody, in seconds: what was counted before says nothing about it.
+    since: i64,
+    /// Since when its pool does not say how clients fare.
+    unmeasured_ms: Option<i64>,
+}
+
+impl Guards {
+    /// Takes in a report that was believed.
+    pub fn take(&mut self, report: &GatewayReport, now_ms: i64) {
+        if !self.pools.contains_key(&report.pool) {
+            self.gateways.remove(&report.gateway_id);
+            return;
+        }
+        let second = now_ms / 1_000;
+        let counts = report.health.as_ref().map(Counts::of);
+        let known = self.gateways.remove(&report.gateway_id);
+        let before = match known {
+            Some(mut known) if known.boot == report.boot => {
+                if let (Some((second, lost)), Some(window)) =
+                    (known.lost.take(), self.pools.get_mut(&known.pool))
+                {
+                    window.take_back(second, &lost);
+                }
+                known.counts.or(counts)
+            }
+            // Another boot: what the last one held is gone, and this one counts from nothing.
+            Some(known) => {
+                self.lose(&known, second);
+                Some(Counts::default())
+            }
+            None if report.uptime_ms <= JUST_STARTED_MS => Some(Counts::default()),
+            None => counts,
+        };
+        if let (Some(counts), Some(before), Some(window)) = (counts, before, self.pools.get_mut(&report.pool))
+        {
+            window.add(second, &counts.minus(&before));
+        }
+        let heard = Heard {
+            boot: report.boot,
+            pool: report.pool.clone(),
+            counts,
+            heard_ms: now_ms,
+            draining: report.draining,
+            lost: None,
+        };
+        self.gateways.insert(report.gateway_id.clone(), heard);
+    }
+
+    /// The sessions of a gateway that is gone, unless it left in good order or they were counted already.
+    fn lose(&mut self, gone: &Heard, second: i64) {
+        let open =
+            gone.counts.filter(|_| !gone.draining && gone.lost.is_none()).map_or(0, |counts| counts.open());
+        if let Some(window) = self.pools.get_mut(&gone.pool).filter(|_| open > 0) {
+            window.add(second, &Counts::lost(open));
+        }
+    }
+
+    /// The rules whose pools do worse than their guards allow. `deaf`: most of the fleet fell silent at once, so nobody's silence
+    /// is held against him. Called about once a second.
+    pub fn judge(&mut self, policy: &Policy, now_ms: i64, deaf: bool) -> Vec<Breach> {
+        self.follow(policy, now_ms / 1_000);
+        if !deaf {
+            self.bury(now_ms);
+        }
+        let hears_others = |rule: &GrayRule| {
+            self.gateways.values().any(|heard| heard.pool != rule.pool && heard.lives(now_ms))
+        };
+        let guarded = policy.gray.iter().filter_map(|rule| Some((rule, rule.guard?)));
+        let mut breaches = Vec::new();
+        for (rule, guard) in guarded.filter(|(rule, _)| rule.sends()) {
+            let unheard = if deaf || !hears_others(rule) { None } else { self.unmeasured(rule, now_ms) };
+            let Some(watched) = self.rules.get_mut(&rule.id) else { continue };
+            let since_ms = match unheard {
+                None => {
+                    watched.unmeasured_ms = None;
+                    None
+                }
+                Some(why) => Some((*watched.unmeasured_ms.get_or_insert(now_ms), why)),
+            };
+            let missing =
+                since_ms.filter(|(since_ms, _)| now_ms - since_ms >= i64::from(guard.window_seconds) * 1_000);
+            let breach = match missing {
+                Some((_, why)) => Some(Breach::no_data(rule, &guard, why)),
+                None => Breach::of(rule, &guard, &self.figures(rule, &guard, now_ms / 1_000)),
+            };
+            breaches.extend(breach);
+        }
+        breaches
+    }
+
+    /// What is compared for a rule now.
+    #[must_use]
+    pub fn figures(&self, rule: &GrayRule, guard: &Guard, second: i64) -> Figures {
+        let since = self.rules.get(&rule.id).map_or(second, |watched| watched.since);
+        let from = since.max(second - i64::from(guard.window_seconds));
+        let counted = |pool: &str| self.pools.get(pool).map(|window| window.since(from)).unwrap_or_default();
+        let open = |pool: &str| {
+            let gateways = self.gateways.values().filter(|heard| heard.pool == pool && heard.lost.is_none());
+            gateways.filter_map(|heard| heard.counts).map(|counts| counts.open()).sum()
+        };
+        Figures {
+            pool: counted(&rule.pool),
+            pool_open: open(&rule.pool),
+            stable: counted(STABLE),
+            stable_open: open(STABLE),
+            seconds: second - from,
+        }
+    }
+
+    /// Watches what the policy guards, and nothing else.
+    fn follow(&mut self, policy: &Policy, second: i64) {
+        let guarded: Vec<_> =
+            policy.gray.iter().filter(|rule| rule.guard.is_some() && rule.sends()).collect();
+        let watched = guarded.iter().map(|rule| rule.pool.as_str());
+        let pools: HashSet<&str> = watched.chain((!guarded.is_empty()).then_some(STABLE)).collect();
+        self.pools.retain(|pool, _| pools.contains(pool.as_str()));
+        self.gateways.retain(|_, heard| pools.contains(heard.pool.as_str()));
+        for pool in pools {
+            if !self.pools.contains_key(pool) {
+                self.pools.insert(pool.to_owned(), Window::default());
+            }
+        }
+        let same = |id: &str, hash: &str| guarded.iter().any(|rule| rule.id == id && rule.hash == hash);
+        self.rules.retain(|id, watched| same(id, &watched.rule_hash));
+        for rule in guarded {
+            self.rules.entry(rule.id.clone()).or_insert_with(|| Watched {
+                rule_hash: rule.hash.clone(),
+                since: second,
+                unmeasured_ms: None,
+            });
+        }
+    }
+
+    /// Counts the sessions of gateways that died, and forgets those who died long ago.
+    fn bury(&mut self, now_ms: i64) {
+        self.gateways.retain(|_, heard| now_ms - heard.heard_ms <= FORGET_AFTER_MS);
+        let dead = self.gateways.values_mut().filter(|heard| now_ms - heard.heard_ms > DEAD_AFTER_MS);
+        for heard in dead.filter(|heard| !heard.draining && heard.lost.is_none()) {
+            let lost = Counts::lost(heard.counts.map_or(0, |counts| counts.open()));
+            if let Some(window) = self.pools.get_mut(&heard.pool) {
+                window.add(now_ms / 1_000, &lost);
+            }
+            heard.lost = Some((now_ms / 1_000, lost));
+        }
+    }
+
+    /// Why a rule's pool does not say how clients fare in all of it; none: it does.
+    fn unmeasured(&self, rule: &GrayRule, now_ms: i64) -> Option<&'static str> {
+        let mut living =
+            self.gateways.values().filter(|heard| heard.pool == rule.pool && heard.lives(now_ms)).peekable();
+        if living.peek().is_none() {
+            return Some("no gateway of the pool reports");
+        }
+        living
+            .any(|heard| heard.counts.is_none())
+            .then_some("a gateway of the pool does not report how clients fare")
+    }
+}
+
+impl Heard {
+    fn lives(&self, now_ms: i64) -> bool {
+        now_ms - self.heard_ms <= STALE_AFTER_MS
+    }
+}

@@ -1,0 +1,286 @@
+//! Guards over made-up reports: what is counted, who is stopped, and who is not.
+
+use berth_proto::{health::HANDSHAKE_BUCKETS, wire::GatewayHealth};
+use proptest::prelude::*;
+
+use super::*;
+use crate::policy::parse;
+
+const START: i64 = 1_000_000;
+
+fn policy(guard: &str) -> Policy {
+    parse(&format!(
+        "version = 1\n[[gray]]\nid = \"new\"\npool = \"canary\"\npercent = 5\n[gray.guard]\n{guard}\n\
+         window_seconds = 10\nmin_handshakes = 50"
+    ))
+    .expect("the tests' own")
+}
+
+/// A gateway that counts.
+#[derive(Debug, Clone)]
+struct Counting {
+    report: GatewayReport,
+}
+
+impl Counting {
+    fn new(id: &str, pool: &str) -> Self {
+        let health =
+            Some(GatewayHealth { handshake_ms: vec![0; HANDSHAKE_BUCKETS], ..GatewayHealth::default() });
+        let report = GatewayReport {
+            gateway_id: id.to_owned(),
+            boot: 1,
+            pool: pool.to_owned(),
+            uptime_ms: 3_600_000,
+            health,
+            ..GatewayReport::default()
+        };
+        Self { report }
+    }
+
+    fn count(&mut self) -> &mut GatewayHealth {
+        self.report.health.as_mut().expect("it counts")
+    }
+
+    /// So many attempts, of which some fail, and the others take 2^`bucket` ms.
+    fn connects(&mut self, failed: u64, welcomed: u64, bucket: usize) {
+        let health = self.count();
+        health.connects_failed += failed;
+        health.welcomed += welcomed;
+        health.handshake_ms[bucket] += welcomed;
+    }
+}
+
+/// Two gateways of each pool that report each half second.
+struct Site {
+    guards: Guards,
+    policy: Policy,
+    gateways: Vec<Counting>,
+    now_ms: i64,
+}
+
+impl Site {
+    fn new(guard: &str) -> Self {
+        let gateways = [("s1", STABLE), ("s2", STABLE), ("c1", "canary"), ("c2", "canary")];
+        let gateways = gateways.map(|(id, pool)| Counting::new(id, pool)).to_vec();
+        let mut site = Self { guards: Guards::default(), policy: policy(guard), gateways, now_ms: START };
+        assert_eq!(site.pass(2, |_| {}), [], "nothing happened yet");
+        site
+    }
+
+    /// So many seconds, at whose beginning something happens.
+    fn pass(&mut self, seconds: u32, mut happens: impl FnMut(&mut Vec<Counting>)) -> Vec<Breach> {
+        let mut breaches = Vec::new();
+        for _ in 0..seconds {
+            happens(&mut self.gateways);
+            for _ in 0..2 {
+                self.gateways.iter().for_each(|gateway| self.guards.take(&gateway.report, self.now_ms));
+                self.now_ms += 500;
+            }
+            breaches.extend(self.guards.judge(&self.policy, self.now_ms, false));
+        }
+        breaches
+    }
+}
+
+/// Everybody connects well, and of the canaries' so many in ten do not.
+fn failing(in_ten: u64) -> impl FnMut(&mut Vec<Counting>) {
+    move |gateways| {
+        for gateway in gateways {
+            let failed = if gateway.report.pool == STABLE { 0 } else { in_ten };
+            gateway.connects(failed, 10 - failed, 3);
+        }
+    }
+}
+
+#[test]
+fn a_pool_in_which_a_fifth_fails_is_stopped_with_its_figures() {
+    let mut site = Site::new("connect_failures = 0.02");
+    assert_eq!(site.pass(20, failing(0)), []);
+    let breaches = site.pass(3, failing(2));
+    assert_eq!(breaches[0].limit, Limit::ConnectFailures);
+    // Nine whole seconds, and the one that has just begun.
+    let figures = "connect failures: 2.22% (4 of 180) against 0.00% (0 of 180) in stable over 10 s";
+    assert!(breaches[0].reason.starts_with(figures), "{breaches:?}");
+    assert_eq!((breaches[0].rule_id.as_str(), &breaches[0].rule_hash), ("new", &site.policy.gray[0].hash));
+}
+
+#[test]
+fn what_fails_everywhere_is_not_the_pools_fault() {
+    let mut site = Site::new("connect_failures = 0.02\nabnormal_closes = 0.02\nhandshake_p99 = 2.0");
+    let everywhere = |gateways: &mut Vec<Counting>| {
+        for gateway in gateways {
+            gateway.connects(5, 5, 12);
+            gateway.count().sessions_ended += 3;
+            gateway.count().ended_lost += 3;
+        }
+    };
+    assert_eq!(site.pass(30, everywhere), []);
+}
+
+#[test]
+fn few_say_nothing() {
+    let mut site = Site::new("connect_failures = 0.02");
+    let few = |gateways: &mut Vec<Counting>| gateways[2].connects(1, 1, 3);
+    assert_eq!(site.pass(30, few), [], "20 attempts in a window");
+}
+
+#[test]
+fn sessions_that_end_badly_and_slow_handshakes_stop_a_rule() {
+    let mut site = Site::new("abnormal_closes = 0.02");
+    site.pass(10, failing(0));
+    let breaches = site.pass(2, |gateways| {
+        gateways[2].count().sessions_ended += 10;
+        gateways[2].count().ended_internal += 10;
+    });
+    assert_eq!(breaches[0].limit, Limit::AbnormalCloses, "10 of 200 sessions");
+    assert!(breaches[0].reason.contains("abnormal closes: 5.00% (10 of 200)"), "{breaches:?}");
+
+    let mut site = Site::new("handshake_p99 = 2.0");
+    let slow = |bucket: usize| move |gateways: &mut Vec<Counting>| gateways[2].connects(0, 10, bucket);
+    assert_eq!(site.pass(20, slow(6)), [], "64 ms are not twice the floor of 50");
+    let breaches = site.pass(10, slow(9));
+    assert_eq!(breaches[0].limit, Limit::HandshakeP99);
+}
+
+#[test]
+fn a_gateway_that_crashes_takes_its_sessions_down_and_one_that_drains_does_not() {
+    for (draining, stopped) in [(false, true), (true, false)] {
+        let mut site = Site::new("abnormal_closes = 0.02");
+        site.pass(10, failing(0));
+        site.gateways[2].report.draining = draining;
+        site.pass(1, |_| {});
+        let mut again = Counting::new("c1", "canary");
+        again.report.boot = 2;
+        site.gateways[2] = again;
+        assert_eq!(!site.pass(2, |_| {}).is_empty(), stopped, "its next boot; draining: {draining}");
+    }
+    let mut site = Site::new("abnormal_closes = 0.02");
+    site.pass(10, failing(0));
+    let silent = site.gateways.remove(2);
+    assert_ne!(site.pass(5, |_| {}), [], "it does not come back");
+    site.gateways.push(silent);
+    assert_eq!(site.pass(5, |_| {}), [], "it was only silent");
+}
+
+#[test]
+fn missing_data_is_a_failure_after_a_window_unless_nobody_is_heard() {
+    let mut site = Site::new("connect_failures = 0.02");
+    let canaries = site.gateways.split_off(2);
+    assert_eq!(site.pass(9, |_| {}), [], "not yet");
+    let breaches = site.pass(4, |_| {});
+    assert_eq!(breaches[0].limit, Limit::NoData);
+    assert!(breaches[0].reason.contains("no gateway of the pool reports, for 10 s"), "{breaches:?}");
+
+    let mut site = Site::new("connect_failures = 0.02");
+    site.gateways[3].report.health = None;
+    let breaches = site.pass(13, |_| {});
+    assert!(breaches[0].reason.contains("does not report how clients fare"), "{breaches:?}");
+
+    let mut site = Site::new("connect_failures = 0.02");
+    site.gateways.clear();
+    assert_eq!(site.pass(60, |_| {}), [], "this scheduler hears nobody at all");
+    site.gateways = canaries;
+    assert_eq!(site.pass(60, |_| {}), [], "and now only the canaries");
+}
+
+#[test]
+fn a_rule_that_goes_on_is_judged_anew() {
+    let mut site = Site::new("connect_failures = 0.02");
+    assert_ne!(site.pass(5, failing(5)), []);
+    let going = site.policy.clone();
+    let stop = crate::policy::Stop { rule_hash: going.gray[0].hash.clone(), reason: String::new(), at_ms: 0 };
+    let stops = [("new".to_owned(), std::sync::Arc::new(stop))].into();
+    site.policy = going.at(0, &stops).expect("stopped");
+    assert_eq!(site.pass(2, failing(5)), [], "a stopped rule is not judged");
+    site.policy = going;
+    assert_eq!(site.pass(8, failing(0)), [], "what was before it went on is forgotten");
+    assert_ne!(site.pass(5, failing(5)), []);
+}
+
+#[test]
+fn p99_is_on_the_line_within_its_bucket() {
+    let mut counts = Counts::default();
+    assert_eq!(counts.handshake_p99_ms(), None);
+    counts.handshake_ms[3] = 100;
+    assert_eq!(counts.handshake_p99_ms(), Some(4.0 + 4.0 * 0.99));
+    counts.handshake_ms[10] = 2;
+    let p99 = counts.handshake_p99_ms().expect("some");
+    assert!((512.0..=1_024.0).contains(&p99), "{p99}");
+    let slow = Counts { handshake_ms: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5], ..Counts::default() };
+    assert!(slow.handshake_p99_ms().is_some_and(|p99| p99 > 16_384.0));
+}
+
+/// What happens to a gateway between two reports.
+#[derive(Debug, Clone, Copy)]
+enum Event {
+    Connects(u8, u8),
+    Ends(u8),
+    Restarts,
+    Repeats,
+}
+
+fn arb_event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        6 => (0..5u8, 0..9u8).prop_map(|(failed, welcomed)| Event::Connects(failed, welcomed)),
+        3 => (0..9u8).prop_map(Event::Ends),
+        1 => Just(Event::Restarts),
+        2 => Just(Event::Repeats),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn a_window_holds_exactly_what_happened_in_it(events in prop::collection::vec((0..2usize, arb_event()), 0..200)) {
+        let mut site = Site::new("connect_failures = 1");
+        let mut expected = Counts::default();
+        let from = site.now_ms / 1_000 - 1;
+        for (which, event) in events {
+            let gateway = &mut site.gateways[2 + which];
+            match event {
+                Event::Connects(failed, welcomed) => {
+                    gateway.connects(failed.into(), welcomed.into(), 0);
+                    expected.failed += u64::from(failed);
+                    expected.welcomed += u64::from(welcomed);
+                }
+                Event::Ends(count) => {
+                    let count = u64::from(count).min(Counts::of(gateway.count()).open());
+                    gateway.count().sessions_ended += count;
+                    expected.ended += count;
+                }
+                Event::Restarts => {
+                    // What it did since its last report nobody will ever know.
+                    site.guards.take(&gateway.report, site.now_ms);
+                    let open = Counts::of(gateway.count()).open();
+                    expected = expected.plus(&Counts::lost(open));
+                    let boot = gateway.report.boot + 1;
+                    *gateway = Counting::new(&gateway.report.gateway_id, "canary");
+                    gateway.report.boot = boot;
+                }
+                Event::Repeats => {}
+            }
+            site.guards.take(&gateway.report, site.now_ms);
+            site.now_ms += 100;
+        }
+        let mut counted = site.guards.pools["canary"].since(from);
+        counted.handshake_ms = [0; HANDSHAKE_BUCKETS];
+        prop_assert_eq!(counted, expected);
+    }
+
+    #[test]
+    fn a_rule_is_stopped_exactly_when_its_pool_is_worse_by_more_than_allowed(
+        failed in 0..500u64, welcomed in 0..500u64, stables_failed in 0..500u64, stables in 0..500u64, allowed in 0.0..1.0f64
+    ) {
+        let policy = policy(&format!("connect_failures = {allowed:.4}"));
+        let (rule, guard) = (&policy.gray[0], policy.gray[0].guard.expect("given"));
+        let pool = Counts { failed, welcomed, ..Counts::default() };
+        let stable = Counts { failed: stables_failed, welcomed: stables, ..Counts::default() };
+        let figures = Figures { pool, stable, seconds: 10, ..Figures::default() };
+        let share = |failed: u64, all: u64| if all < 50 { 0.0 } else { failed as f64 / all as f64 };
+        let above = share(failed, failed + welcomed) - share(stables_failed, stables_failed + stables);
+        let limit = guard.connect_failures.expect("given");
+        prop_assert_eq!(Breach::of(rule, &guard, &figures).is_some(), above > limit);
+        if let Some(breach) = Breach::of(rule, &guard, &figures) {
+            prop_assert!(failed + welcomed >= 50 && breach.reason.contains("connect failures"));
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! What gray rules do by now. Their series come with the policy that names them.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
+use berth_proto::metric::Registry;
+use metrics::{Counter, Gauge};
+
+use crate::{
+    guard::Limit,
+    policy::{Policy, Takes},
+};
+
+/// Rules with series of their own since the start: those after them have none.
+const MOST: usize = 512;
+
+/// Gray rules.
+pub struct Rules {
+    registry: Registry<'static>,
+    /// `berth_scheduler_rule_stopped{rule}` and `berth_scheduler_rule_percent{rule}`.
+    rules: Mutex<HashMap<String, [Gauge; 2]>>,
+    /// `berth_scheduler_guard_breaches_total{limit}`.
+    breaches: [Counter; Limit::ALL.len()],
+}
+
+impl Rules {
+    pub(super) fn register(registry: Registry<'static>) -> Self {
+        let breaches = Limit::ALL.map(|(_, name)| {
+            let help =
+                "Gray rules that this scheduler stopped, by the limit that their pool did not keep to.";
+            registry.counter("berth_scheduler_guard_breaches_total", help, &[("limit", name)])
+        });
+        Self { registry, rules: Mutex::default(), breaches }
+    }
+
+    /// A guard stopped its rule.
+    pub fn breached(&self, limit: Limit) {
+        self.breaches[limit as usize].increment(1);
+    }
+
+    /// The policy in force is this one now.
+    pub fn set(&self, policy: &Policy) {
+        let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        for [stopped, percent] in rules.values() {
+            stopped.set(0.0);
+            percent.set(0.0);
+        }
+        for rule in &policy.gray {
+            if !rules.contains_key(&rule.id) {
+                if rules.len() >= MOST {
+                    continue;
+                }
+                rules.insert(rule.id.clone(), self.series(&rule.id));
+            }
+            let [stopped, percent] = &rules[&rule.id];
+            match rule.takes {
+                Takes::Nobody(_) => stopped.set(1.0),
+                Takes::Percent { percent: share, .. } => percent.set(share),
+            }
+        }
+    }
+
+    fn series(&self, rule: &str) -> [Gauge; 2] {
+        let stopped = "1 while the gray rule is stopped: it takes nobody.";
+        let percent = "What the gray rule takes of those that match, by its ramp.";
+        [("berth_scheduler_rule_stopped", stopped), ("berth_scheduler_rule_percent", percent)]
+            .map(|(name, help)| self.registry.gauge_of(name, help, ("rule", rule)))
+    }
+}

@@ -1,0 +1,182 @@
+//! Where a gateway's client belongs: one that strayed, one that is moved, or one that may be better off elsewhere.
+
+use std::{collections::BTreeMap, convert::Infallible, net::IpAddr};
+
+use berth_proto::{
+    id,
+    wire::{MovePurpose, RedirectAnswer, RedirectAsk},
+};
+use tracing::debug;
+
+use crate::{
+    assign::{NotAssigned, Terms},
+    core::{Ask, Core},
+    decide::{Decision, Request},
+    fleet::{Dimension, Fleet, Gateway, Profile},
+    moving::plan::{Band, Filled},
+    policy::{Client, Platform, STABLE, app_version},
+    transport::Transports,
+};
+
+/// A gateway that uses so much of what handshakes take is sent nobody who has a connection elsewhere.
+const BUSY: f64 = 0.9;
+
+/// Why a connection is not moved.
+enum Unmoved {
+    /// It is well where it is.
+    Stays,
+    /// Nobody should be moved now.
+    Held(String),
+}
+
+/// Where the client belongs, with a fresh ticket; without endpoints when there is no such place, or it is to stay. It is
+/// where its address says, or else taken to be near the gateway that it came to.
+pub(crate) fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> RedirectAnswer {
+    let nowhere = RedirectAnswer { handle: ask.handle, ..RedirectAnswer::default() };
+    let now_ms = core.clock.wall_ms();
+    let valid = id::check(&ask.user_id).is_ok() && id::check(&ask.device_id).is_ok();
+    let revoked = || core.check_revoked(&ask.user_id, &ask.device_id, ask.auth_issued_at_ms).is_err();
+    if !valid || ask.auth_expires_at_ms <= now_ms || revoked() {
+        return nowhere;
+    }
+    let fleet = core.fleet.load();
+    let here = fleet.find(gateway_id).map(|index| fleet.gateway(index));
+    let purpose = ask.purpose();
+    let transports: Vec<String> =
+        Some(&ask.transport).filter(|name| !name.is_empty()).cloned().into_iter().collect();
+    let leaves = [gateway_id.to_owned()];
+    let request = Request {
+        user_id: &ask.user_id,
+        client: Client {
+            platform: Platform::named(&ask.platform),
+            app_version: app_version(&ask.app_version),
+            ip: ask.client_ip.parse().ok().map(|ip: IpAddr| ip.to_canonical()),
+            region: "",
+            origin: "",
+            zone: "",
+            device_id: &ask.device_id,
+        },
+        transports: transports
+            .first()
+            .map_or(Transports::ALL, |name| Transports::named(name).unwrap_or_default()),
+        failed: if matches!(purpose, MovePurpose::Drain | MovePurpose::Rebalance) { &leaves } else { &[] },
+        near: &[],
+        pool: Some(ask.pool.as_str()).filter(|pool| !pool.is_empty()),
+    };
+    let connected = matches!(purpose, MovePurpose::Drain | MovePurpose::Rebalance | MovePurpose::Sweep);
+    let terms = Terms {
+        transports: &transports,
+        rtt_ms: &BTreeMap::new(),
+        auth_expires_at_ms: ask.auth_expires_at_ms,
+        auth_issued_at_ms: ask.auth_issued_at_ms,
+        now_ms,
+        ask: Ask::SentOn,
+        came_to: here.map_or("", |gateway| &gateway.profile.region),
+        wait_ms: ask.retry_after_ms,
+        moved: connected,
+    };
+    let judge = |fleet: &Fleet, decision: &Decision<'_>| judge(core, fleet, decision, here, ask);
+    match core.assign_if(request, &terms, judge) {
+        Ok(Ok(assigned)) => RedirectAnswer {
+            handle: ask.handle,
+            endpoints: assigned.endpoints.into_iter().map(Into::into).collect(),
+            ticket: assigned.ticket,
+            ticket_expires_at_ms: assigned.expires_at_ms,
+            ..RedirectAnswer::default()
+        },
+        Ok(Err(Unmoved::Stays)) => RedirectAnswer { stay: true, ..nowhere },
+        Ok(Err(Unmoved::Held(hold))) => RedirectAnswer { hold, ..nowhere },
+        // Who is sent on is not asked to wait.
+        Err(NotAssigned::Queued(_)) => nowhere,
+        Err(NotAssigned::NoGateway(error)) => {
+            debug!(%error, "no redirect");
+            match purpose {
+                // He would have to wait for his home; here he is served until the deadline.
+                MovePurpose::Drain if !error.home.is_empty() => RedirectAnswer { stay: true, ..nowhere },
+                MovePurpose::Drain => RedirectAnswer { hold: error.to_string(), ..nowhere },
+                MovePurpose::Rebalance | MovePurpose::Sweep => RedirectAnswer { stay: true, ..nowhere },
+                MovePurpose::Stray | MovePurpose::Home => nowhere,
+            }
+        }
+    }
+}
+
+fn judge(
+    core: &Core,
+    fleet: &Fleet,
+    decision: &Decision<'_>,
+    here: Option<&Gateway>,
+    ask: &RedirectAsk,
+) -> Result<(), Unmoved> {
+    let first = decision.ranked.as_slice()[0];
+    let there = fleet.gateway(first);
+    match ask.purpose() {
+        MovePurpose::Stray => return Ok(()),
+        MovePurpose::Home | MovePurpose::Sweep => {
+            if here.is_some_and(|here| belongs(decision, &here.profile)) {
+                return Err(Unmoved::Stays);
+            }
+        }
+        MovePurpose::Rebalance => {
+            let within = f64::from(ask.within_permille) / 1_000.0;
+            if here.is_none_or(|here| !has_more_room(fleet, there, here, within)) {
+                return Err(Unmoved::Stays);
+            }
+        }
+        MovePurpose::Drain => {}
+    }
+    if ask.purpose() == MovePurpose::Home {
+        return Ok(());
+    }
+    if let Some(reason) = core.moving.hold() {
+        return Err(Unmoved::Held(reason));
+    }
+    match busy(fleet, first) {
+        Some((what, used)) => {
+            let used = used * 100.0;
+            Err(Unmoved::Held(format!("{} is at {used:.0}% of {what} that it can stand", there.profile.id)))
+        }
+        None => Ok(()),
+    }
+}
+
+/// What makes handshakes slow at a gateway, and how much of it is used, when that is near the end.
+fn busy(fleet: &Fleet, gateway: u32) -> Option<(&'static str, f64)> {
+    fleet.usages[gateway as usize].measures().find_map(|(dimension, measure)| {
+        let what = match dimension {
+            Dimension::Handshakes => "the handshakes a second",
+            Dimension::LoopLag => "the loop lag",
+            _ => return None,
+        };
+        measure.utilisation().filter(|used| *used >= BUSY).map(|used| (what, used))
+    })
+}
+
+/// Whether the user is in the pool and, as far as that can be, the region that are his.
+fn belongs(decision: &Decision<'_>, here: &Profile) -> bool {
+    let wanted = decision.rule.map_or(STABLE, |rule| &rule.pool);
+    // Where the pool has no room, whoever is in it stays, and so does whoever would only be sent back.
+    let in_pool = here.pool == wanted || here.pool == decision.pool;
+    let at_home = decision.home.is_empty() || here.region == decision.home || decision.elsewhere;
+    in_pool && at_home
+}
+
+/// Whether a rebalance may send somebody from here to there.
+fn has_more_room(fleet: &Fleet, there: &Gateway, here: &Gateway, within: f64) -> bool {
+    let place = |gateway: &Gateway| (gateway.profile.pool.clone(), gateway.profile.region.clone());
+    if there.profile.id == here.profile.id || place(there) != place(here) {
+        return false;
+    }
+    // Whoever is on his way is there already.
+    let on_the_way = |gateway: &Gateway| gateway.connections + gateway.pending();
+    let filled = |gateway: &Gateway| Filled { capacity: gateway.capacity, connections: on_the_way(gateway) };
+    let group =
+        fleet.gateways.iter().filter(|gateway| gateway.state.serves() && place(gateway) == place(here));
+    let most = Band::around(group.map(filled), within).most(there.capacity);
+    on_the_way(there) < most
+}
+
+/// What decides nothing.
+pub(crate) fn always(_: &Fleet, _: &Decision<'_>) -> Result<(), Infallible> {
+    Ok(())
+}

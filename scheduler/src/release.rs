@@ -1,0 +1,250 @@
+//! What is in force: puts policies in force from wherever they come, and stops rules whose pools do worse than their guards allow.
+//!
+//! A policy that is in force here is carried, so that replicas that were down, or have an older file, take it up; so is the stop of
+//! a rule. Everything goes into the history.
+
+use berth_proto::{
+    carry::{Record, kind},
+    wire::{CarriedRecord, PolicyText, RuleStop},
+};
+use tracing::{info, warn};
+
+use crate::{
+    core::{Core, lock},
+    guard::Breach,
+    history::Change,
+    metrics::PolicyLoad,
+    policy::{Diff, GrayRule, Policy, Refused, Stop, Taken, Takes},
+    replicas::Replica,
+};
+
+/// Where a change came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    File,
+    Api,
+    Guard,
+    /// By another scheduler, through gateways, or from this one's own disk.
+    Carried,
+}
+
+impl Source {
+    fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Api => "api",
+            Self::Guard => "guard",
+            Self::Carried => "carried",
+        }
+    }
+}
+
+impl Core {
+    /// Puts a text in force if it may replace the one that is, and has it carried, unless it is already.
+    ///
+    /// # Errors
+    /// See [`Refused`].
+    pub fn put_policy(&self, text: &str, by: &str, note: &str, from: Source) -> Result<Taken, Refused> {
+        let before = self.policy.load_full();
+        let taken = self.policy.offer(text, self.clock.wall_ms());
+        self.metrics.policy.load(match &taken {
+            Ok(Taken::Same) => return taken,
+            Ok(Taken::New) => PolicyLoad::Taken,
+            Err(Refused::Broken(_)) => PolicyLoad::Broken,
+            Err(Refused::Older { .. }) => PolicyLoad::Older,
+            Err(Refused::OtherText(_)) => PolicyLoad::OtherText,
+        });
+        if taken.is_ok() {
+            let policy = self.policy.load_full();
+            info!(%policy, from = from.name(), by, "policy taken up");
+            self.remember(&before, &policy, by, note, from);
+            self.policy_changed();
+            if from != Source::Carried {
+                self.carry(vec![record(&policy, by, note, self.clock.wall_ms())]);
+            }
+        }
+        taken
+    }
+
+    /// At the start: the policy of the file, beside what the disk had.
+    pub fn begin_with(&self, policy: &Policy) {
+        let in_force = self.policy.load_full();
+        if in_force.version > policy.version && policy.version > 0 {
+            info!(
+                file = %policy,
+                in_force = %in_force,
+                "the policy file is older than what the schedulers agreed on, which is in force; write that into the file"
+            );
+        }
+        let known = self.history.newest();
+        if in_force.version > 0 && known != Some((in_force.version, in_force.hash.clone())) {
+            self.remember(&Policy::default(), &in_force, "", "", Source::File);
+        }
+        let carried =
+            self.carried.read(|store| store.get(kind::POLICY, "").map_or(0, |record| record.version));
+        if in_force.version > carried {
+            self.carry(vec![record(&in_force, "", "", self.clock.wall_ms())]);
+        }
+    }
+
+    /// A policy comes from another scheduler, or from this one's disk.
+    pub fn policy_carried(&self, told: &PolicyText) {
+        let in_force = self.policy.load();
+        if told.version < in_force.version {
+            return;
+        }
+        drop(in_force);
+        match self.put_policy(&told.text, &told.by, &told.note, Source::Carried) {
+            Ok(_) | Err(Refused::Older { .. }) => {}
+            Err(refused @ (Refused::OtherText(_) | Refused::Broken(_))) => warn!(
+                version = told.version,
+                hash = %format_args!("{:.64}", told.hash),
+                in_force = %**self.policy.load(),
+                error = %refused,
+                "another scheduler has a policy that this one does not take; the policy in force stays"
+            ),
+        }
+    }
+
+    /// A rule was stopped, or goes on: by this scheduler or another.
+    pub fn stop_carried(&self, told: &RuleStop) {
+        let RuleStop { rule_id, rule_hash, stopped, reason, at_ms, by } = told.clone();
+        let stop = stopped.then_some(Stop { rule_hash, reason: reason.clone(), at_ms });
+        if !self.policy.put_stop(&rule_id, stop, self.clock.wall_ms()) {
+            return;
+        }
+        if stopped {
+            info!(rule = rule_id, by, reason, "a gray rule is stopped: it takes nobody");
+        } else {
+            info!(rule = rule_id, by, "a gray rule goes on");
+        }
+        let policy = self.policy.load_full();
+        self.history.add(Change {
+            at_ms: self.clock.wall_ms(),
+            what: if stopped { "stop" } else { "resume" }.to_owned(),
+            from: Source::Guard.name().to_owned(),
+            by,
+            note: reason,
+            policy_version: policy.version,
+            policy_hash: policy.hash.clone(),
+            rule_id,
+            changed: Vec::new(),
+            text: String::new(),
+        });
+        self.policy_changed();
+    }
+
+    /// Lets a stopped rule go on; the record to carry.
+    ///
+    /// # Errors
+    /// When the policy has no such rule, or it was not stopped.
+    pub fn resumption(&self, rule_id: &str, by: &str) -> Result<CarriedRecord, String> {
+        let policy = self.policy.load();
+        let Some(rule) = policy.gray.iter().find(|rule| rule.id == rule_id) else {
+            let ids: Vec<_> = policy.gray.iter().map(|rule| rule.id.as_str()).collect();
+            return Err(format!("the policy in force has no rule {rule_id:?}; it has: {}", ids.join(", ")));
+        };
+        match &rule.takes {
+            Takes::Nobody(_) => Ok(self.stop_record(rule, false, String::new(), by)),
+            Takes::Percent { percent, .. } => {
+                Err(format!("the rule {rule_id:?} is not stopped; it takes {percent}% of those that match"))
+            }
+        }
+    }
+
+    /// Time passed: ramps may be at another step, and pools may do worse than their guards allow. About once a second.
+    pub fn look_after_rules(&self) {
+        let before = self.policy.load_full();
+        if self.policy.pass(self.clock.wall_ms()) {
+            let policy = self.policy.load_full();
+            for (was, is) in before.gray.iter().zip(&policy.gray).filter(|(was, is)| was.takes != is.takes) {
+                info!(rule = is.id, was = %was.takes, is = %is.takes, "a gray rule takes another share by now");
+            }
+            self.policy_changed();
+        }
+        let policy = self.policy.load_full();
+        let (now_ms, deaf) = (self.clock.monotonic_ms(), self.fleet.load().distrusted);
+        let breaches = lock(&self.guards).judge(&policy, now_ms, deaf);
+        for breach in breaches {
+            self.breached(&policy, &breach);
+        }
+    }
+
+    fn breached(&self, policy: &Policy, breach: &Breach) {
+        let Some(rule) = policy.gray.iter().find(|rule| rule.id == breach.rule_id) else { return };
+        self.metrics.rules.breached(breach.limit);
+        warn!(
+            rule = breach.rule_id,
+            pool = rule.pool,
+            reason = breach.reason,
+            "a gray rule's guard stops it: it takes nobody until its text changes or somebody resumes it"
+        );
+        self.carry(vec![self.stop_record(rule, true, breach.reason.clone(), "guard")]);
+    }
+
+    /// Newer than what is carried of the rule, whatever its clock said.
+    fn stop_record(&self, rule: &GrayRule, stopped: bool, reason: String, by: &str) -> CarriedRecord {
+        let at_ms = self.clock.wall_ms();
+        let before = self
+            .carried
+            .read(|store| store.get(kind::RULE_STOP, &rule.id).map_or(0, |record| record.version));
+        let stop = RuleStop {
+            rule_id: rule.id.clone(),
+            rule_hash: rule.hash.clone(),
+            stopped,
+            reason,
+            at_ms,
+            by: by.to_owned(),
+        };
+        Record::RuleStop(stop).carried(before.saturating_add(1).max(at_ms.unsigned_abs()), 0)
+    }
+
+    /// Another policy is in force, or it does something else by now: slow start may be another, and gateways are told.
+    pub fn policy_changed(&self) {
+        let policy = self.policy.load();
+        self.metrics.policy.version.set(policy.version as f64);
+        self.metrics.rules.set(&policy);
+        self.urgent.notify_one();
+    }
+
+    fn remember(&self, before: &Policy, policy: &Policy, by: &str, note: &str, from: Source) {
+        self.history.add(Change {
+            at_ms: self.clock.wall_ms(),
+            what: "policy".to_owned(),
+            from: from.name().to_owned(),
+            by: by.to_owned(),
+            note: note.to_owned(),
+            policy_version: policy.version,
+            policy_hash: policy.hash.clone(),
+            rule_id: String::new(),
+            changed: Diff::between(before, policy).lines(),
+            text: policy.text.clone(),
+        });
+    }
+
+    /// Every scheduler, this one among them, with the policy it holds.
+    pub fn replicas(&self) -> Vec<Replica> {
+        let policy = self.policy.load();
+        let own = Replica {
+            scheduler_id: self.id.clone(),
+            policy_version: policy.version,
+            policy_hash: policy.hash.clone(),
+        };
+        lock(&self.replicas).list(own, self.clock.monotonic_ms())
+    }
+}
+
+fn record(policy: &Policy, by: &str, note: &str, at_ms: i64) -> CarriedRecord {
+    let text = PolicyText {
+        version: policy.version,
+        hash: policy.hash.clone(),
+        text: policy.text.clone(),
+        by: by.to_owned(),
+        at_ms,
+        note: note.to_owned(),
+    };
+    Record::Policy(text).carried(policy.version, 0)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,98 @@
+//! Which schedulers there are, and which policy each holds: gateways hear it from each and tell it to all.
+
+use std::collections::HashMap;
+
+use berth_proto::{id, wire::SchedulerSeen};
+use serde::Serialize;
+
+/// Schedulers that are remembered: a site has a few.
+const MOST: usize = 64;
+
+/// Longest hash that is kept, in characters: SHA-256 in hex.
+const HASH: usize = 64;
+
+/// Who has not been heard of for this long, in milliseconds, is gone: gateways tell it twice a second.
+const GONE_AFTER_MS: i64 = 5_000;
+
+/// A scheduler and the identity of its policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Replica {
+    pub scheduler_id: String,
+    #[serde(with = "berth_proto::schedule::int64")]
+    pub policy_version: u64,
+    pub policy_hash: String,
+}
+
+/// The other schedulers.
+#[derive(Debug, Default)]
+pub(crate) struct Replicas {
+    seen: HashMap<String, (i64, Replica)>,
+}
+
+impl Replicas {
+    /// A gateway told which schedulers it has links to.
+    pub fn hear(&mut self, seen: &[SchedulerSeen], now_ms: i64) {
+        for one in seen.iter().take(MOST).filter(|one| id::check(&one.scheduler_id).is_ok()) {
+            if self.seen.len() >= MOST && !self.seen.contains_key(&one.scheduler_id) {
+                self.seen.retain(|_, (at_ms, _)| now_ms - *at_ms <= GONE_AFTER_MS);
+                if self.seen.len() >= MOST {
+                    continue;
+                }
+            }
+            let replica = Replica {
+                scheduler_id: one.scheduler_id.clone(),
+                policy_version: one.policy_version,
+                policy_hash: one.policy_hash.chars().take(HASH).collect(),
+            };
+            self.seen.insert(one.scheduler_id.clone(), (now_ms, replica));
+        }
+    }
+
+    /// Those that are there, with `own` as it is now, by id.
+    pub fn list(&self, own: Replica, now_ms: i64) -> Vec<Replica> {
+        let here = self.seen.values().filter(|(at_ms, _)| now_ms - at_ms <= GONE_AFTER_MS);
+        let others = here.map(|(_, replica)| replica).filter(|other| other.scheduler_id != own.scheduler_id);
+        let mut list: Vec<_> = others.cloned().collect();
+        list.push(own);
+        list.sort_by(|a, b| a.scheduler_id.cmp(&b.scheduler_id));
+        list
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(id: &str, version: u64) -> SchedulerSeen {
+        SchedulerSeen { scheduler_id: id.to_owned(), policy_version: version, policy_hash: "h".repeat(100) }
+    }
+
+    fn own() -> Replica {
+        Replica { scheduler_id: "b".to_owned(), policy_version: 9, policy_hash: String::new() }
+    }
+
+    fn listed(replicas: &Replicas, now_ms: i64) -> Vec<(String, u64)> {
+        replicas.list(own(), now_ms).into_iter().map(|one| (one.scheduler_id, one.policy_version)).collect()
+    }
+
+    #[test]
+    fn the_newest_word_of_each_counts_for_as_long_as_it_is_heard() {
+        let mut replicas = Replicas::default();
+        replicas.hear(&[seen("c", 1), seen("b", 3)], 0);
+        replicas.hear(&[seen("c", 2), seen("a", 1), seen("no id", 1)], 4_000);
+        let all = [("a".to_owned(), 1), ("b".to_owned(), 9), ("c".to_owned(), 2)];
+        assert_eq!(listed(&replicas, 5_000), all, "this one as it is now, not as it was heard of");
+        assert_eq!(listed(&replicas, 9_001), [("b".to_owned(), 9)], "the others are gone");
+        assert!(replicas.seen.values().all(|(_, one)| one.policy_hash.len() == HASH));
+    }
+
+    #[test]
+    fn no_more_are_remembered_than_a_site_has() {
+        let mut replicas = Replicas::default();
+        (0..1_000).for_each(|n| replicas.hear(&[seen(&format!("s{n}"), 1)], 0));
+        assert_eq!(replicas.seen.len(), MOST);
+        replicas.hear(&[seen("new", 1)], 10_000);
+        assert_eq!(replicas.seen.len(), 1, "those that are gone make room");
+    }
+}
