@@ -31,6 +31,9 @@ pub fn scheduler(config: &Config, auth: &Auth) -> anyhow::Result<berth_scheduler
         }
         None => JwtKeys::from_secret(auth.jwt_secret.as_bytes()).context("auth.jwt_secret")?,
     };
+    if let Some(id) = some(&scheduler.id) {
+        berth_proto::id::check(&id).with_context(|| format!("scheduler.id = {id:?}"))?;
+    }
     Ok(berth_scheduler::Config {
         id: scheduler.id.clone(),
         listen: scheduler.listen,

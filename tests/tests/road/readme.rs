@@ -65,6 +65,9 @@ enum Form {
 /// Subcommands that speak to a running scheduler.
 const SPEAKS: [&str; 2] = ["chat", "demo"];
 
+/// Subcommands that speak to a running scheduler's admin port.
+const OPERATES: [&str; 3] = ["policy status", "policy history", "ctl "];
+
 fn form(command: &str) -> anyhow::Result<Form> {
     for prefix in ["cargo run --release -- ", "./target/release/berth ", "target/release/berth ", "berth "] {
         if let Some(rest) = command.strip_prefix(prefix) {
@@ -74,6 +77,9 @@ fn form(command: &str) -> anyhow::Result<Form> {
                 "bench" => Form::Run(format!("\"$BERTH\" {} --scheduler \"$SCHEDULER\"", small(rest))),
                 _ if SPEAKS.contains(&subcommand) && !rest.contains("--scheduler") => {
                     Form::Run(format!("\"$BERTH\" {rest} --scheduler \"$SCHEDULER\""))
+                }
+                _ if OPERATES.iter().any(|start| rest.starts_with(start)) && !rest.contains("--admin") => {
+                    Form::Run(format!("\"$BERTH\" {rest} --admin \"$ADMIN\""))
                 }
                 _ => Form::Run(format!("\"$BERTH\" {rest}")),
             });
@@ -133,6 +139,8 @@ fn run(server: &Server, script: &str) -> anyhow::Result<Output> {
         .env("TOKEN", tokens::user("alice"))
         .env("SERVICE_KEY", &at.service_key)
         .env("ADMIN_KEY", &at.admin_key)
+        .env("ADMIN", &admin)
+        .env("BERTH_AUTH__ADMIN_KEY", &at.admin_key)
         .env("BERTH_AUTH__JWT_SECRET", tokens::JWT_SECRET)
         .stdin(Stdio::null())
         .output()?)
