@@ -87,6 +87,8 @@ impl Link<ToScheduler> for Up {
                     }
                     state.asks.push(ask);
                 }
+                // It tells of none, so it is told of none.
+                to_scheduler::Message::Carried(_) => {}
             }
         }
         Ok(())
