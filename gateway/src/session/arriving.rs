@@ -229,7 +229,7 @@ impl Arriving {
 
     /// No scheduler says where it is to go.
     pub(super) fn undirected(&mut self, cx: &mut Cx<'_>) -> Result<(), Goodbye> {
-        match std::mem::replace(&mut self.step, Step::Redirected) {
+        match std::mem::replace(&mut self.step, Step::Hello) {
             Step::Redirecting(Why::Doubted(admitted)) => self.open(cx, *admitted),
             Step::Redirecting(Why::Drained) => {
                 let retry_after_ms = cx.rng.random_range(0..=cx.env.spread_ms);
