@@ -96,13 +96,17 @@ const MOVED: [(&str, &[(&str, &str)]); 64] = [
 ];
 
 /// What is not caused here, and why.
-const NOT_CAUSED: [(&str, &str); 23] = [
+const NOT_CAUSED: [(&str, &str); 24] = [
     ("berth_gateway_moves_total", "needs a drain: tests/tests/road/drain.rs"),
     ("berth_scheduler_reports_refused_total", "needs a gateway with a fault: scheduler/src/tests.rs"),
     ("berth_scheduler_geoip_loads_total", "needs a database: tests/tests/road/proximity.rs"),
     ("berth_scheduler_geoip_lookups_total", "needs a database: scheduler/src/locate/tests.rs"),
     ("berth_scheduler_rtt_votes_total", "needs a gateway with a region: scheduler/src/locate/tests.rs"),
     ("berth_gateway_accept_errors_total", "needs a process without descriptors: gateway/tests/famine.rs"),
+    (
+        "berth_gateway_grace_sessions_total",
+        "needs a gateway without any scheduler: gateway/tests/gateway/outage.rs, tests/tests/faults/schedulers.rs",
+    ),
     (
         "berth_gateway_limited_total",
         "needs a flood: gateway/tests/gateway/limits.rs, tests/tests/road/noisy.rs",
