@@ -31,6 +31,9 @@ pub struct Config {
     pub sent_bytes_per_second: u64,
     /// What clients are told, and the silence they are allowed.
     pub heartbeat: HeartbeatParameters,
+    /// While no scheduler is linked, a genuine ticket is accepted for so long past its time, and whichever gateways it names;
+    /// zero: never. The end of the user's login and revocations stay what they are.
+    pub ticket_grace: Duration,
     /// How long the gateway waits for others.
     pub timeouts: Timeouts,
     /// What one peer may cost.
@@ -127,6 +130,8 @@ impl Config {
             handshakes_per_second: 2_000,
             sent_bytes_per_second: 0,
             heartbeat: HeartbeatParameters::default(),
+            // Long enough to notice and mend an outage of every scheduler, short enough that a placement of the past does not stay.
+            ticket_grace: Duration::from_secs(3_600),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
         }

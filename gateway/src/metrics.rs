@@ -96,6 +96,11 @@ labels!(
 );
 
 labels!(
+    /// Why a ticket was good only while no scheduler was linked.
+    Grace { Expired => "expired", Elsewhere => "elsewhere" }
+);
+
+labels!(
     /// Frames from clients.
     FrameIn { Hello => "hello", Heartbeat => "heartbeat", Request => "request", Ping => "ping", Bad => "bad" }
 );
@@ -203,6 +208,7 @@ pub(crate) struct Metrics {
     pub(crate) handshakes: Family<Handshake>,
     pub(crate) handshakes_failed: Family<Closed>,
     pub(crate) handshake_seconds: Histogram,
+    pub(crate) grace_sessions: Family<Grace>,
     pub(crate) accept_errors: Counter,
     pub(crate) limited: Family<Limited>,
     pub(crate) pending: Gauge,
@@ -259,6 +265,8 @@ impl Metrics {
             "Connections that ended before they were welcomed, by close code as in connections_closed.";
         let timeouts = "Connections closed for silence.";
         let moves = "Connections that were to be moved, by what became of them.";
+        let grace =
+            "Sessions opened while no scheduler was linked, by a ticket past its time or of other gateways.";
         Self {
             connections: r.gauge("berth_gateway_connections", "Sockets held, whatever their state.", &[]),
             sessions: r.gauge("berth_gateway_sessions", "Connections that were welcomed.", &[]),
@@ -267,6 +275,7 @@ impl Metrics {
             handshakes: Family::new(r, "berth_gateway_handshakes_total", steps, "result"),
             handshakes_failed: Family::new(r, "berth_gateway_handshakes_failed_total", failed, "code"),
             handshake_seconds: r.seconds("berth_gateway_handshake_seconds", "From accept to welcome.", &[]),
+            grace_sessions: Family::new(r, "berth_gateway_grace_sessions_total", grace, "ticket"),
             accept_errors: r.counter("berth_gateway_accept_errors_total", errors, &[]),
             limited: Family::new(r, "berth_gateway_limited_total", limited, "limit"),
             pending: r.gauge(

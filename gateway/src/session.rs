@@ -5,6 +5,7 @@ mod arriving;
 mod context;
 mod frames;
 mod goodbye;
+mod grace;
 mod identified;
 mod in_flight;
 mod leaving;

@@ -24,7 +24,7 @@ use berth_proto::{
 use crate::{
     clock::Clock,
     config::Config,
-    guard::Guard,
+    guard::{Guard, Spell},
     inlet::{Delivery, Inlet},
     keyring::Keyring,
     metrics::Metrics,
@@ -71,6 +71,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     /// What one peer may cost.
     pub(crate) guard: Arc<Guard>,
+    /// Sessions opened by tickets that are good only while no scheduler is linked.
+    pub(crate) outage: Arc<Spell>,
     pub(crate) inlets: Vec<Arc<Inlet>>,
     pub(crate) mailbox: Mailbox,
     /// One per transport, as clients reach this gateway.
@@ -128,6 +130,7 @@ impl Shared {
             lags_us: inlets.iter().map(|_| AtomicU64::new(0)).collect(),
             load: Mutex::default(),
             guard: Arc::new(Guard::new(&config.limits)),
+            outage: Arc::default(),
             config,
             boot,
             clock,

@@ -121,6 +121,9 @@ impl Worker {
             placed_ms: 0,
             stopping: false,
             spread_ms: shared.spread_ms.load(Relaxed),
+            scheduled: false,
+            grace_ms: i64::try_from(shared.config.ticket_grace.as_millis()).unwrap_or(i64::MAX),
+            outage: Arc::clone(&shared.outage),
             logics: Vec::new(),
             guard: Arc::clone(&shared.guard),
             levels: Levels::new(&shared.metrics),
@@ -267,6 +270,7 @@ impl Worker {
         self.env.placed_ms = self.shared.placed_ms.load(Relaxed);
         self.env.spread_ms = self.shared.spread_ms.load(Relaxed);
         self.outlet.connected(&mut self.env.logics);
+        self.env.scheduled = self.outlet.scheduled();
     }
 
     fn on_ready(&mut self, packed: usize, ready: Readiness) {
@@ -362,6 +366,12 @@ impl Worker {
         self.give_up_questions();
         if let Some(dropped) = self.shared.guard.drops.ends(self.now.steady_ms) {
             tracing::info!(dropped, "no connection was dropped for its address for a minute");
+        }
+        if let Some(sessions) = self.shared.outage.ends(self.now.steady_ms) {
+            tracing::info!(
+                sessions,
+                "no ticket was accepted past its time or at the wrong gateway for a minute"
+            );
         }
     }
 

@@ -9,15 +9,22 @@ pub const BUCKETS: u16 = 10_000;
 /// divided by 2^64, rounded down. Every replica and every implementation agrees on it (PROTOCOL.md, golden vectors below).
 #[must_use]
 pub fn bucket(salt: &str, user_id: &str) -> u16 {
+    let scaled = (u128::from(weight(salt, user_id)) * u128::from(BUCKETS)) >> 64;
+    u16::try_from(scaled).expect("a u64 times 10,000 over 2^64 is below 10,000")
+}
+
+/// The first 8 bytes of SHA-256(salt ":" name) as a big-endian u64. With the choices as salts it is the weight of a rendezvous
+/// (Thaler and Ravishankar, 1998): each name has an order of its own, and losing a choice moves only those who had it first.
+#[must_use]
+pub fn weight(salt: &str, name: &str) -> u64 {
     let mut context = Context::new(&SHA256);
     context.update(salt.as_bytes());
     context.update(b":");
-    context.update(user_id.as_bytes());
+    context.update(name.as_bytes());
     let digest = context.finish();
     let mut head = [0; 8];
     head.copy_from_slice(&digest.as_ref()[..8]);
-    let scaled = (u128::from(u64::from_be_bytes(head)) * u128::from(BUCKETS)) >> 64;
-    u16::try_from(scaled).expect("a u64 times 10,000 over 2^64 is below 10,000")
+    u64::from_be_bytes(head)
 }
 
 /// How many buckets `percent` takes, from 0 on: those below percent x 100, which is first rounded to a millionth of a

@@ -28,6 +28,7 @@ use crate::{
     clock::Clock,
     driver::Driver,
     event::{State, StopReason},
+    keeping::stored_schedule,
     live::{Command, Core},
     mailbox::{Events, Mailbox},
     options::{Options, OptionsError},
@@ -168,6 +169,7 @@ impl Client {
             .flatten()
             .map_err(ConnectError::Cursor)?;
 
+        let stored = stored_schedule(&options.schedule).await;
         let limits = options.limits;
         let (send_timeout, request_timeout) = (options.send_timeout, options.request_timeout);
         let mailbox = Arc::new(Mailbox::default());
@@ -188,7 +190,7 @@ impl Client {
             cancel: cancel.clone(),
             options,
         };
-        let task = tokio::spawn(Driver::new(core, state).run());
+        let task = tokio::spawn(Driver::new(core, state, stored).run());
         let client = Self {
             sends,
             requests,

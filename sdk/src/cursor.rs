@@ -1,14 +1,15 @@
 //! Where a device stands in its user's inbox, and where that is kept between runs.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write},
-    path::{Path, PathBuf},
+    io,
+    path::PathBuf,
     sync::{Mutex, PoisonError},
 };
 
 use berth_proto::schedule::int64;
 use serde::{Deserialize, Serialize};
+
+use crate::file;
 
 /// Everything up to `seq` has been taken by the application.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,38 +82,18 @@ impl FileCursor {
 
 impl CursorStore for FileCursor {
     fn load(&self) -> io::Result<Option<Cursor>> {
-        match fs::read(&self.path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| {
-                let path = self.path.display();
-                io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!("{path} is no cursor ({e}); remove it to resync"),
-                )
-            }),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e),
-        }
+        file::read(&self.path, "cursor", "resync")
     }
 
     fn save(&self, cursor: &Cursor) -> io::Result<()> {
-        let mut beside = self.path.clone().into_os_string();
-        beside.push(".new");
-        let beside = PathBuf::from(beside);
-        let mut file = File::create(&beside)?;
-        serde_json::to_writer(&mut file, cursor)?;
-        file.write_all(b"\n")?;
-        file.sync_all()?;
-        fs::rename(&beside, &self.path)?;
-        let folder = match self.path.parent() {
-            Some(folder) if folder != Path::new("") => folder,
-            _ => Path::new("."),
-        };
-        File::open(folder)?.sync_all()
+        file::replace(&self.path, cursor)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn cursor(seq: u64) -> Cursor {

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use berth_proto::{
     client::{Disconnect, Hello, Welcome, client_frame, server_frame},
+    code::CloseCode,
     schedule::{HeartbeatParameters, Problem, ScheduleRequest},
 };
 use tokio::{
@@ -12,17 +13,18 @@ use tokio::{
 };
 
 use crate::{
+    bootstrap,
     client::RequestError,
     clock::from_ms,
-    cursor::CursorStore,
     endpoints::{Attempt, Endpoints},
     event::{Connected, Disconnected, Event, State, StopReason},
     http,
+    keeping::{keep_cursor, keep_schedule},
     live::{Core, Live},
-    mailbox::{Mailbox, Save},
     reconnect::{Next, Reconnect, after_close},
     schedule::{self, ScheduleError},
-    token::TokenError,
+    store::StoredSchedule,
+    token::{self, TokenError},
     transport::{Close, Connection, Incoming, Transport, TransportError},
 };
 
@@ -32,11 +34,8 @@ const VERSION: u32 = 1;
 /// What this SDK calls itself in schedule requests.
 const SDK: &str = concat!("rust/", env!("CARGO_PKG_VERSION"));
 
-/// Between attempts to store a cursor that could not be stored.
-const SAVE_AGAIN_MS: i64 = 1_000;
-
-/// How long closing may take, goodbye included, until a store that has not stored the last cursor is left. Room for two
-/// more attempts after a failed one.
+/// How long closing may take, goodbye included, until a store that has not stored the last cursor or schedule is left. Room
+/// for two more attempts after a failed one.
 const LAST_SAVE_MS: i64 = 3_000;
 
 /// How a connection, or an attempt at one, ended.
@@ -79,19 +78,36 @@ pub(crate) struct Driver {
     scheduler: usize,
     /// Asks in a row that no scheduler answered.
     unanswered: usize,
+    /// Of an earlier run, until it is known whose it is.
+    stored: Option<StoredSchedule>,
+    /// Whom the gateways welcomed; empty: nobody yet.
+    user_id: String,
+    /// What is to be stored.
+    kept: watch::Sender<Option<StoredSchedule>>,
 }
 
 impl Driver {
-    pub fn new(core: Core, state: watch::Sender<State>) -> Self {
-        let endpoints = Endpoints::new(core.options.transports.clone());
-        let (reconnect, heartbeat) = Default::default();
-        Self { core, state, endpoints, reconnect, heartbeat, scheduler: 0, unanswered: 0 }
+    pub fn new(core: Core, state: watch::Sender<State>, stored: Option<StoredSchedule>) -> Self {
+        Self {
+            endpoints: Endpoints::new(core.options.transports.clone()),
+            core,
+            state,
+            reconnect: Reconnect::default(),
+            heartbeat: HeartbeatParameters::default(),
+            scheduler: 0,
+            unanswered: 0,
+            kept: watch::Sender::new(stored.clone()),
+            stored,
+            user_id: String::new(),
+        }
     }
 
     /// The client's life: until it is closed.
     pub async fn run(mut self) {
         let mailbox = Arc::clone(&self.core.mailbox);
-        let store = Arc::clone(&self.core.options.cursor);
+        let (cursors, schedules) =
+            (Arc::clone(&self.core.options.cursor), Arc::clone(&self.core.options.schedule));
+        let newest = self.kept.subscribe();
         let cancel = self.core.cancel.clone();
         let live = async {
             let reason = self.until_stopped().await;
@@ -106,9 +122,9 @@ impl Driver {
         };
         let save = async {
             tokio::select! {
-                () = keep_cursor(&mailbox, &store) => {}
+                _ = async { tokio::join!(keep_cursor(&mailbox, &cursors), keep_schedule(newest, &schedules)) } => {}
                 () = too_late => {
-                    tracing::warn!("the last cursor was not stored in time; rows since then come again");
+                    tracing::warn!("the last cursor or schedule was not stored in time; rows since then come again");
                 }
             }
         };
@@ -159,6 +175,7 @@ impl Driver {
             device_id: options.device_id.clone(),
             platform: options.platform.clone(),
             app_version: options.app_version.clone(),
+            no_scheduler: self.no_scheduler(),
         };
         let opening = async {
             let failed = |error: TransportError| Ending::Failed(error.to_string());
@@ -192,6 +209,8 @@ impl Driver {
         let Welcome { session_id, user_id, inbox_seq, inbox_epoch, server_time_ms, .. } = welcome;
         tracing::debug!(session_id, gateway_id = attempt.endpoint.gateway_id, "connected");
         let resync = self.core.puller.welcomed(&user_id, inbox_epoch, inbox_seq);
+        self.user_id.clone_from(&user_id);
+        self.keep();
         let connected = Connected {
             user_id,
             session_id,
@@ -256,6 +275,11 @@ impl Driver {
     fn closed(&mut self, disconnect: &Disconnect) -> Result<bool, StopReason> {
         let code = u16::try_from(disconnect.code).ok();
         let next = after_close(code);
+        if code == Some(CloseCode::Unauthenticated.number()) && self.endpoints.doubtful() {
+            self.endpoints.forget_ticket();
+            self.keep();
+            return Ok(false);
+        }
         if next == Next::Stop {
             let reason = disconnect.reason.clone();
             return Err(StopReason::Gateway { code: code.unwrap_or_default(), reason });
@@ -279,7 +303,7 @@ impl Driver {
         sleep(wait).await;
     }
 
-    /// Asks a scheduler once, and waits if it was in vain.
+    /// Asks a scheduler once. If it was in vain, waits, or goes to a bootstrap gateway where no scheduler answers at all.
     async fn schedule(&mut self) -> Result<(), StopReason> {
         let (reason, retry_after_ms) = match self.ask().await? {
             Ok(()) => return Ok(()),
@@ -290,12 +314,23 @@ impl Driver {
             Err(error) => (error.to_string(), 0),
         };
         self.scheduler = self.scheduler.wrapping_add(1);
+        if self.no_scheduler() && self.bootstrap() {
+            tracing::debug!(reason, "no scheduler answers: on to a bootstrap gateway");
+            self.state.send_replace(State::Connecting { last_failure: Some(reason) });
+            return Ok(());
+        }
         self.pause(None, reason, retry_after_ms).await;
         Ok(())
     }
 
     /// Gets a token and a schedule. A token that is refused is replaced once, if the provider has another.
     async fn ask(&mut self) -> Result<Result<(), ScheduleError>, StopReason> {
+        if !self.core.options.user_id.is_empty() {
+            let user_id = self.core.options.user_id.clone();
+            if self.restore(Some(&user_id)) {
+                return Ok(Ok(()));
+            }
+        }
         let mut refused: Option<(String, Box<Problem>)> = None;
         loop {
             let rejected = refused.as_ref().map(|(token, _)| token.as_str());
@@ -303,9 +338,14 @@ impl Driver {
                 Ok(token) => token,
                 Err(TokenError::Permanent(problem)) => return Err(StopReason::Token(problem)),
                 Err(TokenError::Temporary(problem)) => {
+                    // Without a token no scheduler can be asked, which is as good as none.
+                    self.unanswered = self.unanswered.saturating_add(1);
                     return Ok(Err(ScheduleError::Unreachable(format!("no user token: {problem}"))));
                 }
             };
+            if self.restore(token::user_of(&token).as_deref()) {
+                return Ok(Ok(()));
+            }
             if let Some((rejected, problem)) = &refused
                 && *rejected == token
             {
@@ -316,8 +356,8 @@ impl Driver {
             let scheduler = &schedulers[self.scheduler % schedulers.len()];
             let within = patience(schedulers.len(), self.unanswered);
             let answer = schedule::fetch_within(within, scheduler, &token, &self.request()).await;
-            self.unanswered = match answer {
-                Err(ScheduleError::Unreachable(_)) => self.unanswered.saturating_add(1),
+            self.unanswered = match &answer {
+                Err(error) if error.unanswered() => self.unanswered.saturating_add(1),
                 _ => 0,
             };
             match answer {
@@ -334,6 +374,48 @@ impl Driver {
                 Err(error) => return Ok(Err(error)),
             }
         }
+    }
+
+    /// Whether each scheduler was asked and none answered.
+    fn no_scheduler(&self) -> bool {
+        self.unanswered >= self.core.options.schedulers.len()
+    }
+
+    /// Goes to the next bootstrap gateway; where none is configured, those of the last list are. `false`: there is nothing to go
+    /// there with.
+    fn bootstrap(&mut self) -> bool {
+        let options = &self.core.options;
+        let configured = options.bootstrap_gateways.iter().flat_map(|url| bootstrap::endpoint(url));
+        let mut gateways: Vec<_> = configured.collect();
+        if gateways.is_empty() {
+            gateways = self.endpoints.told().to_vec();
+        }
+        let order = bootstrap::order(gateways, &options.transports, &self.user_id, &options.device_id);
+        self.endpoints.bootstrap(&order)
+    }
+
+    /// Goes on with the schedule of an earlier run, if it is this user's and device's; nobody else's is looked at again. Whether
+    /// that makes asking a scheduler needless.
+    fn restore(&mut self, user_id: Option<&str>) -> bool {
+        let Some(stored) = self.stored.take() else { return false };
+        if user_id != Some(&*stored.user_id) || stored.device_id != self.core.options.device_id {
+            return false;
+        }
+        self.user_id.clone_from(&stored.user_id);
+        self.reconnect.set_parameters(stored.reconnect);
+        self.heartbeat = stored.heartbeat;
+        self.endpoints.restored(&stored, self.core.clock.now_ms())
+    }
+
+    /// Has the schedule stored, if it is another one than before: once a gateway has welcomed its user, or refused it.
+    fn keep(&mut self) {
+        let (user_id, device_id) = (&self.user_id, &self.core.options.device_id);
+        let stored = self.endpoints.stored(user_id, device_id, self.reconnect.parameters(), self.heartbeat);
+        self.kept.send_if_modified(|kept| {
+            let changed = *kept != stored;
+            *kept = stored;
+            changed
+        });
     }
 
     async fn token(&self, rejected: Option<&str>) -> Result<String, TokenError> {
@@ -380,40 +462,6 @@ fn patience(schedulers: usize, unanswered: usize) -> Duration {
 fn refusal(problem: &Problem) -> StopReason {
     let Problem { status, reason, detail, .. } = problem.clone();
     StopReason::Scheduler { status, reason, detail }
-}
-
-/// Stores the cursor whenever the application has moved it, one save at a time, the newest each time. Does not give up: the
-/// caller bounds it.
-async fn keep_cursor(mailbox: &Mailbox, store: &Arc<dyn CursorStore>) {
-    let mut failures = 0;
-    loop {
-        let cursor = match mailbox.save() {
-            Save::Cursor(cursor) => cursor,
-            Save::Wait => {
-                mailbox.moved().await;
-                continue;
-            }
-            Save::End => return,
-        };
-        let (store, saved) = (Arc::clone(store), cursor.clone());
-        let result = tokio::task::spawn_blocking(move || store.save(&saved)).await;
-        let problem = match result {
-            Ok(Ok(())) => {
-                failures = 0;
-                continue;
-            }
-            Ok(Err(error)) => error.to_string(),
-            Err(panic) => panic.to_string(),
-        };
-        failures += 1;
-        tracing::warn!(
-            problem,
-            failures,
-            "the cursor could not be stored; rows since then come again after a restart"
-        );
-        mailbox.unsaved(cursor);
-        sleep(from_ms(SAVE_AGAIN_MS)).await;
-    }
 }
 
 #[cfg(test)]

@@ -5,10 +5,13 @@ use std::collections::VecDeque;
 use berth_proto::{
     client::Disconnect,
     limits,
-    schedule::{ScheduleAnswer, ScheduleEndpoint},
+    schedule::{HeartbeatParameters, ReconnectParameters, ScheduleAnswer, ScheduleEndpoint},
 };
 
-use crate::transport::{self, Transport};
+use crate::{
+    store::StoredSchedule,
+    transport::{self, Transport},
+};
 
 /// Gateways reported to schedulers as failed, at the most: three lists' worth.
 const FAILED: usize = 3 * limits::ENDPOINT_GATEWAYS;
@@ -29,6 +32,9 @@ pub struct Attempt {
 #[derive(Debug, Clone)]
 pub struct Endpoints {
     transports: Vec<Transport>,
+    /// The last list that a server told.
+    told: Vec<ScheduleEndpoint>,
+    /// What is left of it to be walked, or the bootstrap gateway whose turn it is.
     list: Vec<ScheduleEndpoint>,
     at: usize,
     ticket: String,
@@ -36,6 +42,10 @@ pub struct Endpoints {
     expires_at_ms: i64,
     /// The list has not been used yet: its ticket is used, however short its life.
     fresh: bool,
+    /// The ticket is of an earlier run, or used at a bootstrap gateway: see [`Endpoints::doubtful`].
+    doubtful: bool,
+    /// Bootstrap gateways tried since the last schedule or stable session.
+    bootstraps: usize,
     /// What to add to a server's time to get this client's.
     offset_ms: i64,
     reschedule_after: u32,
@@ -51,11 +61,14 @@ impl Endpoints {
     pub fn new(transports: Vec<Transport>) -> Self {
         Self {
             transports,
+            told: Vec::new(),
             list: Vec::new(),
             at: 0,
             ticket: String::new(),
             expires_at_ms: 0,
             fresh: false,
+            doubtful: false,
+            bootstraps: 0,
             offset_ms: 0,
             reschedule_after: 1,
             failures: 0,
@@ -81,8 +94,8 @@ impl Endpoints {
     pub fn scheduled(&mut self, answer: &ScheduleAnswer, now_ms: i64) -> bool {
         self.offset_ms = now_ms.saturating_sub(answer.server_time_ms);
         self.reschedule_after = answer.reconnect.reschedule_after_failures.max(1);
-        self.failures = 0;
         self.redirects = 0;
+        self.bootstraps = 0;
         self.asked = self.asked.saturating_add(1);
         self.replace(answer.endpoints.clone(), &answer.ticket, answer.ticket_expires_at_ms)
     }
@@ -97,12 +110,40 @@ impl Endpoints {
         self.replace(list, &disconnect.ticket, disconnect.ticket_expires_at_ms)
     }
 
+    /// Goes on with a schedule of an earlier run. Whether it can be used without asking anybody.
+    pub fn restored(&mut self, stored: &StoredSchedule, now_ms: i64) -> bool {
+        self.offset_ms = stored.offset_ms;
+        self.reschedule_after = stored.reconnect.reschedule_after_failures.max(1);
+        self.replace(stored.endpoints.clone(), &stored.ticket, stored.ticket_expires_at_ms);
+        self.fresh = false;
+        self.doubtful = true;
+        self.next(now_ms).is_some()
+    }
+
+    /// Goes to the next bootstrap gateway of `order` with the ticket there is, in time or not, until it fails once: then a
+    /// scheduler's turn comes again. `false`: there is no ticket, or no gateway.
+    pub fn bootstrap(&mut self, order: &[ScheduleEndpoint]) -> bool {
+        if self.ticket.is_empty() || order.is_empty() {
+            return false;
+        }
+        self.list = vec![order[self.bootstraps % order.len()].clone()];
+        self.at = 0;
+        self.bootstraps += 1;
+        self.failures = self.reschedule_after - 1;
+        self.fresh = true;
+        self.doubtful = true;
+        true
+    }
+
     fn replace(&mut self, list: Vec<ScheduleEndpoint>, ticket: &str, expires_at_ms: i64) -> bool {
         self.list = list;
         self.list.retain(|endpoint| {
             Transport::from_name(&endpoint.transport).is_some_and(|t| self.transports.contains(&t))
         });
+        self.told.clone_from(&self.list);
         self.at = 0;
+        self.failures = 0;
+        self.doubtful = false;
         ticket.clone_into(&mut self.ticket);
         self.expires_at_ms = expires_at_ms.saturating_add(self.offset_ms);
         self.fresh = true;
@@ -138,7 +179,8 @@ impl Endpoints {
     pub fn suspect(&mut self) {
         self.failures = self.failures.saturating_add(1);
         let Some(endpoint) = self.list.get(self.at) else { return };
-        if !self.failed.contains(&endpoint.gateway_id) {
+        // Which gateway answers at a bootstrap address is not known.
+        if !endpoint.gateway_id.is_empty() && !self.failed.contains(&endpoint.gateway_id) {
             if self.failed.len() == FAILED {
                 self.failed.pop_front();
             }
@@ -151,13 +193,54 @@ impl Endpoints {
     pub fn stable(&mut self) {
         self.failures = 0;
         self.redirects = 0;
+        self.bootstraps = 0;
         self.asked = 0;
         self.failed.clear();
     }
 
-    /// The ticket is of no use any more.
+    /// The ticket is of no use while there are schedulers.
     pub fn forget(&mut self) {
         self.list.clear();
+    }
+
+    /// The ticket is of no use anywhere.
+    pub fn forget_ticket(&mut self) {
+        self.list.clear();
+        self.ticket.clear();
+    }
+
+    /// Whether a gateway that refuses the ticket (4500) may be wrong about the user: keys change while a ticket is stored, and
+    /// a user who was thrown out may be back. Then a scheduler is asked.
+    #[must_use]
+    pub fn doubtful(&self) -> bool {
+        self.doubtful
+    }
+
+    /// The endpoints that a server told last.
+    #[must_use]
+    pub fn told(&self) -> &[ScheduleEndpoint] {
+        &self.told
+    }
+
+    /// What is to be kept of this user's and device's schedule; `None`: there is no ticket.
+    #[must_use]
+    pub fn stored(
+        &self,
+        user_id: &str,
+        device_id: &str,
+        reconnect: ReconnectParameters,
+        heartbeat: HeartbeatParameters,
+    ) -> Option<StoredSchedule> {
+        (!self.ticket.is_empty()).then(|| StoredSchedule {
+            user_id: user_id.to_owned(),
+            device_id: device_id.to_owned(),
+            endpoints: self.told.clone(),
+            ticket: self.ticket.clone(),
+            ticket_expires_at_ms: self.expires_at_ms.saturating_sub(self.offset_ms),
+            offset_ms: self.offset_ms,
+            reconnect,
+            heartbeat,
+        })
     }
 
     /// How often a scheduler answered since the last stable session.
@@ -174,197 +257,4 @@ impl Endpoints {
 }
 
 #[cfg(test)]
-mod tests {
-    use berth_proto::{client, schedule::ReconnectParameters};
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn endpoint(gateway: usize, transport: &str) -> ScheduleEndpoint {
-        ScheduleEndpoint {
-            gateway_id: format!("gw-{gateway}"),
-            transport: transport.into(),
-            url: format!("{transport}://gw-{gateway}:1"),
-            ..Default::default()
-        }
-    }
-
-    fn answer(gateways: usize, expires_at_ms: i64) -> ScheduleAnswer {
-        ScheduleAnswer {
-            endpoints: (0..gateways).flat_map(|g| [endpoint(g, "ws"), endpoint(g, "tcp")]).collect(),
-            ticket: "t".into(),
-            server_time_ms: 500_000,
-            ticket_expires_at_ms: 500_000 + expires_at_ms,
-            reconnect: ReconnectParameters { reschedule_after_failures: 3, ..Default::default() },
-            ..Default::default()
-        }
-    }
-
-    fn only(transport: Transport) -> Endpoints {
-        Endpoints::new(vec![transport])
-    }
-
-    fn gateway(endpoints: &mut Endpoints, now_ms: i64) -> Option<String> {
-        endpoints.next(now_ms).map(|attempt| attempt.endpoint.gateway_id)
-    }
-
-    fn redirect(ticket: &str) -> Disconnect {
-        Disconnect {
-            code: 4002,
-            redirect: vec![client::Endpoint::from(endpoint(9, "tcp"))],
-            ticket: ticket.into(),
-            ticket_expires_at_ms: 800_000,
-            ..Default::default()
-        }
-    }
-
-    #[test]
-    fn the_list_is_walked_until_it_failed_too_often() {
-        let mut endpoints = only(Transport::Tcp);
-        assert_eq!(gateway(&mut endpoints, 0), None);
-        assert!(endpoints.scheduled(&answer(2, 300_000), 0));
-        for expected in ["gw-0", "gw-1", "gw-0"] {
-            assert_eq!(gateway(&mut endpoints, 1).as_deref(), Some(expected));
-            endpoints.failed();
-        }
-        assert_eq!(gateway(&mut endpoints, 1), None);
-        assert_eq!(endpoints.failed_gateways(), ["gw-0", "gw-1"]);
-        assert_eq!(endpoints.asked(), 1);
-    }
-
-    #[test]
-    fn a_dead_host_is_passed_with_all_its_transports() {
-        let both = || {
-            let mut endpoints = Endpoints::new(vec![Transport::WebSocket, Transport::Tcp]);
-            assert!(endpoints.scheduled(&answer(2, 300_000), 0));
-            endpoints
-        };
-        let url = |endpoints: &mut Endpoints| endpoints.next(1).map(|attempt| attempt.endpoint.url);
-        let mut endpoints = both();
-        for expected in ["ws://gw-0:1", "ws://gw-1:1", "ws://gw-0:1"] {
-            assert_eq!(url(&mut endpoints).as_deref(), Some(expected));
-            endpoints.failed_altogether();
-        }
-        assert_eq!(url(&mut endpoints), None, "each counted once");
-
-        let mut endpoints = both();
-        endpoints.failed();
-        assert_eq!(url(&mut endpoints).as_deref(), Some("tcp://gw-0:1"), "only the WebSocket was refused");
-
-        let mut endpoints = Endpoints::new(vec![Transport::WebSocket, Transport::Tcp]);
-        assert!(endpoints.scheduled(&answer(1, 300_000), 0));
-        endpoints.failed_altogether();
-        assert_eq!(url(&mut endpoints).as_deref(), Some("tcp://gw-0:1"), "there is no other host");
-    }
-
-    #[test]
-    fn the_ticket_is_used_until_its_end_in_the_clients_time() {
-        let mut endpoints = only(Transport::WebSocket);
-        endpoints.scheduled(&answer(1, 300_000), 10);
-        assert!(gateway(&mut endpoints, 299_009).is_some());
-        assert!(gateway(&mut endpoints, 299_010).is_none());
-        endpoints.scheduled(&answer(1, 1), 10);
-        assert!(gateway(&mut endpoints, 20).is_some(), "a fresh ticket is used, however short its life");
-        assert!(gateway(&mut endpoints, 20).is_none());
-    }
-
-    #[test]
-    fn three_redirects_in_a_row_are_followed() {
-        let mut endpoints = only(Transport::Tcp);
-        endpoints.scheduled(&answer(1, 300_000), 0);
-        for _ in 0..3 {
-            assert!(endpoints.redirected(&redirect("t2")));
-            let attempt = endpoints.next(0).expect("the redirect's");
-            assert_eq!((attempt.endpoint.gateway_id.as_str(), attempt.ticket.as_str()), ("gw-9", "t2"));
-        }
-        assert!(!endpoints.redirected(&redirect("t2")));
-        endpoints.forget();
-        assert_eq!(endpoints.next(0), None);
-
-        endpoints.scheduled(&answer(1, 300_000), 0);
-        for _ in 0..3 {
-            assert!(endpoints.redirected(&redirect("t2")), "a schedule ends the row");
-        }
-        assert!(!endpoints.redirected(&redirect("t2")));
-        endpoints.stable();
-        assert!(endpoints.redirected(&redirect("t2")), "a stable session ends the row");
-        assert!(!endpoints.redirected(&redirect("")), "no ticket, no redirect");
-    }
-
-    #[test]
-    fn endpoints_of_other_transports_are_passed_over() {
-        let mut endpoints = only(Transport::WebSocket);
-        let mut later = answer(1, 300_000);
-        later.endpoints = vec![endpoint(1, "quic"), endpoint(2, "tcp")];
-        assert!(!endpoints.scheduled(&later, 0));
-        assert_eq!(endpoints.next(0), None);
-        assert!(!endpoints.redirected(&redirect("t2")));
-    }
-
-    #[test]
-    fn a_stable_session_forgives() {
-        let mut endpoints = only(Transport::Tcp);
-        endpoints.scheduled(&answer(1, 300_000), 0);
-        endpoints.failed();
-        endpoints.suspect();
-        endpoints.stable();
-        endpoints.suspect();
-        assert!(gateway(&mut endpoints, 0).is_some());
-        assert_eq!(endpoints.failed_gateways(), ["gw-0"]);
-        assert_eq!(endpoints.asked(), 0);
-    }
-
-    #[derive(Debug, Clone)]
-    enum Step {
-        Schedule(usize, i64),
-        Next(i64),
-        Failed,
-        FailedAltogether,
-        Suspect,
-        Redirect,
-        Stable,
-        Forget,
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            (0usize..6, -10i64..400_000).prop_map(|(g, t)| Step::Schedule(g, t)),
-            (0i64..400_000).prop_map(Step::Next),
-            Just(Step::Failed),
-            Just(Step::FailedAltogether),
-            Just(Step::Suspect),
-            Just(Step::Redirect),
-            Just(Step::Stable),
-            Just(Step::Forget),
-        ]
-    }
-
-    proptest! {
-        /// Whatever happens: only usable transports, bounded reports, and every list comes to an end.
-        #[test]
-        fn the_walk_keeps_its_bounds(steps in proptest::collection::vec(step(), 0..200)) {
-            let mut endpoints = only(Transport::Tcp);
-            for step in steps {
-                match step {
-                    Step::Schedule(g, t) => drop(endpoints.scheduled(&answer(g, t), 0)),
-                    Step::Next(now) => {
-                        if let Some(attempt) = endpoints.next(now) {
-                            prop_assert_eq!(attempt.endpoint.transport, "tcp");
-                        }
-                    }
-                    Step::Failed => endpoints.failed(),
-                    Step::FailedAltogether => endpoints.failed_altogether(),
-                    Step::Suspect => endpoints.suspect(),
-                    Step::Redirect => drop(endpoints.redirected(&redirect("t2"))),
-                    Step::Stable => endpoints.stable(),
-                    Step::Forget => endpoints.forget(),
-                }
-                prop_assert!(endpoints.failed_gateways().len() <= FAILED);
-            }
-            for _ in 0..3 {
-                endpoints.failed();
-            }
-            prop_assert_eq!(endpoints.next(0), None);
-        }
-    }
-}
+mod tests;

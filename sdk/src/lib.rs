@@ -36,6 +36,9 @@
 //! - **Backpressure**: when the application does not read, pulling stops; memory stays within [`Limits`].
 //! - **Reconnecting**: by the scheduler's parameters and the gateway's close codes. Close codes of 4500 and above, and a
 //!   scheduler's 400, 401 and 403, end the client with [`Event::Stopped`].
+//! - **Without a scheduler**: the last list and ticket are kept ([`store`]) and used until the ticket expires, by a new process
+//!   too. After that, and when nobody on the list answers, the client goes through [`Options::bootstrap_gateways`] with the
+//!   ticket it has, asking schedulers in between: gateways accept it for a while as long as they know no scheduler either.
 //!
 //! # How it is built
 //!
@@ -50,15 +53,19 @@ pub mod heartbeat;
 pub mod pull;
 pub mod reconnect;
 pub mod schedule;
+pub mod store;
 pub mod token;
 pub mod transport;
 
+mod bootstrap;
 mod client;
 mod clock;
 mod driver;
 mod event;
+mod file;
 mod flight;
 mod http;
+mod keeping;
 mod live;
 mod mailbox;
 mod options;

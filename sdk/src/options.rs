@@ -6,8 +6,10 @@ use berth_proto::{frame::Encoding, id, limits};
 use thiserror::Error;
 
 use crate::{
+    bootstrap,
     cursor::{CursorStore, MemoryCursor},
     http,
+    store::{MemorySchedule, ScheduleStore},
     token::TokenProvider,
     transport::Transport,
 };
@@ -19,8 +21,14 @@ pub struct Options {
     /// Schedulers, `http://host:port` (TLS is not supported yet), asked in turn: the next one when one fails, or does not
     /// answer within 3 s (10 s where there is only one).
     pub schedulers: Vec<String>,
+    /// Gateways to go to when no scheduler answers and the last schedule's ticket has expired or its list failed:
+    /// `ws://host:port/v1/ws` or `tcp://host:port`. Each device goes through them in an order of its own. Empty: those of the
+    /// last list.
+    pub bootstrap_gateways: Vec<String>,
     /// Where user tokens come from.
     pub token: Arc<dyn TokenProvider>,
+    /// Who the user is, so that a stored schedule is used before there is a token. Empty: its owner is told by the token.
+    pub user_id: String,
     /// This device: an id that stays the same across runs. A second connection of the same device ends the first.
     pub device_id: String,
     /// `ios`, `android`, `web`, `desktop` or `server`.
@@ -35,6 +43,8 @@ pub struct Options {
     pub encoding: Encoding,
     /// Where the cursor is kept.
     pub cursor: Arc<dyn CursorStore>,
+    /// Where the last schedule is kept. A client begins with it, if it is its user's and its ticket has not expired.
+    pub schedule: Arc<dyn ScheduleStore>,
     /// How much is held and in flight.
     pub limits: Limits,
     /// How long [`crate::Client::connect`] waits for the first welcome.
@@ -90,7 +100,7 @@ pub struct OptionsError {
 }
 
 impl Options {
-    /// One scheduler, WebSocket before TCP, protobuf, the cursor in memory.
+    /// One scheduler, WebSocket before TCP, protobuf, the cursor and the schedule in memory.
     #[must_use]
     pub fn new(
         scheduler: impl Into<String>,
@@ -99,7 +109,9 @@ impl Options {
     ) -> Self {
         Self {
             schedulers: vec![scheduler.into()],
+            bootstrap_gateways: Vec::new(),
             token: Arc::new(token),
+            user_id: String::new(),
             device_id: device_id.into(),
             platform: "server".to_owned(),
             app_version: String::new(),
@@ -107,6 +119,7 @@ impl Options {
             transports: vec![Transport::WebSocket, Transport::Tcp],
             encoding: Encoding::Proto,
             cursor: Arc::new(MemoryCursor::new()),
+            schedule: Arc::new(MemorySchedule::new()),
             limits: Limits::default(),
             connect_timeout: Duration::from_secs(30),
             attempt_timeout: Duration::from_secs(10),
@@ -131,8 +144,20 @@ impl Options {
                 .or_else(|problem| bad("schedulers", &format!("has a bad one: {problem}")))?;
         }
         id::check(&self.device_id).or_else(|problem| bad("device_id", &problem))?;
+        if !self.user_id.is_empty() {
+            id::check(&self.user_id).or_else(|problem| bad("user_id", &problem))?;
+        }
         if self.transports.is_empty() {
             return bad("transports", &"is empty; give at least one");
+        }
+        for gateway in &self.bootstrap_gateways {
+            let endpoint = match bootstrap::endpoint(gateway) {
+                Ok(endpoint) => endpoint,
+                Err(problem) => return bad("bootstrap_gateways", &format!("has a bad one: {problem}")),
+            };
+            if !self.transports.iter().any(|transport| transport.as_str() == endpoint.transport) {
+                return bad("bootstrap_gateways", &format!("has {gateway:?}, a transport not to be used"));
+            }
         }
         for (field, value) in [
             ("connect_timeout", self.connect_timeout),

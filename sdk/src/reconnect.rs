@@ -59,6 +59,12 @@ impl Reconnect {
         self.parameters = parameters;
     }
 
+    /// The scheduler's parameters, as they are in force.
+    #[must_use]
+    pub fn parameters(&self) -> ReconnectParameters {
+        self.parameters
+    }
+
     /// The wait before the next attempt, in milliseconds: the first U(0, max(spreadMs, baseMs)), then full jitter up to
     /// maxMs. A server's own wait is kept in full (up to [`LONGEST_WAIT_MS`]) and the first jitter added to it, so that
     /// clients told the same do not come back together.

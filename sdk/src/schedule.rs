@@ -26,6 +26,17 @@ pub enum ScheduleError {
     BadAnswer(String),
 }
 
+impl ScheduleError {
+    /// Whether no scheduler had a say in it: nobody answered, or something before the schedulers (a load balancer) did.
+    pub(crate) fn unanswered(&self) -> bool {
+        match self {
+            Self::Unreachable(_) => true,
+            Self::Refused(problem) => problem.status >= 500 && problem.reason.is_empty(),
+            Self::Invalid(_) | Self::BadAnswer(_) => false,
+        }
+    }
+}
+
 impl From<HttpError> for ScheduleError {
     fn from(error: HttpError) -> Self {
         match error {
@@ -87,6 +98,7 @@ mod tests {
         };
         assert_eq!((problem.status, problem.reason.as_str()), (503, "NO_GATEWAY"));
         assert_eq!(problem.retry_after_ms, Some(700));
+        assert!(!ScheduleError::Refused(problem).unanswered(), "a scheduler said so");
     }
 
     #[test]
@@ -96,6 +108,7 @@ mod tests {
         };
         assert_eq!((problem.status, problem.reason.as_str()), (502, ""));
         assert_eq!(problem.retry_after_ms, Some(2000));
+        assert!(ScheduleError::Refused(problem).unanswered(), "no scheduler said so");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Where user tokens come from. They expire, so the client asks each time it needs one.
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use berth_proto::{id, schedule::Problem};
 use futures_util::future::BoxFuture;
 use serde::Deserialize;
@@ -113,9 +114,30 @@ impl TokenProvider for DevToken {
     }
 }
 
+/// Whose token it is: its `sub`, not verified, which is the scheduler's part. `None`: it is no JWT.
+pub(crate) fn user_of(token: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Claims {
+        sub: String,
+    }
+    let claims = token.split('.').nth(1)?;
+    let claims = URL_SAFE_NO_PAD.decode(claims).ok()?;
+    serde_json::from_slice::<Claims>(&claims).ok().map(|claims| claims.sub)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_jwt_tells_its_user() {
+        // {"alg":"HS256"} and {"sub":"alice","exp":1}
+        let token = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbGljZSIsImV4cCI6MX0.c2ln";
+        assert_eq!(user_of(token).as_deref(), Some("alice"));
+        for token in ["", "jwt", "a.b.c", "e30.e30.", "eyJhbGciOiJIUzI1NiJ9"] {
+            assert_eq!(user_of(token), None, "{token:?}");
+        }
+    }
 
     fn read(status: u16, body: &'static str) -> Result<String, TokenError> {
         DevToken::new("http://h:1", "system").read(&Answer { status, retry_after: None, body: body.into() })

@@ -2,6 +2,8 @@
 
 #[path = "client/fake.rs"]
 mod fake;
+#[path = "client/outage.rs"]
+mod outage;
 #[path = "client/pull.rs"]
 mod pull;
 #[path = "client/reconnect.rs"]

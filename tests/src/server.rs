@@ -41,6 +41,7 @@ pub struct Options {
     makes_its_own_keys: bool,
     on_a_disk_that_can_fail: bool,
     links_that_can_be_cut: bool,
+    schedulers: Option<usize>,
     composition: Option<Composition>,
     descriptors: Option<u32>,
 }
@@ -100,6 +101,13 @@ impl Options {
     pub fn apart(mut self) -> Self {
         self.composition = Some(Composition::Apart);
         self
+    }
+
+    /// Roles apart, with so many schedulers.
+    #[must_use]
+    pub fn schedulers(mut self, count: usize) -> Self {
+        self.schedulers = Some(count);
+        self.apart()
     }
 
     /// Roles apart, with a proxy in each link: see [`Server::cut`].
@@ -186,7 +194,7 @@ impl Server {
         if let Some(policy) = &options.policy {
             fs::write(folder.path().join("policy.toml"), policy)?;
         }
-        let layout = Layout::new(options.composition(), options.links_that_can_be_cut)?;
+        let layout = Layout::new(&options)?;
         let at = layout.addresses();
         Ok(Self { at, options, layout, processes: BTreeMap::new(), disk: None, folder })
     }

@@ -64,6 +64,7 @@ pub fn gateway(config: &Config) -> berth_gateway::Config {
         handshakes_per_second: gateway.handshakes_per_second,
         sent_bytes_per_second: gateway.sent_bytes_per_second,
         heartbeat: heartbeat(config),
+        ticket_grace: Duration::from_secs(gateway.ticket_grace_seconds.into()),
         limits: gateway.limits(),
         ..berth_gateway::Config::new(gateway.id.clone(), gateway.listen)
     }

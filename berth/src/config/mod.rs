@@ -126,6 +126,8 @@ pub struct Gateway {
     pub heartbeat_timeout_ms: u32,
     /// At a graceful stop, over how long the clients are told to come back elsewhere.
     pub drain_spread_ms: u32,
+    /// While no scheduler can be reached, a genuine ticket is accepted for so long past its time. 0: never.
+    pub ticket_grace_seconds: u32,
     /// Connections at a time from one IPv4 address or IPv6 /64. 0: no limit.
     pub connections_per_address: u32,
     /// New connections a second from one IPv4 address or IPv6 /64. 0: no limit.
@@ -162,6 +164,7 @@ impl Default for Gateway {
             heartbeat_interval_ms: 25_000,
             heartbeat_timeout_ms: 37_500,
             drain_spread_ms: 2_000,
+            ticket_grace_seconds: 3_600,
             connections_per_address: 4_096,
             handshakes_per_second_per_address: 256,
             exempt_addresses: "127.0.0.0/8, ::1".to_owned(),
@@ -323,6 +326,7 @@ impl Config {
             7_200_000,
         );
         range("gateway.drain_spread_ms", self.gateway.drain_spread_ms.into(), 0, 600_000);
+        range("gateway.ticket_grace_seconds", self.gateway.ticket_grace_seconds.into(), 0, 7 * 86_400);
         range("logic.node", self.logic.node.into(), 0, 1_023);
         range("logic.partitions", self.logic.partitions.into(), 1, 1_024);
         range("gateway.pending_handshakes", self.gateway.pending_handshakes.into(), 1, 10_000_000);

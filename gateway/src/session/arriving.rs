@@ -13,8 +13,20 @@ use berth_proto::{
 
 use rand::Rng;
 
-use super::{Cx, Env, Goodbye, Identified, Identity, identified, wire::Wire, write};
-use crate::{clock::Now, config::Timeouts, metrics::Handshake, notify::Outlook, rendezvous};
+use super::{
+    Cx, Env, Goodbye, Identified, Identity,
+    grace::{self, Worth},
+    identified,
+    wire::Wire,
+    write,
+};
+use crate::{
+    clock::Now,
+    config::Timeouts,
+    metrics::{Grace, Handshake},
+    notify::Outlook,
+    rendezvous,
+};
 
 /// What is known of it; dropped with its welcome.
 pub(super) struct Arriving {
@@ -52,6 +64,7 @@ struct Admitted {
     schedule_id: u64,
     auth_expires_at_ms: i64,
     away: bool,
+    grace: Option<Grace>,
 }
 
 struct Opening {
@@ -59,6 +72,8 @@ struct Opening {
     logic: u8,
     auth_deadline_ms: i64,
     away: bool,
+    /// How far its ticket is accepted only because no scheduler is linked.
+    grace: Option<Grace>,
     /// Notifies may overtake the answer.
     outlook: Outlook,
 }
@@ -117,33 +132,45 @@ impl Arriving {
         let ticket = check_ticket(cx.env, cx.now, &hello)?;
         let identity = Identity::new(&ticket.user_id, &hello);
         let ask = identity.ask(cx.handle, wire, self.peer, ticket.auth_expires_at_ms);
-        if !ticket.gateway_ids.contains(&cx.env.gateway_id) {
-            self.redirecting_by(cx, MovePurpose::Stray, ask, Why::Stray);
-        } else if cx.env.evacuating {
-            self.redirecting_by(cx, MovePurpose::Drain, ask, Why::Drained);
-        } else {
-            let away = !ticket.home.is_empty() && ticket.home != cx.env.region;
-            let link::Ticket { schedule_id, auth_expires_at_ms, elsewhere, issued_at_ms, .. } = ticket;
-            let admitted = Admitted { identity, schedule_id, auth_expires_at_ms, away };
-            // Served elsewhere on purpose it stays; but not by a ticket that is older than what decides where it belongs.
-            if (away && !elsewhere) || issued_at_ms < cx.env.placed_ms {
-                self.redirecting_by(cx, MovePurpose::Home, ask, Why::Doubted(Box::new(admitted)));
-            } else {
-                return self.open(cx, admitted);
+        let grace = match grace::worth(&ticket, cx.env, cx.now.wall_ms, hello.no_scheduler) {
+            Worth::Good => None,
+            Worth::Grace(grace) => Some(grace),
+            Worth::Ask => {
+                self.ask_redirect(cx, MovePurpose::Stray, ask, Why::Stray);
+                return Ok(());
             }
+            Worth::Expired { late_ms } => {
+                let problem = TicketError::Expired { late_ms }.to_string();
+                return Err(Goodbye::new(CloseCode::TicketExpired).because(problem));
+            }
+        };
+        if cx.env.evacuating {
+            self.ask_redirect(cx, MovePurpose::Drain, ask, Why::Drained);
+            return Ok(());
         }
-        Ok(())
+        let away = !ticket.home.is_empty() && ticket.home != cx.env.region;
+        let link::Ticket { schedule_id, auth_expires_at_ms, elsewhere, issued_at_ms, .. } = ticket;
+        let admitted = Admitted { identity, schedule_id, auth_expires_at_ms, away, grace };
+        // Served elsewhere on purpose it stays; but not by a ticket that is older than what decides where it belongs.
+        let doubted = (away && !elsewhere) || issued_at_ms < cx.env.placed_ms;
+        if doubted && grace.is_none() {
+            self.ask_redirect(cx, MovePurpose::Home, ask, Why::Doubted(Box::new(admitted)));
+            return Ok(());
+        }
+        self.open(cx, admitted)
     }
 
-    fn redirecting_by(&mut self, cx: &mut Cx<'_>, purpose: MovePurpose, ask: link::RedirectAsk, why: Why) {
+    fn ask_redirect(&mut self, cx: &mut Cx<'_>, purpose: MovePurpose, ask: link::RedirectAsk, why: Why) {
         cx.ups.redirects.push(link::RedirectAsk { purpose: purpose.into(), ..ask });
         self.deadline_ms = after(cx.now, cx.env.timeouts.redirect);
         self.step = Step::Redirecting(why);
     }
 
     fn open(&mut self, cx: &mut Cx<'_>, admitted: Admitted) -> Result<(), Goodbye> {
-        let Admitted { identity, schedule_id, auth_expires_at_ms, away } = admitted;
-        cx.ups.used_tickets.push(schedule_id);
+        let Admitted { identity, schedule_id, auth_expires_at_ms, away, grace } = admitted;
+        if grace.is_none() {
+            cx.ups.used_tickets.push(schedule_id);
+        }
         let Some(logic) = rendezvous::choose(identity.user(), &cx.env.logics) else {
             return Err(Goodbye::overloaded(cx.rng).because("no logic is attached"));
         };
@@ -151,7 +178,7 @@ impl Arriving {
         cx.ups.logic.push((logic, to_logic::Message::Open(open)));
         self.deadline_ms = after(cx.now, cx.env.timeouts.open);
         let auth_deadline_ms = on_steady_scale(cx.now, auth_expires_at_ms);
-        let opening = Opening { identity, logic, auth_deadline_ms, away, outlook: Outlook::default() };
+        let opening = Opening { identity, logic, auth_deadline_ms, away, grace, outlook: Outlook::default() };
         self.step = Step::Opening(Box::new(opening));
         Ok(())
     }
@@ -174,7 +201,7 @@ impl Arriving {
             let code = CloseCode::from_number(opened.close_code).unwrap_or(CloseCode::Internal);
             return Err(Goodbye::new(code).because(error.message).retry_after(error.retry_after_ms));
         }
-        let Opening { identity, logic, auth_deadline_ms, away, outlook: overtaken } = opening;
+        let Opening { identity, logic, auth_deadline_ms, away, grace, outlook: overtaken } = opening;
         let welcome = Welcome {
             session_id: format!("{:016x}{:016x}", cx.env.boot, cx.handle),
             user_id: identity.user().to_owned(),
@@ -193,6 +220,16 @@ impl Arriving {
         metrics.handshake_seconds.record(seconds(took_ms));
         metrics.health.welcomed(took_ms);
         cx.env.levels.sessions.up();
+        if let Some(grace) = grace {
+            metrics.grace_sessions.one(grace);
+            if cx.env.outage.happens(cx.now.steady_ms) {
+                let grace_ms = cx.env.grace_ms;
+                tracing::info!(
+                    grace_ms,
+                    "no scheduler is linked: genuine tickets of other gateways, or that expired within the grace, are accepted"
+                );
+            }
+        }
         Ok(Some(Identified::new(identified::Opened {
             identity,
             logic,
@@ -231,14 +268,14 @@ impl Arriving {
 
     /// No scheduler says where it is to go.
     pub(super) fn undirected(&mut self, cx: &mut Cx<'_>) -> Result<(), Goodbye> {
-        match std::mem::replace(&mut self.step, Step::Redirected) {
+        match std::mem::replace(&mut self.step, Step::Hello) {
             Step::Redirecting(Why::Doubted(admitted)) => self.open(cx, *admitted),
             Step::Redirecting(Why::Drained) => {
                 let retry_after_ms = cx.rng.random_range(0..=cx.env.spread_ms);
                 Err(Goodbye::new(CloseCode::Draining).retry_after(retry_after_ms))
             }
             _ => Err(Goodbye::new(CloseCode::TicketExpired)
-                .because("the ticket is for other gateways; ask a scheduler")),
+                .because("no scheduler said in time where the client belongs; ask one")),
         }
     }
 
@@ -283,14 +320,12 @@ fn check_hello(hello: &Hello) -> Result<(), Goodbye> {
     Ok(())
 }
 
-/// The ticket, if it is genuine, in time and of this device. For which gateways is not asked here.
+/// The ticket, if it is genuine, of this device and of a user whose login is in time. Its own time, and for which gateways it
+/// is, are not asked here.
 fn check_ticket(env: &Env, now: Now, hello: &Hello) -> Result<link::Ticket, Goodbye> {
     let refused = |code, problem: String| Err(Goodbye::new(code).because(problem));
-    let ticket = match env.verifier.verify(&hello.ticket, now.wall_ms) {
+    let ticket = match env.verifier.genuine(&hello.ticket) {
         Ok(ticket) => ticket,
-        Err(problem @ TicketError::Expired { .. }) => {
-            return refused(CloseCode::TicketExpired, problem.to_string());
-        }
         Err(problem) => return refused(CloseCode::Unauthenticated, problem.to_string()),
     };
     if ticket.device_id != hello.device_id || id::check(&ticket.device_id).is_err() {

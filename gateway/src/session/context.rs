@@ -6,7 +6,13 @@ use berth_proto::{schedule::HeartbeatParameters, ticket::TicketVerifier, wire as
 use link::to_logic;
 use rand::rngs::SmallRng;
 
-use crate::{clock::Now, config::Timeouts, guard::Guard, level::Levels, metrics::Metrics};
+use crate::{
+    clock::Now,
+    config::Timeouts,
+    guard::{Guard, Spell},
+    level::Levels,
+    metrics::Metrics,
+};
 
 /// What every session of a worker sees, as of this wake-up.
 pub(crate) struct Env {
@@ -27,6 +33,12 @@ pub(crate) struct Env {
     pub(crate) spread_ms: u32,
     /// The worker ends soon: nobody lingers.
     pub(crate) stopping: bool,
+    /// Whether any scheduler link is up.
+    pub(crate) scheduled: bool,
+    /// While none is, a genuine ticket is good for so many milliseconds past its time, and at any gateway; 0: never.
+    pub(crate) grace_ms: i64,
+    /// Told once of a row of sessions that were opened so.
+    pub(crate) outage: Arc<Spell>,
     /// Which logic links are up.
     pub(crate) logics: Vec<bool>,
     /// What one peer may cost.

@@ -78,6 +78,11 @@ impl Outlet {
         into.extend(self.links.iter().flat_map(|rare| rare.logics.iter()).map(|link| link.connected()));
     }
 
+    /// Whether any scheduler is up.
+    pub(super) fn scheduled(&self) -> bool {
+        self.links.iter().flat_map(|rare| rare.schedulers.iter()).any(|link| link.connected())
+    }
+
     pub(super) fn close_later(&mut self, logic: u8, close: CloseSession) {
         self.closes.push_back((logic, close));
     }

@@ -8,5 +8,6 @@ mod handshake;
 mod lifecycle;
 mod limits;
 mod network;
+mod outage;
 mod road;
 mod support;

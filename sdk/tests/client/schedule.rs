@@ -143,11 +143,14 @@ async fn a_scheduler_that_stands_still_is_not_waited_for_when_there_is_another()
 async fn options_that_cannot_be_are_named() {
     let fake = Fake::start().await;
     type Spoil = fn(&mut berth_client::Options);
-    let cases: [(Spoil, &str); 13] = [
+    let cases: [(Spoil, &str); 16] = [
         (|o| o.schedulers.clear(), "schedulers"),
         (|o| o.schedulers = vec!["https://h".into()], "schedulers"),
         (|o| o.device_id.clear(), "device_id"),
+        (|o| o.user_id = "a b".into(), "user_id"),
         (|o| o.transports.clear(), "transports"),
+        (|o| o.bootstrap_gateways = vec!["gw-1:7710".into()], "bootstrap_gateways"),
+        (|o| o.bootstrap_gateways = vec!["ws://gw-1:7710/v1/ws".into()], "bootstrap_gateways"),
         (|o| o.connect_timeout = Duration::ZERO, "connect_timeout"),
         (|o| o.attempt_timeout = Duration::ZERO, "attempt_timeout"),
         (|o| o.request_timeout = Duration::ZERO, "request_timeout"),

@@ -41,7 +41,7 @@ impl Composition {
     }
 }
 
-/// Schedulers and gateways of [`Composition::Apart`].
+/// Schedulers of [`Composition::Apart`], unless [`Options::schedulers`] says otherwise.
 pub const SCHEDULERS: usize = 2;
 /// Gateways of [`Composition::Apart`]: gw-1 and gw-2.
 pub const GATEWAYS: usize = 2;
@@ -71,7 +71,8 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    pub(super) fn new(composition: Composition, with_proxies: bool) -> anyhow::Result<Self> {
+    pub(super) fn new(options: &Options) -> anyhow::Result<Self> {
+        let composition = options.composition();
         if composition == Composition::One {
             let nowhere = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); 3];
             return Ok(Self {
@@ -82,10 +83,11 @@ impl Layout {
                 proxies: vec![],
             });
         }
-        let schedulers: Vec<_> = (0..SCHEDULERS).map(|_| [port(), port(), port()]).collect();
+        let schedulers: Vec<_> =
+            (0..options.schedulers.unwrap_or(SCHEDULERS)).map(|_| [port(), port(), port()]).collect();
         let logic = [port(), port(), port()];
         let mut proxies = Vec::new();
-        for _ in (0..GATEWAYS).filter(|_| with_proxies) {
+        for _ in (0..GATEWAYS).filter(|_| options.links_that_can_be_cut) {
             let targets = schedulers.iter().map(|[_, rpc, _]| *rpc).chain([logic[1]]);
             proxies.push(targets.map(Proxy::start).collect::<anyhow::Result<_>>()?);
         }
@@ -140,8 +142,8 @@ impl Layout {
             bail!("there is no link to cut: Options::links_that_can_be_cut, and gateways 0 and 1");
         };
         match peer {
-            Role::Scheduler(index) if index < SCHEDULERS => Ok(&proxies[index]),
-            Role::Logic => Ok(&proxies[SCHEDULERS]),
+            Role::Scheduler(index) if index < self.schedulers.len() => Ok(&proxies[index]),
+            Role::Logic => Ok(&proxies[self.schedulers.len()]),
             other => bail!("a gateway has no link to {other:?}"),
         }
     }

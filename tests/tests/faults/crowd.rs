@@ -36,16 +36,23 @@ pub fn sdk_options(at: &Addresses, user: &str) -> Options {
 impl Crowd {
     /// Connects all of them.
     pub async fn connect(at: &Addresses, size: usize, prefix: &str) -> anyhow::Result<Self> {
+        let users = (0..size).map(|n| format!("{prefix}-{n}"));
+        Self::of(users.map(|user| (user.clone(), sdk_options(at, &user)))).await
+    }
+
+    /// Connects these users with options of their own, all at once.
+    pub async fn of(users: impl IntoIterator<Item = (String, Options)>) -> anyhow::Result<Self> {
         let losses = Arc::new(AtomicU64::new(0));
         let mut members = Vec::new();
-        for n in 0..size {
-            let user = format!("{prefix}-{n}");
-            let (client, mut events) = Client::connect(sdk_options(at, &user)).await?;
+        for (user, options) in users {
+            let (client, mut events) = Client::start(options).await?;
             let (gateway, losses) = (Arc::new(Mutex::new(String::new())), Arc::clone(&losses));
             let place = Arc::clone(&gateway);
             let listener = tokio::spawn(async move {
                 while let Some(event) = events.next().await {
                     let now = match event {
+                        // Which one answers at a bootstrap address is not told.
+                        Event::Connected(connected) if connected.gateway_id.is_empty() => "some".to_owned(),
                         Event::Connected(connected) => connected.gateway_id,
                         Event::Disconnected(_) => {
                             losses.fetch_add(1, Ordering::Relaxed);

@@ -6,6 +6,7 @@ mod cut;
 mod frozen;
 mod killed;
 mod moved;
+mod schedulers;
 mod slow;
 mod two_gateways;
 

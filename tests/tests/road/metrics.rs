@@ -19,7 +19,7 @@ use berth_tests::{
     metrics::Scrape,
     raw::{Raw, Transport},
     root,
-    server::{Composition, Options, Server},
+    server::{Composition, Options, Role, Server},
     tokens::{self, ADMIN_KEY, SERVICE_KEY},
     wait,
 };
@@ -28,7 +28,7 @@ use serde_json::json;
 use crate::docs::document;
 
 /// Counters and histograms, with labels, that [`cause`] must move.
-const MOVED: [(&str, &[(&str, &str)]); 62] = [
+const MOVED: [(&str, &[(&str, &str)]); 64] = [
     ("berth_scheduler_requests_total", &[("outcome", "ok")]),
     ("berth_scheduler_requests_total", &[("outcome", "invalid_argument")]),
     ("berth_scheduler_requests_total", &[("outcome", "unauthenticated")]),
@@ -36,6 +36,8 @@ const MOVED: [(&str, &[(&str, &str)]); 62] = [
     ("berth_scheduler_requests_total", &[("outcome", "not_found")]),
     ("berth_scheduler_requests_total", &[("outcome", "method_not_allowed")]),
     ("berth_scheduler_request_seconds_count", &[]),
+    ("berth_scheduler_admin_requests_total", &[("outcome", "ok")]),
+    ("berth_scheduler_admin_requests_total", &[("outcome", "unauthenticated")]),
     ("berth_scheduler_explains_total", &[("outcome", "ok")]),
     ("berth_scheduler_explains_total", &[("outcome", "unauthenticated")]),
     ("berth_scheduler_decisions_total", &[("pool", "stable"), ("reason", "DEFAULT")]),
@@ -94,13 +96,18 @@ const MOVED: [(&str, &[(&str, &str)]); 62] = [
 ];
 
 /// What is not caused here, and why.
-const NOT_CAUSED: [(&str, &str); 23] = [
+const NOT_CAUSED: [(&str, &str); 25] = [
+    ("berth_gateway_moves_total", "needs a drain: tests/tests/road/drain.rs"),
     ("berth_scheduler_guard_breaches_total", "needs a pool that fails: tests/tests/road/gray.rs"),
     ("berth_scheduler_reports_refused_total", "needs a gateway with a fault: scheduler/src/tests.rs"),
     ("berth_scheduler_geoip_loads_total", "needs a database: tests/tests/road/proximity.rs"),
     ("berth_scheduler_geoip_lookups_total", "needs a database: scheduler/src/locate/tests.rs"),
     ("berth_scheduler_rtt_votes_total", "needs a gateway with a region: scheduler/src/locate/tests.rs"),
     ("berth_gateway_accept_errors_total", "needs a process without descriptors: gateway/tests/famine.rs"),
+    (
+        "berth_gateway_grace_sessions_total",
+        "needs a gateway without any scheduler: gateway/tests/gateway/outage.rs, tests/tests/faults/schedulers.rs",
+    ),
     (
         "berth_gateway_limited_total",
         "needs a flood: gateway/tests/gateway/limits.rs, tests/tests/road/noisy.rs",
@@ -259,6 +266,10 @@ async fn at_the_scheduler(server: &Server) -> TestResult {
     http::post(&schedule, Some(&system), &device).await?;
     http::get(&schedule, None).await?;
     http::get(&format!("{at}/v1/nothing"), None).await?;
+    let gateways = format!("{}/admin/v1/gateways", server.admin_of(Role::Scheduler(0)));
+    for key in ["wrong", ADMIN_KEY] {
+        http::get(&gateways, Some(key)).await?;
+    }
     http::post(&explain, Some("wrong"), &device).await?;
     http::post(&explain, Some(ADMIN_KEY), &json!({"userId": "alice", "deviceId": "d"})).await?;
     Ok(())

@@ -23,6 +23,8 @@ struct State {
     /// What redirects are answered with; none: not at all.
     answer: Option<RedirectAnswer>,
     used: Vec<u64>,
+    /// The link is down.
+    away: bool,
 }
 
 impl Default for FakeScheduler {
@@ -38,6 +40,10 @@ impl FakeScheduler {
 
     pub fn answer_redirects(&self, answer: RedirectAnswer) {
         self.state.lock().expect("no panic").answer = Some(answer);
+    }
+
+    pub fn away(&self, away: bool) {
+        self.state.lock().expect("no panic").away = away;
     }
 
     pub fn last_report(&self) -> Option<GatewayReport> {
@@ -87,8 +93,14 @@ impl Link<ToScheduler> for Up {
                     }
                     state.asks.push(ask);
                 }
+                // Nothing here outlives a scheduler.
+                to_scheduler::Message::Carried(_) => {}
             }
         }
         Ok(())
+    }
+
+    fn connected(&self) -> bool {
+        !self.state.lock().expect("no panic").away
     }
 }

@@ -1,0 +1,262 @@
+//! Walks along lists, by hand and at random.
+
+use berth_proto::{client, schedule::ReconnectParameters};
+use proptest::prelude::*;
+
+use super::*;
+
+fn endpoint(gateway: usize, transport: &str) -> ScheduleEndpoint {
+    ScheduleEndpoint {
+        gateway_id: format!("gw-{gateway}"),
+        transport: transport.into(),
+        url: format!("{transport}://gw-{gateway}:1"),
+        ..Default::default()
+    }
+}
+
+fn answer(gateways: usize, expires_at_ms: i64) -> ScheduleAnswer {
+    ScheduleAnswer {
+        endpoints: (0..gateways).flat_map(|g| [endpoint(g, "ws"), endpoint(g, "tcp")]).collect(),
+        ticket: "t".into(),
+        server_time_ms: 500_000,
+        ticket_expires_at_ms: 500_000 + expires_at_ms,
+        reconnect: ReconnectParameters { reschedule_after_failures: 3, ..Default::default() },
+        ..Default::default()
+    }
+}
+
+fn only(transport: Transport) -> Endpoints {
+    Endpoints::new(vec![transport])
+}
+
+fn gateway(endpoints: &mut Endpoints, now_ms: i64) -> Option<String> {
+    endpoints.next(now_ms).map(|attempt| attempt.endpoint.gateway_id)
+}
+
+fn redirect(ticket: &str) -> Disconnect {
+    Disconnect {
+        code: 4002,
+        redirect: vec![client::Endpoint::from(endpoint(9, "tcp"))],
+        ticket: ticket.into(),
+        ticket_expires_at_ms: 800_000,
+        ..Default::default()
+    }
+}
+
+#[test]
+fn the_list_is_walked_until_it_failed_too_often() {
+    let mut endpoints = only(Transport::Tcp);
+    assert_eq!(gateway(&mut endpoints, 0), None);
+    assert!(endpoints.scheduled(&answer(2, 300_000), 0));
+    for expected in ["gw-0", "gw-1", "gw-0"] {
+        assert_eq!(gateway(&mut endpoints, 1).as_deref(), Some(expected));
+        endpoints.failed();
+    }
+    assert_eq!(gateway(&mut endpoints, 1), None);
+    assert_eq!(endpoints.failed_gateways(), ["gw-0", "gw-1"]);
+    assert_eq!(endpoints.asked(), 1);
+}
+
+#[test]
+fn a_dead_host_is_passed_with_all_its_transports() {
+    let both = || {
+        let mut endpoints = Endpoints::new(vec![Transport::WebSocket, Transport::Tcp]);
+        assert!(endpoints.scheduled(&answer(2, 300_000), 0));
+        endpoints
+    };
+    let url = |endpoints: &mut Endpoints| endpoints.next(1).map(|attempt| attempt.endpoint.url);
+    let mut endpoints = both();
+    for expected in ["ws://gw-0:1", "ws://gw-1:1", "ws://gw-0:1"] {
+        assert_eq!(url(&mut endpoints).as_deref(), Some(expected));
+        endpoints.failed_altogether();
+    }
+    assert_eq!(url(&mut endpoints), None, "each counted once");
+
+    let mut endpoints = both();
+    endpoints.failed();
+    assert_eq!(url(&mut endpoints).as_deref(), Some("tcp://gw-0:1"), "only the WebSocket was refused");
+
+    let mut endpoints = Endpoints::new(vec![Transport::WebSocket, Transport::Tcp]);
+    assert!(endpoints.scheduled(&answer(1, 300_000), 0));
+    endpoints.failed_altogether();
+    assert_eq!(url(&mut endpoints).as_deref(), Some("tcp://gw-0:1"), "there is no other host");
+}
+
+#[test]
+fn the_ticket_is_used_until_its_end_in_the_clients_time() {
+    let mut endpoints = only(Transport::WebSocket);
+    endpoints.scheduled(&answer(1, 300_000), 10);
+    assert!(gateway(&mut endpoints, 299_009).is_some());
+    assert!(gateway(&mut endpoints, 299_010).is_none());
+    endpoints.scheduled(&answer(1, 1), 10);
+    assert!(gateway(&mut endpoints, 20).is_some(), "a fresh ticket is used, however short its life");
+    assert!(gateway(&mut endpoints, 20).is_none());
+}
+
+#[test]
+fn three_redirects_in_a_row_are_followed() {
+    let mut endpoints = only(Transport::Tcp);
+    endpoints.scheduled(&answer(1, 300_000), 0);
+    for _ in 0..3 {
+        assert!(endpoints.redirected(&redirect("t2")));
+        let attempt = endpoints.next(0).expect("the redirect's");
+        assert_eq!((attempt.endpoint.gateway_id.as_str(), attempt.ticket.as_str()), ("gw-9", "t2"));
+    }
+    assert!(!endpoints.redirected(&redirect("t2")));
+    endpoints.forget();
+    assert_eq!(endpoints.next(0), None);
+
+    endpoints.scheduled(&answer(1, 300_000), 0);
+    for _ in 0..3 {
+        assert!(endpoints.redirected(&redirect("t2")), "a schedule ends the row");
+    }
+    assert!(!endpoints.redirected(&redirect("t2")));
+    endpoints.stable();
+    assert!(endpoints.redirected(&redirect("t2")), "a stable session ends the row");
+    assert!(!endpoints.redirected(&redirect("")), "no ticket, no redirect");
+}
+
+#[test]
+fn endpoints_of_other_transports_are_passed_over() {
+    let mut endpoints = only(Transport::WebSocket);
+    let mut later = answer(1, 300_000);
+    later.endpoints = vec![endpoint(1, "quic"), endpoint(2, "tcp")];
+    assert!(!endpoints.scheduled(&later, 0));
+    assert_eq!(endpoints.next(0), None);
+    assert!(!endpoints.redirected(&redirect("t2")));
+}
+
+#[test]
+fn a_stable_session_forgives() {
+    let mut endpoints = only(Transport::Tcp);
+    endpoints.scheduled(&answer(1, 300_000), 0);
+    endpoints.failed();
+    endpoints.suspect();
+    endpoints.stable();
+    endpoints.suspect();
+    assert!(gateway(&mut endpoints, 0).is_some());
+    assert_eq!(endpoints.failed_gateways(), ["gw-0"]);
+    assert_eq!(endpoints.asked(), 0);
+}
+
+/// A schedule of an earlier run, over two gateways.
+fn stored(expires_at_ms: i64) -> StoredSchedule {
+    let mut before = only(Transport::Tcp);
+    before.scheduled(&answer(2, expires_at_ms), 0);
+    let reconnect = ReconnectParameters { reschedule_after_failures: 2, ..Default::default() };
+    before.stored("alice", "d", reconnect, Default::default()).expect("there is a ticket")
+}
+
+#[test]
+fn a_stored_schedule_goes_on_as_it_was() {
+    let mut endpoints = only(Transport::Tcp);
+    assert!(endpoints.restored(&stored(300_000), 298_999));
+    assert!(endpoints.doubtful());
+    assert_eq!(gateway(&mut endpoints, 298_999).as_deref(), Some("gw-0"));
+    assert_eq!(gateway(&mut endpoints, 299_000), None, "its end is told in this client's time");
+    assert!(!only(Transport::Tcp).restored(&stored(300_000), 299_000));
+
+    let mut endpoints = only(Transport::Tcp);
+    assert!(endpoints.restored(&stored(300_000), 1));
+    endpoints.failed();
+    endpoints.failed();
+    assert_eq!(gateway(&mut endpoints, 1), None, "its own number of failures counts");
+    let StoredSchedule { endpoints: list, ticket, ticket_expires_at_ms, offset_ms, .. } = stored(300_000);
+    let again = endpoints.stored("alice", "d", Default::default(), Default::default()).expect("a ticket");
+    assert_eq!(
+        (again.endpoints, again.ticket, again.ticket_expires_at_ms, again.offset_ms),
+        (list, ticket, ticket_expires_at_ms, offset_ms),
+        "what is stored does not depend on how far the list was walked"
+    );
+    assert!(endpoints.scheduled(&answer(1, 300_000), 1) && !endpoints.doubtful());
+}
+
+#[test]
+fn each_bootstrap_gateway_is_tried_once_whatever_the_ticket() {
+    let order = [endpoint(7, "tcp"), endpoint(8, "tcp")];
+    let mut endpoints = only(Transport::Tcp);
+    assert!(!endpoints.bootstrap(&order), "there is no ticket");
+    for expires_at_ms in [1, 300_000] {
+        endpoints.scheduled(&answer(1, expires_at_ms), 0);
+        assert!(!endpoints.bootstrap(&[]), "there is no gateway");
+        for expected in ["gw-7", "gw-8", "gw-7"] {
+            assert!(endpoints.bootstrap(&order));
+            assert_eq!(gateway(&mut endpoints, 1_000).as_deref(), Some(expected));
+            endpoints.failed_altogether();
+            assert_eq!(gateway(&mut endpoints, 1_000), None, "a scheduler's turn");
+        }
+    }
+    assert_eq!(endpoints.told().len(), 1, "what a server told last stays known");
+    assert!(endpoints.bootstrap(&order) && endpoints.redirected(&redirect("t2")));
+    assert!(!endpoints.doubtful(), "a scheduler stands behind it");
+    for _ in 0..3 {
+        assert_eq!(gateway(&mut endpoints, 1).as_deref(), Some("gw-9"), "and it is walked like any list");
+        endpoints.failed();
+    }
+    endpoints.forget_ticket();
+    assert!(!endpoints.bootstrap(&order));
+    assert_eq!(endpoints.stored("alice", "d", Default::default(), Default::default()), None);
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Schedule(usize, i64),
+    Next(i64),
+    Failed,
+    FailedAltogether,
+    Suspect,
+    Redirect,
+    Restore(i64),
+    Bootstrap(usize),
+    Stable,
+    Forget,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (0usize..6, -10i64..400_000).prop_map(|(g, t)| Step::Schedule(g, t)),
+        (0i64..400_000).prop_map(Step::Next),
+        Just(Step::Failed),
+        Just(Step::FailedAltogether),
+        Just(Step::Suspect),
+        Just(Step::Redirect),
+        (0i64..400_000).prop_map(Step::Restore),
+        (0usize..3).prop_map(Step::Bootstrap),
+        Just(Step::Stable),
+        Just(Step::Forget),
+    ]
+}
+
+proptest! {
+    /// Whatever happens: only usable transports, bounded reports, and every list comes to an end.
+    #[test]
+    fn the_walk_keeps_its_bounds(steps in proptest::collection::vec(step(), 0..200)) {
+        let mut endpoints = only(Transport::Tcp);
+        for step in steps {
+            match step {
+                Step::Schedule(g, t) => drop(endpoints.scheduled(&answer(g, t), 0)),
+                Step::Next(now) => {
+                    if let Some(attempt) = endpoints.next(now) {
+                        prop_assert_eq!(attempt.endpoint.transport, "tcp");
+                    }
+                }
+                Step::Failed => endpoints.failed(),
+                Step::FailedAltogether => endpoints.failed_altogether(),
+                Step::Suspect => endpoints.suspect(),
+                Step::Redirect => drop(endpoints.redirected(&redirect("t2"))),
+                Step::Restore(now) => drop(endpoints.restored(&stored(300_000), now)),
+                Step::Bootstrap(count) => {
+                    let order: Vec<_> = (0..count).map(|n| endpoint(n, "tcp")).collect();
+                    endpoints.bootstrap(&order);
+                }
+                Step::Stable => endpoints.stable(),
+                Step::Forget => endpoints.forget(),
+            }
+            prop_assert!(endpoints.failed_gateways().len() <= FAILED);
+        }
+        for _ in 0..3 {
+            endpoints.failed();
+        }
+        prop_assert_eq!(endpoints.next(0), None);
+    }
+}

@@ -1,0 +1,237 @@
+//! What the client does while no scheduler answers: the stored schedule, then the bootstrap gateways.
+
+use std::sync::Arc;
+
+use berth_client::{
+    Client, Event, Options,
+    store::{MemorySchedule, ScheduleStore, StoredSchedule},
+    token::StaticToken,
+};
+use berth_proto::client::{Disconnect, Endpoint, server_frame::Frame as Down};
+
+use crate::fake::{Fake, Kind, close_code, endpoints, next, soon, welcome};
+
+/// `{"alg":"none"}` and `{"sub":"alice"}`.
+const ALICES_TOKEN: &str = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbGljZSJ9.c2ln";
+
+/// Where nobody listens.
+const NOBODY: &str = "http://127.0.0.1:1";
+
+/// A schedule of alice's, kept by an earlier run; its ticket is over.
+fn expired(fake: &Fake) -> StoredSchedule {
+    StoredSchedule {
+        user_id: "alice".into(),
+        device_id: "device".into(),
+        endpoints: endpoints("gw-1", fake.address()),
+        ticket: "old".into(),
+        ticket_expires_at_ms: 1,
+        offset_ms: 0,
+        reconnect: berth_proto::schedule::ReconnectParameters {
+            base_ms: 1,
+            max_ms: 20,
+            ..Default::default()
+        },
+        heartbeat: Default::default(),
+    }
+}
+
+fn keeping(schedule: &StoredSchedule) -> Arc<MemorySchedule> {
+    let store = Arc::new(MemorySchedule::new());
+    store.save(Some(schedule)).expect("memory takes it");
+    store
+}
+
+/// Alice's options with what an earlier run kept, and a token that says who she is.
+fn options(fake: &Fake, kind: Kind, store: &Arc<MemorySchedule>) -> Options {
+    let mut options = fake.options(kind);
+    options.token = Arc::new(StaticToken::new(ALICES_TOKEN));
+    options.schedule = Arc::clone(store) as _;
+    options
+}
+
+/// The ticket kept, once it is another one than `before`.
+async fn kept_after(store: &MemorySchedule, before: Option<&str>) -> Option<StoredSchedule> {
+    soon("another schedule is stored", async {
+        loop {
+            let kept = store.load().expect("memory");
+            if kept.as_ref().map(|kept| &*kept.ticket) != before {
+                return kept;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_stored_schedule_is_used_before_any_scheduler_is_asked() {
+    for kind in Kind::ALL {
+        let fake = Fake::start().await;
+        let store = Arc::new(MemorySchedule::new());
+        let (client, events, peer) = fake.connect(options(&fake, kind, &store)).await;
+        client.close().await;
+        drop((events, peer));
+        let kept = store.load().expect("memory").expect("closing waits for the last save");
+        assert_eq!((kept.user_id.as_str(), kept.device_id.as_str()), ("alice", "device"));
+
+        // Nobody to ask, and who she is told by her token or by the application.
+        for named in [false, true] {
+            let mut later = options(&fake, kind, &store);
+            later.schedulers = vec![NOBODY.into()];
+            if named {
+                later.user_id = "alice".into();
+                later.token =
+                    Arc::new(|| async { Err(berth_client::token::TokenError::Temporary("offline".into())) });
+            }
+            let (client, _events) = Client::start(later).await.expect("starts");
+            let hello = fake.accept().await.hello().await;
+            assert_eq!((hello.ticket.as_str(), hello.no_scheduler), ("ticket", false));
+            client.close().await;
+        }
+        assert_eq!(fake.answered(), 1);
+    }
+}
+
+#[tokio::test]
+async fn nobody_elses_schedule_is_used() {
+    type Change = fn(&mut StoredSchedule);
+    let changes: [Change; 2] = [|s| s.user_id = "bob".into(), |s| s.device_id = "another".into()];
+    for change in changes {
+        let fake = Fake::start().await;
+        let mut stored = StoredSchedule { ticket_expires_at_ms: i64::MAX, ..expired(&fake) };
+        change(&mut stored);
+        let store = keeping(&stored);
+        let (_client, _events) = Client::start(options(&fake, Kind::Tcp, &store)).await.expect("starts");
+        let mut peer = fake.accept().await;
+        assert_eq!(peer.hello().await.ticket, "ticket", "a scheduler was asked");
+        peer.send(Down::Welcome(welcome(0))).await;
+        assert_eq!(kept_after(&store, Some("old")).await.expect("one").user_id, "alice");
+    }
+    // A token that does not say whose it is.
+    let fake = Fake::start().await;
+    let store = keeping(&StoredSchedule { ticket_expires_at_ms: i64::MAX, ..expired(&fake) });
+    let mut unknown = options(&fake, Kind::Tcp, &store);
+    unknown.token = Arc::new(StaticToken::new("jwt"));
+    let (_client, _events) = Client::start(unknown).await.expect("starts");
+    assert_eq!(fake.accept().await.hello().await.ticket, "ticket");
+}
+
+#[tokio::test]
+async fn without_schedulers_an_expired_ticket_goes_around_the_bootstrap_gateways() {
+    let (one, two) = (Fake::start().await, Fake::start().await);
+    let mut stranded = options(&one, Kind::Tcp, &keeping(&expired(&one)));
+    stranded.schedulers = vec![NOBODY.into(), NOBODY.into()];
+    stranded.bootstrap_gateways = [&one, &two].map(|fake| format!("tcp://{}", fake.address())).into();
+    let (_client, mut events) = Client::start(stranded).await.expect("starts");
+    // Refused at each in turn, round and round.
+    let mut visits = [0, 0];
+    for visit in 0..4 {
+        let (place, mut peer) = tokio::select! {
+            peer = one.accept() => (0, peer),
+            peer = two.accept() => (1, peer),
+        };
+        visits[place] += 1;
+        let hello = peer.hello().await;
+        assert_eq!((hello.ticket.as_str(), hello.no_scheduler), ("old", true), "visit {visit}");
+        peer.disconnect(close_code(4005)).await;
+    }
+    assert_eq!(visits, [2, 2]);
+    let mut peer = tokio::select! { peer = one.accept() => peer, peer = two.accept() => peer };
+    peer.hello().await;
+    peer.send(Down::Welcome(welcome(0))).await;
+    loop {
+        match next(&mut events).await {
+            Event::Connected(connected) => break assert_eq!(connected.gateway_id, "", "nobody said which"),
+            Event::Disconnected(_) => {}
+            other => panic!("expected Connected, got {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_bootstrap_gateways_the_last_list_serves() {
+    let fake = Fake::start().await;
+    let mut stranded = options(&fake, Kind::Tcp, &keeping(&expired(&fake)));
+    stranded.schedulers = vec![NOBODY.into()];
+    let (_client, _events) = Client::start(stranded).await.expect("starts");
+    let hello = fake.accept().await.hello().await;
+    assert_eq!((hello.ticket.as_str(), hello.no_scheduler), ("old", true));
+}
+
+#[tokio::test]
+async fn schedulers_are_asked_again_between_two_bootstrap_gateways() {
+    let fake = Fake::start().await;
+    let store = keeping(&expired(&fake));
+    // What a load balancer says whose schedulers are all down.
+    fake.refuse_next(502, "", None);
+    let (_client, _events) = Client::start(options(&fake, Kind::Tcp, &store)).await.expect("starts");
+    let mut peer = fake.accept().await;
+    assert!(peer.hello().await.no_scheduler);
+    peer.disconnect(close_code(4009)).await;
+    let mut peer = fake.accept().await;
+    let hello = peer.hello().await;
+    assert_eq!((hello.ticket.as_str(), hello.no_scheduler), ("ticket", false));
+    peer.send(Down::Welcome(welcome(0))).await;
+    assert_eq!(kept_after(&store, Some("old")).await.expect("one").ticket, "ticket");
+}
+
+#[tokio::test]
+async fn a_bootstrap_gateway_that_has_a_scheduler_sends_on_with_a_fresh_ticket() {
+    let fake = Fake::start().await;
+    let store = keeping(&expired(&fake));
+    let mut stranded = options(&fake, Kind::Tcp, &store);
+    stranded.schedulers = vec![NOBODY.into()];
+    let (_client, _events) = Client::start(stranded).await.expect("starts");
+    let mut peer = fake.accept().await;
+    peer.hello().await;
+    let redirect = endpoints("gw-2", fake.address()).into_iter().map(Endpoint::from).collect();
+    let moved =
+        Disconnect { redirect, ticket: "fresh".into(), ticket_expires_at_ms: i64::MAX, ..close_code(4002) };
+    peer.disconnect(moved).await;
+    let mut peer = fake.accept().await;
+    assert_eq!(peer.hello().await.ticket, "fresh");
+    peer.send(Down::Welcome(welcome(0))).await;
+    let kept = kept_after(&store, Some("old")).await.expect("one");
+    assert_eq!((kept.ticket.as_str(), kept.endpoints[0].gateway_id.as_str()), ("fresh", "gw-2"));
+}
+
+#[tokio::test]
+async fn a_stored_ticket_that_is_refused_is_given_up_for_a_new_one() {
+    let fake = Fake::start().await;
+    let store = keeping(&StoredSchedule { ticket_expires_at_ms: i64::MAX, ..expired(&fake) });
+    let (client, _events) = Client::start(options(&fake, Kind::Tcp, &store)).await.expect("starts");
+    let mut peer = fake.accept().await;
+    assert_eq!(peer.hello().await.ticket, "old");
+    peer.disconnect(close_code(4500)).await;
+    assert_eq!(kept_after(&store, Some("old")).await, None, "nobody tries it again");
+    let mut peer = fake.accept().await;
+    assert_eq!(peer.hello().await.ticket, "ticket");
+    // A ticket of this run is what the scheduler thinks today: that it is refused is final.
+    peer.disconnect(close_code(4500)).await;
+    assert!(matches!(soon("the stop", stopped(&client)).await, berth_client::State::Stopped(_)));
+}
+
+async fn stopped(client: &Client) -> berth_client::State {
+    let mut state = client.state();
+    let stopped = state.wait_for(|state| matches!(state, berth_client::State::Stopped(_))).await;
+    stopped.expect("the client lives").clone()
+}
+
+#[tokio::test]
+async fn a_broken_store_costs_a_question_only() {
+    struct Broken;
+    impl ScheduleStore for Broken {
+        fn load(&self) -> std::io::Result<Option<StoredSchedule>> {
+            Err(std::io::Error::other("broken"))
+        }
+        fn save(&self, _: Option<&StoredSchedule>) -> std::io::Result<()> {
+            Err(std::io::Error::other("broken"))
+        }
+    }
+    let fake = Fake::start().await;
+    let mut options = fake.options(Kind::Tcp);
+    options.schedule = Arc::new(Broken);
+    let (client, _events, _peer) = fake.connect(options).await;
+    client.close().await;
+    assert_eq!(fake.answered(), 1);
+}
