@@ -29,6 +29,7 @@ pub use generated::link::v1 as wire;
 /// Nested like the proto packages, since generated code refers to itself by them.
 #[expect(missing_docs, reason = "the .proto files document the fields")]
 #[expect(clippy::allow_attributes, reason = "generated")]
+#[expect(clippy::large_enum_variant, reason = "a report is the largest and the most frequent of its kind")]
 mod generated {
     pub mod client {
         pub mod v1 {

@@ -236,7 +236,8 @@ fn choose<'a>(
             let tiers = tiers(fleet, pool, home.region, request);
             let tiers = if home.waits { tiers.of_home() } else { tiers.as_slice() };
             if let Some((first, tier)) = load::primary(&mut chooser, policy, tiers, rng, observer) {
-                let ranked = rank::rank(&mut chooser, pool, tiers, first, rng, observer);
+                let home = fleet.region(pool, home.region).filter(|_| home.waits);
+                let ranked = rank::rank(&mut chooser, home.unwrap_or(pool), tiers, first, rng, observer);
                 return Some(Found { pool: &fleet.labels(pool).pool, tier, ranked });
             }
         }

@@ -59,6 +59,17 @@ pub(crate) struct Change {
     pub text: String,
 }
 
+impl Change {
+    /// A policy's identity is version and hash; a rule is stopped or not, and for a reason.
+    fn says_the_same(&self, other: &Self) -> bool {
+        let said = |change: &Self| match change.rule_id.as_str() {
+            "" => (change.policy_version, change.policy_hash.clone(), String::new()),
+            _ => (0, change.what.clone(), change.note.clone()),
+        };
+        said(self) == said(other)
+    }
+}
+
 /// The changes that are kept.
 #[derive(Default)]
 pub(crate) struct History {
@@ -114,9 +125,14 @@ impl History {
         Ok(Self { kept: Mutex::new(kept), added: Notify::new(), file: Some(path) })
     }
 
-    /// Takes a change in.
+    /// Takes a change in, unless it is what the newest of its kind says already: a restart takes up what was in force.
     pub fn add(&self, change: Change) {
         let mut kept = self.lock();
+        let newest =
+            kept.changes.iter().rev().map(|(known, _)| known).find(|known| known.rule_id == change.rule_id);
+        if newest.is_some_and(|known| known.says_the_same(&change)) {
+            return;
+        }
         kept.push(change);
         if self.file.is_some() {
             let line = kept.changes.back().map(|(_, line)| line.clone());
@@ -141,13 +157,6 @@ impl History {
             None => change.policy_version < current,
         });
         found.map(|change| (change.policy_version, change.text.clone()))
-    }
-
-    /// The identity of the policy that was taken up last.
-    pub fn newest(&self) -> Option<(u64, String)> {
-        let kept = self.lock();
-        let newest = kept.changes.iter().rev().find(|(change, _)| !change.text.is_empty());
-        newest.map(|(change, _)| (change.policy_version, change.policy_hash.clone()))
     }
 
     /// What is to be written, and whether in place of everything that is there.
@@ -285,11 +294,15 @@ mod tests {
     fn versions_are_found() {
         let history = History::default();
         (1..4).for_each(|version| history.add(change(version, &format!("text {version}"))));
-        history.add(Change { what: "stop".to_owned(), text: String::new(), ..change(3, "") });
+        let stop = || Change { what: "stop".to_owned(), rule_id: "a".to_owned(), ..change(3, "") };
+        [stop(), stop(), change(3, "text 3")].into_iter().for_each(|change| history.add(change));
+        assert_eq!(history.list().len(), 4, "what was known already is not added");
+        history.add(Change { what: "resume".to_owned(), ..stop() });
+        history.add(stop());
+        assert_eq!(history.list().len(), 6);
         assert_eq!(history.text(Some(1), 3), Some((1, "text 1".to_owned())));
         assert_eq!(history.text(None, 3), Some((2, "text 2".to_owned())), "the one before");
         assert_eq!((history.text(Some(9), 3), history.text(None, 1)), (None, None));
-        assert_eq!(history.newest(), Some((3, "h".to_owned())));
     }
 
     #[test]

@@ -180,3 +180,6 @@ fn has_more_room(fleet: &Fleet, there: &Gateway, here: &Gateway, within: f64) ->
 pub(crate) fn always(_: &Fleet, _: &Decision<'_>) -> Result<(), Infallible> {
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -76,8 +76,7 @@ impl Core {
                 "the policy file is older than what the schedulers agreed on, which is in force; write that into the file"
             );
         }
-        let known = self.history.newest();
-        if in_force.version > 0 && known != Some((in_force.version, in_force.hash.clone())) {
+        if in_force.version > 0 {
             self.remember(&Policy::default(), &in_force, "", "", Source::File);
         }
         let carried =
@@ -122,7 +121,7 @@ impl Core {
         self.history.add(Change {
             at_ms: self.clock.wall_ms(),
             what: if stopped { "stop" } else { "resume" }.to_owned(),
-            from: Source::Guard.name().to_owned(),
+            from: if stopped { Source::Guard } else { Source::Api }.name().to_owned(),
             by,
             note: reason,
             policy_version: policy.version,

@@ -247,7 +247,7 @@ impl FakeGateway {
             from_scheduler::Message::Introduction(introduction) => Some(introduction),
             _ => None,
         });
-        introductions.last()
+        { introductions }.next_back()
     }
 
     /// The records heard so far.

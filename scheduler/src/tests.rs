@@ -17,7 +17,7 @@ use crate::{
     testing::{ADMIN_KEY, FakeGateway, Fixture, TICKET_KEY, config, eventually, report},
 };
 
-fn redirect_ask() -> RedirectAsk {
+pub(crate) fn redirect_ask() -> RedirectAsk {
     RedirectAsk {
         handle: 77,
         user_id: "alice".to_owned(),
@@ -36,7 +36,7 @@ fn ask(ask: RedirectAsk) -> ToScheduler {
     ToScheduler { message: Some(to_scheduler::Message::Redirect(ask)) }
 }
 
-async fn answer_to(gateway: &FakeGateway, question: RedirectAsk) -> RedirectAnswer {
+pub(crate) async fn answer_to(gateway: &FakeGateway, question: RedirectAsk) -> RedirectAnswer {
     let answers = || {
         let heard = gateway.heard().into_iter();
         heard.filter_map(|message| match message {

@@ -37,6 +37,9 @@ pub fn scheduler(config: &Config, auth: &Auth) -> anyhow::Result<berth_scheduler
         }
     };
     let other_ticket_keys = given([&auth.ticket_key_next, &auth.ticket_key_previous]);
+    if let Some(id) = some(&scheduler.id) {
+        berth_proto::id::check(&id).with_context(|| format!("scheduler.id = {id:?}"))?;
+    }
     Ok(berth_scheduler::Config {
         id: scheduler.id.clone(),
         listen: scheduler.listen,

@@ -176,7 +176,7 @@ impl Arriving {
         self.open(cx, admitted)
     }
 
-    fn redirecting_by(&mut self, cx: &mut Cx<'_>, purpose: MovePurpose, ask: link::RedirectAsk, why: Why) {
+    fn ask_redirect(&mut self, cx: &mut Cx<'_>, purpose: MovePurpose, ask: link::RedirectAsk, why: Why) {
         cx.ups.redirects.push(link::RedirectAsk { purpose: purpose.into(), ..ask });
         self.deadline_ms = after(cx.now, cx.env.timeouts.redirect);
         self.step = Step::Redirecting(why);
@@ -289,7 +289,7 @@ impl Arriving {
 
     /// No scheduler says where it is to go.
     pub(super) fn undirected(&mut self, cx: &mut Cx<'_>) -> Result<(), Goodbye> {
-        match std::mem::replace(&mut self.step, Step::Redirected) {
+        match std::mem::replace(&mut self.step, Step::Hello) {
             Step::Redirecting(Why::Doubted(admitted)) => self.open(cx, *admitted),
             Step::Redirecting(Why::Drained) => {
                 let retry_after_ms = cx.rng.random_range(0..=cx.env.spread_ms);

@@ -1,6 +1,7 @@
 //! What every decision keeps to, whatever the fleet, the policy and the request.
 
 mod cases;
+mod home;
 mod world;
 
 use std::collections::HashSet;

@@ -185,7 +185,7 @@ fn moves(old: &Policy, new: &Policy) -> Vec<Move> {
     moves
 }
 
-fn pool<'a>(rules: &'a [(GrayRule, bool)], bucket: impl Fn(&str) -> u16) -> &'a str {
+fn pool(rules: &[(GrayRule, bool)], bucket: impl Fn(&str) -> u16) -> &str {
     let takes = |rule: &GrayRule| match rule.takes {
         Takes::Percent { buckets, .. } => bucket(&rule.salt) < buckets,
         Takes::Nobody(_) => false,

@@ -405,3 +405,26 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_homes_do_when_down_and_how_fast_users_are_moved() {
+    let policy = parse("version = 1\n[[home]]\nregion = \"eu\"\nusers = [\"a\"]\nwhen_down = \"wait\"\n[move]\nper_second = 0")
+        .expect("valid");
+    assert_eq!((policy.homes[0].when_down, policy.moves_per_second), (WhenDown::Wait, 0));
+    let policy = parse("version = 1\n[[home]]\nregion = \"eu\"\nusers = [\"a\"]").expect("valid");
+    assert_eq!((policy.homes[0].when_down, policy.moves_per_second), (WhenDown::Elsewhere, 100));
+    for (text, line, key, reason) in [
+        (
+            "version = 1\n[[home]]\nregion = \"eu\"\nusers = [\"a\"]\nwhen_down = \"never\"",
+            5,
+            "home[0].when_down",
+            "\"never\" is neither elsewhere nor wait",
+        ),
+        ("version = 1\n[move]\nper_second = -1", 3, "move.per_second", "-1 is not between 0 and 10000"),
+        ("version = 1\n[move]\nrate = 1", 3, "move.rate", "unknown field"),
+    ] {
+        let error = parse(text).expect_err(text);
+        assert_eq!((error.line, error.key.as_str()), (line, key), "{error}");
+        assert!(error.reason.contains(reason), "{error}");
+    }
+}

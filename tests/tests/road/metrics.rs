@@ -19,7 +19,7 @@ use berth_tests::{
     metrics::Scrape,
     raw::{Raw, Transport},
     root,
-    server::{Composition, Options, Server},
+    server::{Composition, Options, Role, Server},
     tokens::{self, ADMIN_KEY, SERVICE_KEY},
     wait,
 };
@@ -28,7 +28,7 @@ use serde_json::json;
 use crate::docs::document;
 
 /// Counters and histograms, with labels, that [`cause`] must move.
-const MOVED: [(&str, &[(&str, &str)]); 63] = [
+const MOVED: [(&str, &[(&str, &str)]); 65] = [
     ("berth_scheduler_requests_total", &[("outcome", "ok")]),
     ("berth_scheduler_requests_total", &[("outcome", "invalid_argument")]),
     ("berth_scheduler_requests_total", &[("outcome", "unauthenticated")]),
@@ -36,6 +36,8 @@ const MOVED: [(&str, &[(&str, &str)]); 63] = [
     ("berth_scheduler_requests_total", &[("outcome", "not_found")]),
     ("berth_scheduler_requests_total", &[("outcome", "method_not_allowed")]),
     ("berth_scheduler_request_seconds_count", &[]),
+    ("berth_scheduler_admin_requests_total", &[("outcome", "ok")]),
+    ("berth_scheduler_admin_requests_total", &[("outcome", "unauthenticated")]),
     ("berth_scheduler_explains_total", &[("outcome", "ok")]),
     ("berth_scheduler_explains_total", &[("outcome", "unauthenticated")]),
     ("berth_scheduler_decisions_total", &[("pool", "stable"), ("reason", "DEFAULT")]),
@@ -95,7 +97,8 @@ const MOVED: [(&str, &[(&str, &str)]); 63] = [
 ];
 
 /// What is not caused here, and why.
-const NOT_CAUSED: [(&str, &str); 29] = [
+const NOT_CAUSED: [(&str, &str); 30] = [
+    ("berth_gateway_moves_total", "needs a drain: tests/tests/road/drain.rs"),
     ("berth_scheduler_guard_breaches_total", "needs a pool that fails: tests/tests/road/gray.rs"),
     ("berth_scheduler_reports_refused_total", "needs a gateway with a fault: scheduler/src/tests.rs"),
     ("berth_scheduler_queue_tokens_total", "needs a crowd: scheduler/src/http/tests.rs"),
@@ -269,6 +272,10 @@ async fn at_the_scheduler(server: &Server) -> TestResult {
     http::post(&schedule, Some(&system), &device).await?;
     http::get(&schedule, None).await?;
     http::get(&format!("{at}/v1/nothing"), None).await?;
+    let gateways = format!("{}/admin/v1/gateways", server.admin_of(Role::Scheduler(0)));
+    for key in ["wrong", ADMIN_KEY] {
+        http::get(&gateways, Some(key)).await?;
+    }
     http::post(&explain, Some("wrong"), &device).await?;
     http::post(&explain, Some(ADMIN_KEY), &json!({"userId": "alice", "deviceId": "d"})).await?;
     Ok(())

@@ -1,5 +1,7 @@
 //! `/admin/v1/policy*`: what is in force and who holds it, and putting another one in force.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -13,6 +15,9 @@ use crate::{
 
 /// Longest name and note, in bytes.
 const MAX_WORDS: usize = 1_024;
+
+/// A disk that takes longer is failing, and its scheduler says so; the gateways carry what it lacks.
+const DISK: Duration = Duration::from_secs(5);
 
 /// A request with a policy's text: as JSON at most twice as long, and room for the rest.
 pub(super) const LARGEST: usize = 2 * crate::policy::MAX_TEXT + 8 * MAX_WORDS;
@@ -147,7 +152,7 @@ pub(super) async fn rollback(core: &Core, asked: &Asked) -> Result<Value, Refusa
     put(core, &text, &by, &note).await
 }
 
-/// Answers once it is on disk, where there is one.
+/// Answers once it is on disk, where there is one that takes it.
 async fn put(core: &Core, text: &str, by: &str, note: &str) -> Result<Value, Refusal> {
     words("by", by)?;
     words("note", note)?;
@@ -155,10 +160,11 @@ async fn put(core: &Core, text: &str, by: &str, note: &str) -> Result<Value, Ref
         Refused::Broken(error) => Refusal::InvalidArgument(error.to_string()),
         refused @ (Refused::Older { .. } | Refused::OtherText(_)) => Refusal::Conflict(refused.to_string()),
     })?;
-    core.carry_durably(Vec::new()).await;
+    let on_disk = tokio::time::timeout(DISK, core.carry_durably(Vec::new())).await.is_ok();
     let policy = core.policy.load();
     Ok(json!({
         "taken": taken == Taken::New,
+        "onDisk": on_disk,
         "policyVersion": policy.version.to_string(),
         "policyHash": policy.hash,
     }))
@@ -188,8 +194,8 @@ pub(super) async fn resume(core: &Core, asked: &Asked) -> Result<Value, Refusal>
     let Resume { rule_id, by } = asked.json()?;
     words("by", &by)?;
     let record = core.resumption(&rule_id, &by).map_err(Refusal::Conflict)?;
-    core.carry_durably(vec![record]).await;
-    Ok(json!({ "ruleId": rule_id, "resumed": true }))
+    let on_disk = tokio::time::timeout(DISK, core.carry_durably(vec![record])).await.is_ok();
+    Ok(json!({ "ruleId": rule_id, "resumed": true, "onDisk": on_disk }))
 }
 
 fn words(field: &str, text: &str) -> Result<(), Refusal> {

@@ -4,11 +4,12 @@ use axum::{
     body::{Body, to_bytes},
     http::Request,
 };
+use berth_proto::wire::{GatewayReport, from_scheduler};
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
 
 use super::OPERATIONS;
-use crate::testing::{ADMIN_KEY, Fixture, config, report};
+use crate::testing::{ADMIN_KEY, FakeGateway, Fixture, config, eventually, report};
 
 /// Asks the routes as the admin port would: the status and the body.
 pub(crate) async fn ask(
@@ -79,4 +80,94 @@ async fn the_operations_and_the_gateways_are_listed() {
         (told(1, "gatewayId"), told(1, "state"), told(1, "connections")),
         (json!("gw-2"), json!("draining"), json!(7))
     );
+}
+
+fn order(more: &Value) -> Value {
+    let mut order = json!({ "ratePerSecond": 10, "spreadMs": 1_000, "deadlineMs": 60_000, "waitLbMs": 1_000, "by": "ops" });
+    for (name, value) in more.as_object().into_iter().flatten() {
+        order[name] = value.clone();
+    }
+    order
+}
+
+#[tokio::test]
+async fn a_drain_is_ordered_shown_refused_twice_and_ended() {
+    let fixture = Fixture::start(config()).await;
+    let full = GatewayReport { connections: 500, ..report("gw-1") };
+    let _first = fixture.gateway(full).await;
+    let _second = fixture.gateway(report("gw-2")).await;
+    let put = async |id: &str, more: Value| {
+        ask(&fixture, ADMIN_KEY, "PUT", &format!("/admin/v1/drains/{id}"), &order(&more)).await
+    };
+    let list =
+        async || ask(&fixture, ADMIN_KEY, "GET", "/admin/v1/drains", &Value::Null).await.1["drains"].clone();
+
+    let (status, plan) = put("gw-1", json!({ "dryRun": true })).await;
+    let plan = &plan["dryRun"];
+    assert_eq!(
+        (status, &plan["connections"], &plan["movingMs"]),
+        (200, &json!(500), &json!(50_000)),
+        "{plan}"
+    );
+    assert_eq!(plan["to"], json!([{ "gatewayId": "gw-2", "connections": 500, "room": 1_000 }]));
+    assert_eq!((&plan["withinDeadline"], &plan["withoutPlace"]), (&json!(true), &json!(0)));
+    assert_eq!((list().await, fixture.scheduler.core.pending_len()), (json!([]), 0), "nothing is changed");
+
+    for (id, more, status, part) in [
+        ("gw-9", json!({}), 404, "gw-1, gw-2"),
+        ("gw-1", json!({ "ratePerSecond": 0 }), 400, "ratePerSecond 0"),
+        ("gw-1", json!({ "deadlineMs": 1_000 }), 400, "deadlineMs 1000"),
+        ("gw-1", json!({ "toPool": "nowhere" }), 400, "toPool \"nowhere\""),
+        ("gw-1", json!({ "spreadMs": 900_000 }), 400, "spreadMs 900000"),
+        ("gw-1", json!({ "rate": 3 }), 400, "unknown field"),
+    ] {
+        let (got, problem) = put(id, more).await;
+        let detail = problem["detail"].as_str().unwrap_or_default();
+        assert!(got == status && detail.contains(part), "{got} {problem}");
+    }
+
+    assert_eq!(put("gw-1", json!({})).await.0, 200);
+    let shown = list().await[0].clone();
+    assert_eq!(
+        (&shown["gatewayId"], &shown["phase"], &shown["by"]),
+        (&json!("gw-1"), &json!("told"), &json!("ops"))
+    );
+    let (status, problem) = put("gw-1", json!({})).await;
+    assert_eq!((status, &problem["reason"]), (409, &json!("CONFLICT")));
+    let delete = async || ask(&fixture, ADMIN_KEY, "DELETE", "/admin/v1/drains/gw-1", &Value::Null).await.0;
+    assert_eq!((delete().await, list().await, delete().await), (200, json!([]), 404));
+    assert_eq!(put("gw-1", json!({})).await.0, 200, "and again, whatever the clock says");
+}
+
+#[tokio::test]
+async fn a_rebalance_is_told_to_those_who_shed() {
+    let fixture = Fixture::start(config()).await;
+    let full = fixture.gateway(GatewayReport { connections: 600, ..report("gw-1") }).await;
+    let empty = fixture.gateway(GatewayReport { connections: 0, ..report("gw-2") }).await;
+    let put = async |more: Value| {
+        let mut order = json!({ "within": 0.1, "ratePerSecond": 5 });
+        order.as_object_mut().expect("is one").extend(more.as_object().expect("is one").clone());
+        ask(&fixture, ADMIN_KEY, "PUT", "/admin/v1/rebalance", &order).await
+    };
+    let orders = |gateway: &FakeGateway| {
+        let heard = gateway.heard().into_iter();
+        heard
+            .filter_map(|message| match message {
+                from_scheduler::Message::Order(order) => Some(order.count),
+                _ => None,
+            })
+            .collect::<Vec<_>>()
+    };
+    let (status, plan) = put(json!({ "dryRun": true })).await;
+    assert_eq!((status, &plan["connections"]), (200, &json!(270)), "{plan}");
+    for (more, status) in
+        [(json!({ "within": 1.5 }), 400), (json!({ "ratePerSecond": 0 }), 400), (json!({ "pool": "x" }), 404)]
+    {
+        assert_eq!(put(more).await.0, status);
+    }
+    assert_eq!(put(json!({ "pool": "stable" })).await.0, 200);
+    eventually("the fullest is told", || orders(&full) == [270]).await;
+    assert_eq!(ask(&fixture, ADMIN_KEY, "DELETE", "/admin/v1/rebalance", &Value::Null).await.0, 200);
+    eventually("and that it is over", || orders(&full) == [270, 0]).await;
+    assert!(orders(&empty).is_empty());
 }

@@ -1,0 +1,158 @@
+//! What gateways are answered about clients that they are to move, or that came to the wrong place.
+
+use berth_proto::{
+    carry::Record,
+    ticket::{TicketSigner, TicketVerifier},
+    wire::{Drain, GatewayLoad, GatewayReport, MovePurpose, RedirectAnswer, RedirectAsk},
+};
+
+use crate::{
+    testing::{FakeGateway, Fixture, TICKET_KEY, config, eventually, report},
+    tests::{answer_to, redirect_ask},
+};
+
+fn at(id: &str, pool: &str, region: &str) -> GatewayReport {
+    GatewayReport { pool: pool.to_owned(), region: region.to_owned(), ..report(id) }
+}
+
+fn asks(purpose: MovePurpose) -> RedirectAsk {
+    RedirectAsk { purpose: purpose.into(), ..redirect_ask() }
+}
+
+fn first(answer: &RedirectAnswer) -> &str {
+    answer.endpoints.first().map_or("", |endpoint| &endpoint.gateway_id)
+}
+
+#[tokio::test]
+async fn whoever_belongs_elsewhere_is_moved_and_the_others_stay() {
+    let policy = r#"
+version = 1
+[[home]]
+region = "us"
+users = ["uma"]
+[[gray]]
+id = "canary"
+pool = "canary"
+users = ["alice"]
+"#;
+    let (fixture, _path, _directory) = Fixture::with_policy(policy).await;
+    let eu = fixture.gateway(at("eu", "stable", "eu")).await;
+    let us = fixture.gateway(at("us", "stable", "us")).await;
+    let canary = fixture.gateway(at("canary", "canary", "eu")).await;
+    let answer = async |gateway: &FakeGateway, purpose, user: &str| {
+        let question = RedirectAsk { user_id: user.to_owned(), ..asks(purpose) };
+        answer_to(gateway, question).await
+    };
+    for purpose in [MovePurpose::Sweep, MovePurpose::Home] {
+        for (gateway, user, expected) in [
+            (&eu, "alice", "canary"),
+            (&canary, "alice", ""),
+            (&eu, "uma", "us"),
+            (&us, "uma", ""),
+            (&eu, "bob", ""),
+            (&us, "bob", ""),
+            (&canary, "bob", "eu"),
+        ] {
+            let answer = answer(gateway, purpose, user).await;
+            assert_eq!((first(&answer), answer.stay), (expected, expected.is_empty()), "{user} {purpose:?}");
+        }
+    }
+    // Where home is down, nobody is sent to and fro; where the canary has no room, whoever is there stays.
+    us.report(GatewayReport { ready: false, ..at("us", "stable", "us") });
+    canary.report(GatewayReport { connections: 1_000, ..at("canary", "canary", "eu") });
+    eventually("both are known", || {
+        let fleet = fixture.scheduler.core.fleet.load();
+        fleet.candidates.len() == 1
+    })
+    .await;
+    assert!(answer(&eu, MovePurpose::Sweep, "uma").await.stay);
+    assert!(answer(&eu, MovePurpose::Sweep, "alice").await.stay, "she would be sent back here");
+    assert!(answer(&canary, MovePurpose::Sweep, "alice").await.stay);
+}
+
+#[tokio::test]
+async fn a_place_is_kept_for_who_is_moved_and_a_busy_gateway_gets_nobody() {
+    let fixture = Fixture::start(config()).await;
+    let leaving = fixture.gateway(report("gw-1")).await;
+    let other = fixture.gateway(report("gw-2")).await;
+    let question = RedirectAsk { retry_after_ms: 60_000, ..asks(MovePurpose::Drain) };
+    let answer = answer_to(&leaving, question.clone()).await;
+    assert_eq!(first(&answer), "gw-2", "not back to where it leaves");
+    let verifier = TicketVerifier::new(&[TicketSigner::from_secret(TICKET_KEY).public_key()]);
+    let ticket = verifier.verify(&answer.ticket, answer.ticket_expires_at_ms - 1).expect("genuine");
+    assert!(!ticket.gateway_ids.is_empty() && !ticket.elsewhere);
+    assert_eq!(fixture.scheduler.core.pending_len(), 1);
+
+    let busy = GatewayLoad { handshakes_per_second: 95, ..GatewayLoad::default() };
+    other.report(GatewayReport { handshakes_per_second_capacity: 100, load: Some(busy), ..report("gw-2") });
+    eventually("its load is known", || {
+        let fleet = fixture.scheduler.core.fleet.load();
+        fleet.find("gw-2").is_some_and(|index| super::busy(&fleet, index).is_some())
+    })
+    .await;
+    let answer = answer_to(&leaving, question).await;
+    assert!(
+        answer.endpoints.is_empty() && answer.hold.contains("gw-2 is at 95% of the handshakes"),
+        "{answer:?}"
+    );
+    assert_eq!(fixture.metric(r#"berth_scheduler_redirects_total{outcome="held"}"#), 1.0);
+}
+
+#[tokio::test]
+async fn with_nowhere_to_go_a_drain_holds_and_the_rest_stays() {
+    let fixture = Fixture::start(config()).await;
+    let only = fixture.gateway(report("gw-1")).await;
+    only.report(GatewayReport { draining: true, ..report("gw-1") });
+    eventually("it drains", || fixture.scheduler.core.fleet.load().candidates.is_empty()).await;
+    let answer = answer_to(&only, asks(MovePurpose::Drain)).await;
+    assert!(answer.hold.contains("no gateway"), "{answer:?}");
+    for purpose in [MovePurpose::Rebalance, MovePurpose::Sweep] {
+        assert!(answer_to(&only, asks(purpose)).await.stay);
+    }
+    assert_eq!(
+        answer_to(&only, asks(MovePurpose::Stray)).await,
+        RedirectAnswer { handle: 77, ..Default::default() }
+    );
+}
+
+#[tokio::test]
+async fn a_rebalance_makes_nobody_fuller_than_the_share() {
+    let fixture = Fixture::start(config()).await;
+    let full = fixture.gateway(GatewayReport { connections: 600, ..report("gw-1") }).await;
+    let empty = fixture.gateway(GatewayReport { connections: 437, ..report("gw-2") }).await;
+    let question = RedirectAsk { within_permille: 0, ..asks(MovePurpose::Rebalance) };
+    // Whoever is on the way counts at gw-2 already, and goes on counting at gw-1 until that reports.
+    let mut moved = 0;
+    loop {
+        let user_id = format!("user-{moved}");
+        let answer = answer_to(&full, RedirectAsk { user_id, ..question.clone() }).await;
+        if answer.stay {
+            break;
+        }
+        assert_eq!(first(&answer), "gw-2");
+        moved += 1;
+    }
+    assert!((82..=200).contains(&moved), "{moved}");
+    assert!(answer_to(&empty, question).await.stay, "the fuller one takes nobody");
+}
+
+#[tokio::test]
+async fn a_drained_gateway_is_given_nobody_whatever_it_says() {
+    let fixture = Fixture::start(config()).await;
+    let gateway = fixture.gateway(report("gw-1")).await;
+    fixture.gateway(report("gw-2")).await;
+    let drain = |active| Drain { gateway_id: "gw-1".to_owned(), active, ..Drain::default() };
+    let core = &fixture.scheduler.core;
+    let assignable = || core.fleet.load().candidates.len();
+    core.carry(vec![Record::Drain(drain(true)).carried(1, 0)]);
+    eventually("it is drained", || assignable() == 1).await;
+    gateway.report(GatewayReport { connections: 5, ..report("gw-1") });
+    eventually("its report came", || {
+        let fleet = core.fleet.load();
+        fleet.find("gw-1").is_some_and(|index| fleet.gateway(index).connections == 5)
+    })
+    .await;
+    assert_eq!(assignable(), 1, "it has not heard of its drain yet");
+    core.carry(vec![Record::Drain(drain(false)).carried(2, 0)]);
+    eventually("it serves again", || assignable() == 2).await;
+}
