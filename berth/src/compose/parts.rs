@@ -114,7 +114,7 @@ fn heartbeat(config: &Config) -> HeartbeatParameters {
 }
 
 /// Those keys that are set.
-fn given<'a>(keys: [&'a String; 2]) -> Vec<&'a [u8]> {
+fn given(keys: [&String; 2]) -> Vec<&[u8]> {
     keys.into_iter().filter(|key| !key.is_empty()).map(String::as_bytes).collect()
 }
 
