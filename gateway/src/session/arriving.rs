@@ -139,7 +139,7 @@ impl Arriving {
             Worth::Good => None,
             Worth::Grace(grace) => Some(grace),
             Worth::Ask => {
-                self.redirecting_by(cx, MovePurpose::Stray, ask, Why::Stray);
+                self.ask_redirect(cx, MovePurpose::Stray, ask, Why::Stray);
                 return Ok(());
             }
             Worth::Expired { late_ms } => {
@@ -161,7 +161,7 @@ impl Arriving {
         grace: Option<Grace>,
     ) -> Result<(), Goodbye> {
         if cx.env.evacuating {
-            self.redirecting_by(cx, MovePurpose::Drain, ask, Why::Drained);
+            self.ask_redirect(cx, MovePurpose::Drain, ask, Why::Drained);
             return Ok(());
         }
         let away = !ticket.home.is_empty() && ticket.home != cx.env.region;
@@ -170,7 +170,7 @@ impl Arriving {
         // Served elsewhere on purpose it stays; but not by a ticket that is older than what decides where it belongs.
         let doubted = (away && !elsewhere) || issued_at_ms < cx.env.placed_ms;
         if doubted && grace.is_none() {
-            self.redirecting_by(cx, MovePurpose::Home, ask, Why::Doubted(Box::new(admitted)));
+            self.ask_redirect(cx, MovePurpose::Home, ask, Why::Doubted(Box::new(admitted)));
             return Ok(());
         }
         self.open(cx, admitted)

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{voters::NETWORKS, *};
 
 fn network(number: u32) -> Network {
     let ip = IpAddr::V4(Ipv4Addr::from((20 << 24) + (number << 8)));
