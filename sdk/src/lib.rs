@@ -70,6 +70,9 @@ mod live;
 mod mailbox;
 mod options;
 mod outbox;
+mod plan;
+mod renewal;
+mod schedulers;
 
 pub use berth_proto::{client as record, frame::Encoding};
 pub use client::{Client, ConnectError, RequestError, To};
