@@ -227,7 +227,7 @@ async fn codes_about_the_user_end_the_ticket_that_is_kept() {
 
 #[tokio::test]
 async fn a_long_sessions_ticket_is_renewed_without_a_word() {
-    let mut fake = Fake::start().await;
+    let fake = Fake::start().await;
     fake.change(|answer| answer.ticket_expires_at_ms = 1);
     let store = Arc::new(MemorySchedule::new());
     let mut renewing = options(&fake, Kind::Tcp, &store);
