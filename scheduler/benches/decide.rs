@@ -143,7 +143,7 @@ fn places(c: &mut Criterion) {
         (BTreeMap::new(), (0..5).map(|n| (format!("gw-{n}"), 10 * n)).collect::<BTreeMap<_, _>>());
     for size in [10, 1_000, 10_000] {
         let fleet: Fleet = table(size).snapshot(0, 30_000);
-        let claim = |rtt_ms| Claim { hint: "", ip: Some(ip), rtt_ms };
+        let claim = |rtt_ms| Claim { hint: "", came_to: "", ip: Some(ip), rtt_ms };
         for (name, policy, database, votes, rtt_ms) in [
             ("measured", &empty, None, &votes, &rtt_ms),
             ("address_and_policy", &policy, Some(&database), &votes, &nothing),
