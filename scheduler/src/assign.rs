@@ -79,7 +79,6 @@ impl Core {
             schedule_id,
             issued_at_ms: terms.now_ms,
             elsewhere: decision.elsewhere,
-            ..Ticket::default()
         });
         let Terms { wait_ms, moved, .. } = *terms;
         let place = Place { gateway: ranked[0], user_id: request.user_id, schedule_id, wait_ms, moved };

@@ -1,3 +1,5 @@
+//! What is carried between schedulers by a gateway, and what a full link misses.
+
 use std::sync::{Arc, mpsc};
 
 use berth_proto::{

@@ -1,3 +1,5 @@
+//! Records merge alike in whatever order they come, within bounds, and what is missing is told by digests.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! What a scheduler holds beyond its own life: told to gateways, learnt from them, kept on disk.
+
 use berth_proto::{
     carry::kind,
     wire::{Drain, Revocation},

@@ -101,7 +101,8 @@ fn readable(answer: &Value) -> String {
     say("client", fields(place.into_iter().flatten()));
     client["distances"].as_array().into_iter().flatten().for_each(|near| say("distance", distance(near)));
     say("admission", fields_of(&stages["admission"]));
-    say("home", if stages["home"] == "" { "none".to_owned() } else { plain(&stages["home"]) });
+    let away = if answer["elsewhere"] == true { ", which cannot take him now" } else { "" };
+    say("home", if stages["home"] == "" { "none".to_owned() } else { plain(&stages["home"]) + away });
     for (stage, word) in
         [("rules", "rule"), ("pools", "pool"), ("tiers", "tier"), ("draws", "drawn"), ("ranked", "ranked")]
     {
@@ -185,6 +186,7 @@ mod tests {
         let answer = json!({
             "decision": { "policyVersion": "3", "reason": "SPLIT", "pool": "canary", "ruleId": "" },
             "tier": "region",
+            "elsewhere": true,
             "client": {
                 "region": "eu", "regionBy": "place", "place": 0, "network": "203.0.113.0/24",
                 "distances": [{ "region": "eu", "ms": 12, "by": "votes",
@@ -212,7 +214,7 @@ mod tests {
             "client     network 203.0.113.0/24, place 0, region eu, regionBy place\n",
             "distance   by votes, ms 12, region eu, votes: count 4, medianMs 11, weight 3.5000\n",
             "admission  assignable 2, known 2\n",
-            "home       eu",
+            "home       eu, which cannot take him now",
             "rule       bucket 12, ruleId ios, verdict in",
             "meanScore 0.2500",
             "0.5000  cpu",
