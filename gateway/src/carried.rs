@@ -1,11 +1,14 @@
 //! The records that outlive schedulers, at a gateway: what is news from one scheduler is told to all others.
 
+use std::sync::Arc;
+
 use berth_proto::{
     carry::{Record, kind},
     wire::{Carried, CarriedRecord, Drain, ToScheduler, to_scheduler},
 };
 
 use crate::{
+    inlet::Delivery,
     metrics::LinkRefused,
     shared::{Shared, lock},
 };
@@ -24,6 +27,13 @@ pub(crate) fn heard(shared: &Shared, scheduler: usize, carried: Carried) {
     };
     tell(shared, |index| index == scheduler, &missing);
     tell(shared, |index| index != scheduler, &news);
+    news.iter().filter_map(Record::read).for_each(|record| act(shared, record));
+}
+
+/// A logic told revocations.
+pub(crate) fn revoked(shared: &Shared, carried: Carried) {
+    let news = lock(&shared.carried).merge(carried.records, shared.clock.now().wall_ms);
+    tell(shared, |_| true, &news);
     news.iter().filter_map(Record::read).for_each(|record| act(shared, record));
 }
 
@@ -60,8 +70,14 @@ fn tell(shared: &Shared, whom: impl Fn(usize) -> bool, records: &[CarriedRecord]
 }
 
 /// Something is to be done about a record.
-fn act(_shared: &Shared, record: Record) {
-    tracing::debug!(?record, "carried");
+fn act(shared: &Shared, record: Record) {
+    match record {
+        Record::Revocation(revoked) => {
+            let revoked = Arc::new(revoked);
+            shared.inlets.iter().for_each(|inlet| inlet.send(Delivery::Revoked(Arc::clone(&revoked))));
+        }
+        other => tracing::debug!(record = ?other, "carried"),
+    }
 }
 
 #[cfg(test)]

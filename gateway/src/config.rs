@@ -25,7 +25,7 @@ pub struct Config {
     pub advertise: Option<String>,
     /// Most connections; none: as many as the descriptors allow.
     pub capacity: Option<u64>,
-    /// Connections accepted per second over all workers; those above wait in the kernel's backlog.
+    /// Clients let in per second over all workers; those above are told 4009 and when to come.
     pub handshakes_per_second: u32,
     /// Bytes a second that its network takes, for the schedulers' comparison; 0: not told.
     pub sent_bytes_per_second: u64,
@@ -68,8 +68,8 @@ impl Default for Limits {
             // All of those come back within 16 s of a break.
             handshakes_per_second_per_address: 256,
             exempt_addresses: Networks::default(),
-            // Four seconds of the default handshake rate: more than an honest client takes, and less than half of the
-            // descriptors that one process usually gets.
+            // Four seconds of the default handshake rate, and one of what is accepted at it: about what an honest client takes,
+            // and less than half of the descriptors that one process usually gets.
             pending_handshakes: 8_192,
             // A person's client sends a few a second; twice what the user may ask for leaves room for the rest.
             frames_per_second: 2_000,

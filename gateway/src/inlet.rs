@@ -9,13 +9,15 @@ use berth_proto::{
     handle::Handle,
     link::{Link, Refused, RefusedReason},
     wire::{
-        FromScheduler, NotifyConnection, NotifyConnections, RedirectAnswer, ToGateway, from_scheduler,
+        FromScheduler, NotifyConnection, NotifyConnections, RedirectAnswer, Revocation, ToGateway,
+        from_scheduler,
         to_gateway::{self, Message},
     },
 };
 use mio::Waker;
 
 use crate::{
+    carried,
     config::MAX_WORKERS,
     metrics::Notified,
     mover::Job,
@@ -51,6 +53,8 @@ pub(crate) enum Delivery {
     Reannounce(u8),
     /// The link to the logic with that index broke: what is not answered by now will not be.
     Unanswered(u8),
+    /// Credentials are void: who is connected with them is to go.
+    Revoked(Arc<Revocation>),
 }
 
 /// The inbox of the user on a connection reached a seq.
@@ -158,6 +162,7 @@ impl Link<ToGateway> for LogicDown {
         for message in &batch {
             match &message.message {
                 Some(Message::Lease(lease)) => shared.mailbox.lease(self.index, lease),
+                Some(Message::Revoked(carried)) => carried::revoked(&shared, carried.clone()),
                 Some(message) => shares.note(message),
                 None => {}
             }
@@ -280,7 +285,7 @@ fn handle_of(message: &Message) -> Option<u64> {
         Message::Opened(opened) => Some(opened.handle),
         Message::Response(response) => Some(response.handle),
         Message::Close(close) => Some(close.handle),
-        Message::Notify(_) | Message::Refreshed(_) | Message::Lease(_) => None,
+        Message::Notify(_) | Message::Refreshed(_) | Message::Lease(_) | Message::Revoked(_) => None,
     }
 }
 
@@ -303,7 +308,7 @@ impl Link<FromScheduler> for SchedulerDown {
         for message in batch.into_iter().filter_map(|message| message.message) {
             match message {
                 from_scheduler::Message::Keys(keys) => {
-                    if !shared.ticket_keys(self.index, &keys.public_keys) {
+                    if !shared.ticket_keys(self.index, &keys) {
                         tracing::warn!("a scheduler told no usable ticket key; the ones known so far stay");
                     }
                 }
@@ -311,6 +316,9 @@ impl Link<FromScheduler> for SchedulerDown {
                     if let Some(inlet) = shared.inlets.get(worker_of(answer.handle)) {
                         inlet.send(Delivery::Redirect(answer));
                     }
+                }
+                from_scheduler::Message::Demand(demand) => {
+                    shared.demand(self.index, demand.wanted_per_second);
                 }
                 from_scheduler::Message::Introduction(word) => {
                     shared.introduced(self.index, word.clone());

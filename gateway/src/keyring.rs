@@ -2,14 +2,24 @@
 //!
 //! Schedulers change their key one after the other, so for a time two of them sign with different ones.
 
-use berth_proto::ticket::{PUBLIC_KEY, TicketVerifier};
+use berth_proto::{
+    ticket::{PUBLIC_KEY, TicketVerifier},
+    wire::TicketKeys,
+};
 
 /// A ticket key's public half.
 type Key = [u8; PUBLIC_KEY];
 
-/// A key that its scheduler replaced is good for so long, in milliseconds: two lifetimes of a ticket at the default of
-/// 300 s. Tickets that live longer than this fail with 4500 after a change of keys.
+/// A key that its scheduler replaced is good for so long at least, in milliseconds: two lifetimes of a ticket at the default of
+/// 300 s.
 pub(crate) const RETIRED_MS: i64 = 600_000;
+
+/// It is good for longer than the tickets that were signed with it, by this much, in milliseconds: the last one may have been signed
+/// before the scheduler was heard to have another key, and clocks differ.
+const AFTER_LAST_MS: i64 = 60_000;
+
+/// A ticket lives no longer than this, whatever a scheduler says, in milliseconds: the most that can be configured, a day.
+const LONGEST_TTL_MS: i64 = 86_400_000;
 
 /// Keys taken from one scheduler: the one it signs with, and what it is changing from and to.
 const KEYS_EACH: usize = 16;
@@ -21,29 +31,41 @@ const RETIRED: usize = 64;
 #[derive(Debug, Default)]
 pub(crate) struct Keyring {
     /// By scheduler, what it said last.
-    current: Vec<(usize, Vec<Key>)>,
+    current: Vec<(usize, Told)>,
     /// Replaced, with the time from which on they are no good, oldest first.
     retired: Vec<(Key, i64)>,
 }
 
+#[derive(Debug)]
+struct Told {
+    keys: Vec<Key>,
+    /// Once replaced they are good for so long.
+    retired_ms: i64,
+}
+
 impl Keyring {
     /// A scheduler says its keys; returns whether there was a usable one. Without any, those it said before stay.
-    pub(crate) fn told(&mut self, scheduler: usize, keys: &[Vec<u8>], now_ms: i64) -> bool {
-        let keys: Vec<Key> =
-            keys.iter().filter_map(|key| key.as_slice().try_into().ok()).take(KEYS_EACH).collect();
+    pub(crate) fn told(&mut self, scheduler: usize, said: &TicketKeys, now_ms: i64) -> bool {
+        let keys = said.public_keys.iter().filter_map(|key| key.as_slice().try_into().ok());
+        let keys: Vec<Key> = keys.take(KEYS_EACH).collect();
         if keys.is_empty() {
             return false;
         }
+        let ttl_ms = i64::from(said.ticket_ttl_ms).min(LONGEST_TTL_MS);
+        let told = Told { keys, retired_ms: RETIRED_MS.max(ttl_ms + AFTER_LAST_MS) };
         let before = match self.current.iter_mut().find(|(other, _)| *other == scheduler) {
-            Some((_, known)) => std::mem::replace(known, keys),
+            Some((_, known)) => std::mem::replace(known, told),
             None => {
-                self.current.push((scheduler, keys));
-                Vec::new()
+                self.current.push((scheduler, told));
+                return true;
             }
         };
-        for key in before.into_iter().filter(|key| !self.is_current(key)).collect::<Vec<_>>() {
-            self.retired.retain(|(known, _)| *known != key);
-            self.retired.push((key, now_ms.saturating_add(RETIRED_MS)));
+        let until = now_ms.saturating_add(before.retired_ms);
+        // Those of other schedulers, too: this one's tickets may live longer than theirs.
+        for key in before.keys {
+            let known = self.retired.iter().position(|(known, _)| *known == key);
+            let earlier = known.map_or(until, |place| self.retired.remove(place).1);
+            self.retired.push((key, until.max(earlier)));
         }
         let over = self.retired.len().saturating_sub(RETIRED);
         self.retired.drain(..over);
@@ -61,14 +83,10 @@ impl Keyring {
     pub(crate) fn verifier(&self) -> TicketVerifier {
         let retired = self.retired.iter().map(|(key, _)| key);
         let mut keys: Vec<Key> =
-            self.current.iter().flat_map(|(_, keys)| keys).chain(retired).copied().collect();
+            self.current.iter().flat_map(|(_, told)| &told.keys).chain(retired).copied().collect();
         keys.sort_unstable();
         keys.dedup();
         TicketVerifier::new(&keys)
-    }
-
-    fn is_current(&self, key: &Key) -> bool {
-        self.current.iter().any(|(_, keys)| keys.contains(key))
     }
 }
 
@@ -76,8 +94,9 @@ impl Keyring {
 mod tests {
     use super::*;
 
-    fn keys(names: &[u8]) -> Vec<Vec<u8>> {
-        names.iter().map(|name| vec![*name; PUBLIC_KEY]).collect()
+    fn keys(names: &[u8]) -> TicketKeys {
+        let public_keys = names.iter().map(|name| vec![*name; PUBLIC_KEY]).collect();
+        TicketKeys { public_keys, ticket_ttl_ms: 300_000 }
     }
 
     fn good(names: &[u8]) -> TicketVerifier {
@@ -103,9 +122,32 @@ mod tests {
     fn what_is_no_key_changes_nothing() {
         let mut ring = Keyring::default();
         assert!(ring.told(0, &keys(&[1]), 0));
-        assert!(!ring.told(0, &[vec![2; 31]], 0));
-        assert!(!ring.told(0, &[], 0));
+        assert!(!ring.told(0, &TicketKeys { public_keys: vec![vec![2; 31]], ticket_ttl_ms: 0 }, 0));
+        assert!(!ring.told(0, &keys(&[]), 0));
         assert_eq!(ring.verifier(), good(&[1]));
+    }
+
+    #[test]
+    fn a_replaced_key_outlives_the_tickets_that_were_signed_with_it() {
+        let hours = 3_600_000;
+        let mut ring = Keyring::default();
+        assert!(ring.told(0, &TicketKeys { ticket_ttl_ms: 3 * hours, ..keys(&[1]) }, 0));
+        assert!(ring.told(1, &keys(&[1]), 0));
+        let hours = i64::from(hours);
+        assert!(ring.told(0, &keys(&[2]), 0));
+        assert!(ring.told(1, &keys(&[2]), hours), "the other one's tickets live for minutes");
+        assert!(ring.told(0, &TicketKeys { ticket_ttl_ms: u32::MAX, ..keys(&[3]) }, hours));
+        ring.forget(3 * hours);
+        assert_eq!(
+            ring.verifier(),
+            good(&[1, 2, 3]),
+            "signed at most an hour after the first scheduler's change"
+        );
+        assert!(ring.told(0, &keys(&[2]), 3 * hours));
+        ring.forget(27 * hours - 1);
+        assert_eq!(ring.verifier(), good(&[2, 3]));
+        assert!(ring.forget(28 * hours), "never for longer than a ticket can live");
+        assert_eq!(ring.verifier(), good(&[2]));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod carried;
 mod clock;
 mod config;
 mod connection;
+mod door;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 mod gateway;
@@ -19,6 +20,7 @@ mod guard;
 mod health;
 mod inlet;
 mod keyring;
+mod lease;
 mod level;
 mod listener;
 mod load;

@@ -90,14 +90,14 @@ labels!(
 );
 
 labels!(
-    /// What became of a connection that was to be moved: it was told where a place is kept for it, it stays, or it was told
-    /// to go without a place.
-    Moved { Placed => "placed", Stayed => "stayed", Unplaced => "unplaced" }
+    /// Why a ticket was good only while no scheduler was linked.
+    Grace { Expired => "expired", Elsewhere => "elsewhere" }
 );
 
 labels!(
-    /// Why a ticket was good only while no scheduler was linked.
-    Grace { Expired => "expired", Elsewhere => "elsewhere" }
+    /// What became of a connection that was to be moved: it was told where a place is kept for it, it stays, or it was told
+    /// to go without a place.
+    Moved { Placed => "placed", Stayed => "stayed", Unplaced => "unplaced" }
 );
 
 labels!(
@@ -127,11 +127,11 @@ labels!(
 );
 
 labels!(
-    /// A limit that somebody met. The first five cost a connection before it had a session, frames costs it afterwards,
+    /// A limit that somebody met. The first six cost a connection before it had a session, frames costs it afterwards,
     /// user_requests costs the answer.
     Limited {
         Capacity => "capacity", AddressConnections => "address_connections", AddressRate => "address_rate",
-        PendingHandshakes => "pending_handshakes", Origin => "origin", Frames => "frames",
+        Handshakes => "handshakes", PendingHandshakes => "pending_handshakes", Origin => "origin", Frames => "frames",
         UserRequests => "user_requests",
     }
 );
@@ -208,9 +208,12 @@ pub(crate) struct Metrics {
     pub(crate) handshakes: Family<Handshake>,
     pub(crate) handshakes_failed: Family<Closed>,
     pub(crate) handshake_seconds: Histogram,
+    pub(crate) handshake_queue_seconds: Gauge,
+    pub(crate) spare_handshakes: Gauge,
     pub(crate) grace_sessions: Family<Grace>,
     pub(crate) accept_errors: Counter,
     pub(crate) limited: Family<Limited>,
+    pub(crate) sessions_revoked: Counter,
     pub(crate) pending: Gauge,
     pub(crate) worker_stalls: Counter,
     pub(crate) worker_turn_seconds: Histogram,
@@ -260,13 +263,14 @@ impl Metrics {
         let lag = "How late the latest worker wakes, over the last seconds.";
         let errors = "Failed accepts: descriptors or kernel memory ran out.";
         let limited = "Times a peer met a limit, by the limit.";
+        let revoked = "Sessions that a revocation ended, with 4500.";
         let steps = "Connections that came so far on their way to a session.";
         let failed =
             "Connections that ended before they were welcomed, by close code as in connections_closed.";
         let timeouts = "Connections closed for silence.";
-        let moves = "Connections that were to be moved, by what became of them.";
         let grace =
             "Sessions opened while no scheduler was linked, by a ticket past its time or of other gateways.";
+        let moves = "Connections that were to be moved, by what became of them.";
         Self {
             connections: r.gauge("berth_gateway_connections", "Sockets held, whatever their state.", &[]),
             sessions: r.gauge("berth_gateway_sessions", "Connections that were welcomed.", &[]),
@@ -275,9 +279,20 @@ impl Metrics {
             handshakes: Family::new(r, "berth_gateway_handshakes_total", steps, "result"),
             handshakes_failed: Family::new(r, "berth_gateway_handshakes_failed_total", failed, "code"),
             handshake_seconds: r.seconds("berth_gateway_handshake_seconds", "From accept to welcome.", &[]),
+            handshake_queue_seconds: r.gauge(
+                "berth_gateway_handshake_queue_seconds",
+                "How long those who came above the handshake rate were told to wait last.",
+                &[],
+            ),
+            spare_handshakes: r.gauge(
+                "berth_gateway_spare_handshakes_per_second",
+                "What of the handshake rate is leased to schedulers.",
+                &[],
+            ),
             grace_sessions: Family::new(r, "berth_gateway_grace_sessions_total", grace, "ticket"),
             accept_errors: r.counter("berth_gateway_accept_errors_total", errors, &[]),
             limited: Family::new(r, "berth_gateway_limited_total", limited, "limit"),
+            sessions_revoked: r.counter("berth_gateway_sessions_revoked_total", revoked, &[]),
             pending: r.gauge(
                 "berth_gateway_pending_handshakes",
                 "Connections without a hello that was accepted.",

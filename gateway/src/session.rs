@@ -10,6 +10,7 @@ mod identified;
 mod in_flight;
 mod leaving;
 mod limited;
+mod revoked;
 mod unanswered;
 mod wire;
 
@@ -243,7 +244,8 @@ impl Session {
             // For the worker and the supervisor, not for one connection.
             to_gateway::Message::Notify(_)
             | to_gateway::Message::Refreshed(_)
-            | to_gateway::Message::Lease(_) => {}
+            | to_gateway::Message::Lease(_)
+            | to_gateway::Message::Revoked(_) => {}
         }
     }
 

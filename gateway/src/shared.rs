@@ -18,15 +18,17 @@ use berth_proto::{
     limits,
     link::Link,
     ticket::TicketVerifier,
-    wire::{GatewayLoad, Introduction, MoveProgress, SchedulerSeen, ToLogic, ToScheduler},
+    wire::{GatewayLoad, Introduction, MoveProgress, SchedulerSeen, TicketKeys, ToLogic, ToScheduler},
 };
 
 use crate::{
     clock::Clock,
     config::Config,
+    door::Door,
     guard::{Guard, Spell},
     inlet::{Delivery, Inlet},
     keyring::Keyring,
+    lease,
     metrics::Metrics,
     supervisor::Mailbox,
 };
@@ -89,8 +91,12 @@ pub(crate) struct Shared {
     /// The waits of those who are sent away are spread over so many milliseconds.
     pub(crate) spread_ms: AtomicU32,
     pub(crate) connections: AtomicU64,
-    /// Accepted since the start.
-    pub(crate) handshakes: AtomicU64,
+    /// The handshake rate.
+    pub(crate) door: Arc<Door>,
+    /// What of it may be leased to schedulers, a second.
+    pub(crate) spare_per_second: AtomicU64,
+    /// What each scheduler last said that it wants of that, by its index.
+    demands: Mutex<Vec<u64>>,
     /// Each worker counts its wake-ups, for the watchdog; [`ENDED`] at last.
     pub(crate) rounds: Vec<AtomicU64>,
     /// The latest that each worker woke since this was last taken, in microseconds.
@@ -105,7 +111,7 @@ pub(crate) struct Shared {
     used_tickets: Mutex<Vec<u64>>,
     keyring: Mutex<Keyring>,
     /// What outlives schedulers.
-    pub(crate) carried: Mutex<carry::Store>,
+    pub(crate) carried: Arc<Mutex<carry::Store>>,
     /// How each scheduler introduced itself, by its index.
     introductions: Mutex<HashMap<usize, Introduction>>,
 }
@@ -130,6 +136,7 @@ impl Shared {
             lags_us: inlets.iter().map(|_| AtomicU64::new(0)).collect(),
             load: Mutex::default(),
             guard: Arc::new(Guard::new(&config.limits)),
+            door: Arc::new(Door::new(config.handshakes_per_second)),
             outage: Arc::default(),
             config,
             boot,
@@ -145,14 +152,15 @@ impl Shared {
             moves: Mutex::default(),
             spread_ms: AtomicU32::new(STOP_SPREAD_MS),
             connections: AtomicU64::new(0),
-            handshakes: AtomicU64::new(0),
+            spare_per_second: AtomicU64::new(0),
+            demands: Mutex::default(),
             reporting: Mutex::default(),
             failure: OnceLock::new(),
             version: AtomicU64::new(1),
             rare: Mutex::new(rare),
             used_tickets: Mutex::default(),
             keyring: Mutex::default(),
-            carried: Mutex::default(),
+            carried: Arc::default(),
             introductions: Mutex::default(),
         }
     }
@@ -186,13 +194,35 @@ impl Shared {
     }
 
     /// The keys a scheduler signs with, beside those of the others; returns whether there was a usable one.
-    pub(crate) fn ticket_keys(&self, scheduler: usize, keys: &[Vec<u8>]) -> bool {
+    pub(crate) fn ticket_keys(&self, scheduler: usize, keys: &TicketKeys) -> bool {
         let mut keyring = lock(&self.keyring);
         let usable = keyring.told(scheduler, keys, self.clock.now().steady_ms);
         if usable {
             self.change(|rare| rare.verifier = Arc::new(keyring.verifier()));
         }
         usable
+    }
+
+    /// A scheduler wants so many clients a second. One that wants much more than before is leased it at once.
+    pub(crate) fn demand(&self, scheduler: usize, wanted_per_second: u64) {
+        let mut demands = lock(&self.demands);
+        if demands.len() <= scheduler {
+            demands.resize(scheduler + 1, 0);
+        }
+        let before = std::mem::replace(&mut demands[scheduler], wanted_per_second);
+        if wanted_per_second > 2 * before {
+            self.mailbox.poke();
+        }
+    }
+
+    /// What each of these schedulers is leased, a second. One that is not there has no use for a share.
+    pub(crate) fn leases(&self, schedulers: &SchedulerLinks) -> Vec<u64> {
+        let demands = lock(&self.demands);
+        let wanted = |(index, link): (usize, &Arc<dyn Link<ToScheduler>>)| {
+            link.connected().then(|| demands.get(index).copied().unwrap_or(0))
+        };
+        let wanted: Vec<_> = schedulers.iter().enumerate().map(wanted).collect();
+        lease::split(self.spare_per_second.load(Relaxed), &wanted)
     }
 
     /// Lets go of replaced keys whose time is up.

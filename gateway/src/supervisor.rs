@@ -17,6 +17,7 @@ use berth_proto::wire::{
 use crate::{
     carried,
     inlet::Delivery,
+    lease::Spare,
     load::{Capacities, Meter, System, Totals},
     metrics::LinkRefused,
     mover::{self, Act, Mover, Phase},
@@ -154,6 +155,7 @@ pub(crate) struct Supervisor {
     watched: Vec<Watched>,
     system: System,
     meter: Meter,
+    spare: Spare,
     mover: Mover,
 }
 
@@ -181,8 +183,9 @@ impl Supervisor {
             memory_bytes: system.memory_bytes,
         };
         let meter = Meter::new(capacities, totals(&shared, &system, now));
+        let spare = Spare::new(shared.config.handshakes_per_second, now);
         let mover = Mover::new(shared.inlets.len());
-        Self { shared, leases: HashMap::new(), next_report_ms: now, watched, system, meter, mover }
+        Self { shared, leases: HashMap::new(), next_report_ms: now, watched, system, meter, spare, mover }
     }
 
     /// Runs until [`Mailbox::stop`].
@@ -326,6 +329,11 @@ impl Supervisor {
         let load = self.meter.measure(totals);
         self.shared.metrics.loop_lag_seconds.set(load.loop_lag_us as f64 / 1e6);
         *lock(&self.shared.load) = Some(load);
+        let door = &self.shared.door;
+        let spare = self.spare.measure(door.returned.load(Relaxed), now);
+        self.shared.spare_per_second.store(spare, Relaxed);
+        self.shared.metrics.spare_handshakes.set(spare as f64);
+        self.shared.metrics.handshake_queue_seconds.set(door.queue_ms(now) as f64 / 1_000.0);
     }
 
     fn watch(&mut self, now: i64) {
@@ -351,7 +359,7 @@ impl Supervisor {
 fn totals(shared: &Shared, system: &System, now: i64) -> Totals {
     Totals {
         at_ms: now,
-        handshakes: shared.handshakes.load(Relaxed),
+        handshakes: shared.door.let_in.load(Relaxed),
         sent_bytes: shared.metrics.traffic.bytes_out.total(),
         cpu_us: system.cpu_us(),
         resident_bytes: system.resident_bytes(),
@@ -367,8 +375,9 @@ pub(crate) fn report(shared: &Shared) {
     }
     let _turn = lock(&shared.reporting);
     let report = build_report(shared);
-    for link in schedulers.iter() {
-        let message = Some(to_scheduler::Message::Report(report.clone()));
+    for (link, lease) in schedulers.iter().zip(shared.leases(&schedulers)) {
+        let report = GatewayReport { admit_per_second: Some(lease), ..report.clone() };
+        let message = Some(to_scheduler::Message::Report(report));
         if link.send(vec![ToScheduler { message }]).is_err() {
             shared.metrics.links.refused.one(LinkRefused::Report);
         }
@@ -390,10 +399,11 @@ fn build_report(shared: &Shared) -> GatewayReport {
         capacity: shared.capacity,
         connections: shared.connections.load(Relaxed),
         handshakes_per_second_capacity: config.handshakes_per_second.into(),
-        handshakes: shared.handshakes.load(Relaxed),
+        handshakes: shared.door.let_in.load(Relaxed),
         used_tickets: shared.take_used_tickets(),
         uptime_ms: shared.clock.uptime_ms().unsigned_abs(),
         load: *lock(&shared.load),
+        admit_per_second: None,
         schedulers: shared.schedulers_seen(),
         health: Some(shared.metrics.health.report()),
         moves: lock(&shared.moves).clone(),

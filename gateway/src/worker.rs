@@ -6,6 +6,7 @@ mod drain;
 mod moving;
 mod outlet;
 mod pending;
+mod revoke;
 mod tell;
 
 use std::{
@@ -39,6 +40,7 @@ use accept::Acceptor;
 use drain::Eviction;
 use moving::Moving;
 use outlet::Outlet;
+use revoke::Revoking;
 
 /// Tokens beside connections; no handle has worker 255.
 const LISTENER: Token = Token(usize::MAX);
@@ -85,6 +87,8 @@ pub(crate) struct Worker {
     /// Connections with a notify to write.
     dirty: Vec<Place>,
     eviction: Option<Eviction>,
+    /// Credentials that are void: who is connected with them goes.
+    revoking: Revoking,
     /// Who is moved elsewhere now.
     moving: Option<Moving>,
     /// Until when everybody must be gone.
@@ -125,7 +129,9 @@ impl Worker {
             grace_ms: i64::try_from(shared.config.ticket_grace.as_millis()).unwrap_or(i64::MAX),
             outage: Arc::clone(&shared.outage),
             logics: Vec::new(),
+            carried: Arc::clone(&shared.carried),
             guard: Arc::clone(&shared.guard),
+            door: Arc::clone(&shared.door),
             levels: Levels::new(&shared.metrics),
             metrics: Arc::clone(&shared.metrics),
         };
@@ -153,6 +159,7 @@ impl Worker {
             pending,
             dirty: Vec::new(),
             eviction: None,
+            revoking: Revoking::default(),
             moving: None,
             stopping_ms: None,
             last_call_ms: None,
@@ -225,6 +232,7 @@ impl Worker {
         self.merge_some();
         self.advance_wheel();
         self.evict_some();
+        self.close_revoked();
         self.last_call();
         self.reannounce_some();
         self.tell_dirty();
@@ -248,6 +256,7 @@ impl Worker {
             self.outlet.next_reannouncement_ms(),
             self.stopping_ms,
             self.last_call_ms,
+            self.revoking.next_ms(),
         ];
         let wait = until.into_iter().flatten().min().unwrap_or(now) - now;
         Duration::from_millis(wait.max(0).unsigned_abs())

@@ -39,6 +39,7 @@ async fn measure(engine: &str, kv: Arc<dyn Kv>, users: usize) {
             handle: handles << 32 | n,
             announced: 0,
             said_ms: 0,
+            auth_issued_at_ms: 0,
         };
         routes.register(part.iter().zip(0..).map(open).collect(), 0).await.expect("registers");
     }

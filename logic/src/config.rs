@@ -35,6 +35,8 @@ pub struct Config {
     pub store: StoreChoice,
     /// Bearer token of the back-end API: at least 32 bytes.
     pub service_key: String,
+    /// While it is changed: the one before, which is accepted as well. Empty: none.
+    pub previous_service_key: String,
     /// How long inbox rows are kept; timelines keep the bodies for ever.
     pub inbox_lifetime: Duration,
     /// Ingest partitions; another count than the stored one is refused while the queue holds records.
@@ -67,6 +69,7 @@ impl Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 7720)),
             store,
             service_key: service_key.into(),
+            previous_service_key: String::new(),
             inbox_lifetime: Duration::from_secs(30 * 24 * 60 * 60),
             partitions: 16,
             os_boot_id: String::new(),
@@ -80,11 +83,11 @@ impl Config {
 
     pub(crate) fn check(&self) -> Result<(), StartError> {
         let wrong = |problem: String| Err(StartError::Config(problem));
-        if self.service_key.len() < KEY {
-            return wrong(format!(
-                "auth.service_key has {} bytes; give at least {KEY}",
-                self.service_key.len()
-            ));
+        let previous = Some(&self.previous_service_key).filter(|key| !key.is_empty());
+        for (name, key) in [("service_key", Some(&self.service_key)), ("service_key_previous", previous)] {
+            if let Some(length) = key.map(String::len).filter(|length| *length < KEY) {
+                return wrong(format!("auth.{name} has {length} bytes; give at least {KEY}"));
+            }
         }
         if self.partitions == 0 {
             return wrong("logic.partitions is 0; give at least 1".to_owned());

@@ -104,6 +104,11 @@ impl Gateways {
         self.show(&table);
     }
 
+    /// Those attached now.
+    pub(crate) fn attached(&self) -> Vec<GatewayKey> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).attached.keys().cloned().collect()
+    }
+
     /// A gateway said how many sessions it holds.
     pub(crate) fn holds(&self, key: &GatewayKey, sessions: u64) {
         let mut table = self.write();
@@ -160,12 +165,13 @@ fn lock(unsaid: &Unsaid) -> MutexGuard<'_, Vec<wire::ToGateway>> {
     unsaid.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What nobody asks for again. Without a close, two clients would have one device. And a session that its gateway announced
+/// What nobody asks for again. Without a close, two clients would have one device; without a revocation, who was revoked would stay
+/// connected. And a session that its gateway announced
 /// and that was not taken up would stay without a route, or beside a newer one; to a new session whose client has gone
 /// meanwhile the same words mean nothing.
 fn must_be_said(message: &wire::ToGateway) -> bool {
     match &message.message {
-        Some(Message::Close(_)) => true,
+        Some(Message::Close(_) | Message::Revoked(_)) => true,
         Some(Message::Opened(opened)) => opened.error.is_some(),
         _ => false,
     }
@@ -306,7 +312,7 @@ mod tests {
 
     fn close(downs: &mut Downs, handle: u64) {
         let (device, platform) = ("d".to_owned(), String::new());
-        let route = Route { device, platform, gateway: key(1), handle, epoch: 7 };
+        let route = Route { device, platform, gateway: key(1), handle, epoch: 7, auth_issued_at_ms: 0 };
         downs.close(&route, CloseCode::SessionReplaced, "replaced");
     }
 

@@ -23,7 +23,7 @@ use crate::{
     gateways::Downs,
     ingest,
     metrics::Asked,
-    request,
+    request, revoke,
     routes::{GatewayKey, Opened, Opening, Route, RoutesError},
     store::Ack,
 };
@@ -203,6 +203,7 @@ async fn open(context: &Context, opens: Vec<(GatewayKey, wire::OpenSession)>, do
         let error = ErrorCode::PermissionDenied.error("the user id system belongs to the server");
         downs.push(&gateway, Down::Opened(not_opened(open.handle, error, CloseCode::Forbidden)));
     }
+    let allowed = revoke::check(context, allowed, downs).await;
     let openings = allowed.iter().map(|(gateway, open)| Opening {
         user: open.user_id.clone(),
         device: open.device_id.clone(),
@@ -211,6 +212,7 @@ async fn open(context: &Context, opens: Vec<(GatewayKey, wire::OpenSession)>, do
         handle: open.handle,
         announced: open.session_epoch,
         said_ms: open.said_ms,
+        auth_issued_at_ms: open.auth_issued_at_ms,
     });
     let users: Vec<String> = allowed.iter().map(|(_, open)| open.user_id.clone()).collect();
     let opened = match context.routes.register(openings.collect(), context.steady_now()).await {

@@ -32,6 +32,7 @@ mod logic;
 pub mod metrics;
 pub mod queue;
 mod request;
+mod revoke;
 pub mod routes;
 mod serve;
 mod service;

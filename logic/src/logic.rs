@@ -271,7 +271,7 @@ fn begin(
     let (control, controls) = mpsc::channel(CONTROLS);
     tasks.spawn("lease control", upkeep::control(context.clone(), controls, stop.clone()));
     tasks.spawn("lease expiry", upkeep::leases(context.clone(), stop.clone()));
-    let router = http::router(context.clone(), &config.service_key);
+    let router = http::router(context.clone(), config);
     tasks.spawn("the back-end API", serve::serve(listener, router, stop.clone()));
     let sync = upkeep::sync(context.clone(), stop.clone());
     let sweep = upkeep::sweep(context.clone(), config.inbox_lifetime, stop);

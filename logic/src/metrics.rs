@@ -121,6 +121,8 @@ pub struct Metrics {
     pub sessions_opened: Counter,
     pub sessions_replaced: Counter,
     pub sessions_refused: Counter,
+    pub sessions_revoked: Counter,
+    pub revocations: Counter,
     pub leases_expired: Counter,
     pub gateways: Gauge,
     pub gateway_sessions: Gauge,
@@ -201,6 +203,14 @@ impl Metrics {
             sessions_replaced: counter(
                 "berth_logic_sessions_replaced_total",
                 "Sessions replaced by a newer one.",
+            ),
+            sessions_revoked: counter(
+                "berth_logic_sessions_revoked_total",
+                "Sessions that were not opened because what their users identified themselves with was revoked.",
+            ),
+            revocations: counter(
+                "berth_logic_revocations_total",
+                "Revocations of a user or a device that the back end made.",
             ),
             sessions_refused: counter(
                 "berth_logic_sessions_refused_total",

@@ -63,8 +63,7 @@ impl Record {
             Self::RuleStop(stop) => (kind::RULE_STOP, stop.rule_id.clone(), stop.encode_to_vec()),
             Self::Drain(drain) => (kind::DRAIN, drain.gateway_id.clone(), drain.encode_to_vec()),
             Self::Revocation(revoked) => {
-                // No id has a slash.
-                let key = format!("{}/{}", revoked.user_id, revoked.device_id);
+                let key = revocation_key(&revoked.user_id, &revoked.device_id);
                 (kind::REVOCATION, key, revoked.encode_to_vec())
             }
         };
@@ -170,6 +169,22 @@ impl Store {
         self.kind(kind)?.records.get(key).map(|held| &held.record)
     }
 
+    /// The revocation that voids what that user and device identified themselves with, if one does: `auth_issued_at_ms` as in
+    /// their ticket.
+    #[must_use]
+    pub fn revoked(&self, user_id: &str, device_id: &str, auth_issued_at_ms: i64) -> Option<Revocation> {
+        if self.count(kind::REVOCATION) == 0 {
+            return None;
+        }
+        let of = |device_id: &str| match Record::read(
+            self.get(kind::REVOCATION, &revocation_key(user_id, device_id))?,
+        ) {
+            Some(Record::Revocation(revoked)) if auth_issued_at_ms < revoked.not_before_ms => Some(revoked),
+            _ => None,
+        };
+        of("").or_else(|| of(device_id))
+    }
+
     /// Every record of a kind, in the order of their keys.
     pub fn of_kind(&self, kind: u32) -> impl Iterator<Item = &CarriedRecord> {
         self.kind(kind).into_iter().flat_map(|kind| kind.records.values()).map(|held| &held.record)
@@ -260,6 +275,11 @@ impl Kind {
         self.digest ^= hash;
         self.order.remove(&(Ends::of(&record), record.key));
     }
+}
+
+/// No id has a slash.
+fn revocation_key(user_id: &str, device_id: &str) -> String {
+    format!("{user_id}/{device_id}")
 }
 
 fn hash(record: &CarriedRecord) -> u64 {

@@ -49,6 +49,9 @@ pub const ENDPOINT_GATEWAYS: usize = 5;
 /// Longest ticket, in characters.
 pub const TICKET: usize = 2048;
 
+/// The longest wait a server may ask of a client, in milliseconds. A wrong number must not silence a client for weeks.
+pub const LONGEST_WAIT_MS: u32 = 5 * 60 * 1_000;
+
 /// A hello must be complete this long after accept, in milliseconds.
 pub const HELLO_TIMEOUT_MS: i64 = 10_000;
 

@@ -29,6 +29,9 @@ pub struct ScheduleRequest {
     pub failed: Vec<String>,
     /// Round trips the client measured, by gateway id, in milliseconds.
     pub rtt_ms: BTreeMap<String, u32>,
+    /// What the last OVERLOADED said: it keeps this client's place.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub queue_token: String,
 }
 
 /// What a scheduler answers.
@@ -195,6 +198,9 @@ pub struct Problem {
     /// With 429 and 503: when to try again, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u32>,
+    /// With OVERLOADED: keeps the place in the queue that `retryAfterMs` tells. Send it with the next request.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub queue_token: String,
 }
 
 /// 64-bit integers of proto3 JSON: strings on output, numbers too on input.

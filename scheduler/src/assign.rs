@@ -6,7 +6,8 @@ use berth_proto::{schedule, wire::Ticket};
 use rand::Rng;
 
 use crate::{
-    core::Core,
+    admission::{Owner, spread_ms},
+    core::{Ask, Core, Wait},
     decide::{Decision, NoGateway, Request, decide},
     fleet::{Fleet, Place, Profile},
     locate::Claim,
@@ -20,6 +21,15 @@ pub(crate) struct Assigned {
     pub ticket: String,
     pub expires_at_ms: i64,
     pub decision: schedule::Decision,
+    /// Over how long the clients of the first gateway should come back if it is lost, in milliseconds.
+    pub spread_ms: u32,
+}
+
+/// Why a user is sent nowhere now.
+#[derive(Debug)]
+pub(crate) enum NotAssigned {
+    NoGateway(NoGateway),
+    Queued(Wait),
 }
 
 /// For whom, until when.
@@ -30,8 +40,12 @@ pub(crate) struct Terms<'a> {
     pub rtt_ms: &'a BTreeMap<String, u32>,
     /// The user's JWT ends then; the ticket does not outlive it. Milliseconds since the Unix epoch.
     pub auth_expires_at_ms: i64,
+    /// The user's JWT was issued then; 0: it does not say.
+    pub auth_issued_at_ms: i64,
     /// Milliseconds since the Unix epoch.
     pub now_ms: i64,
+    /// Whether it waits its turn.
+    pub ask: Ask<'a>,
     /// The region of the gateway that it came to, if a gateway asks; may be empty.
     pub came_to: &'a str,
     /// It is told to come only after so many milliseconds: its place is kept so much longer.
@@ -41,8 +55,8 @@ pub(crate) struct Terms<'a> {
 }
 
 impl Core {
-    /// Locates, decides, signs and counts. The request's region is the client's own hint.
-    pub fn assign(&self, request: Request<'_>, terms: &Terms<'_>) -> Result<Assigned, NoGateway> {
+    /// Locates, decides, lets in, signs and counts. The request's region is the client's own hint.
+    pub fn assign(&self, request: Request<'_>, terms: &Terms<'_>) -> Result<Assigned, NotAssigned> {
         let assigned = self.assign_if(request, terms, always)?;
         Ok(assigned.unwrap_or_else(|never| match never {}))
     }
@@ -53,17 +67,19 @@ impl Core {
         request: Request<'_>,
         terms: &Terms<'_>,
         judge: impl FnOnce(&Fleet, &Decision<'_>) -> Result<(), E>,
-    ) -> Result<Result<Assigned, E>, NoGateway> {
+    ) -> Result<Result<Assigned, E>, NotAssigned> {
         let (fleet, policy) = (self.fleet.load(), self.policy.load());
         let now_ms = self.clock.monotonic_ms();
         let claim = Claim { came_to: terms.came_to, ..Claim::of(&request, terms.rtt_ms) };
         let located = self.locator.ask(&fleet, &policy, &claim, request.user_id, now_ms);
         let request = request.located(&located);
         let mut rng = rand::rng();
-        let decision = decide(&fleet, &policy, &request, now_ms, &mut rng)?;
+        let decision = decide(&fleet, &policy, &request, now_ms, &mut rng).map_err(NotAssigned::NoGateway)?;
         if let Err(no) = judge(&fleet, &decision) {
             return Ok(Err(no));
         }
+        let owner = Owner { user: request.user_id, device: request.client.device_id };
+        self.admit(decision.pool, owner, terms.ask, terms.now_ms).map_err(NotAssigned::Queued)?;
         let ranked = decision.ranked.as_slice();
         let schedule_id = rng.random();
         let expires_at_ms = (terms.now_ms + self.ticket_ttl_ms).min(terms.auth_expires_at_ms);
@@ -78,6 +94,7 @@ impl Core {
             auth_expires_at_ms: terms.auth_expires_at_ms,
             schedule_id,
             issued_at_ms: terms.now_ms,
+            auth_issued_at_ms: terms.auth_issued_at_ms,
             elsewhere: decision.elsewhere,
         });
         let Terms { wait_ms, moved, .. } = *terms;
@@ -98,6 +115,7 @@ impl Core {
             ticket,
             expires_at_ms,
             decision: describe(&decision),
+            spread_ms: spread_ms(&fleet, ranked[0]),
         }))
     }
 }

@@ -10,12 +10,13 @@ use arc_swap::ArcSwap;
 use berth_proto::{
     limits,
     schedule::{HeartbeatParameters, ReconnectParameters},
-    ticket::TicketSigner,
-    wire::GatewayReport,
+    ticket::{PUBLIC_KEY, TicketSigner},
+    wire::{GatewayReport, Revocation},
 };
 use tokio::sync::Notify;
 
 use crate::{
+    admission::{self, Admission, Now, Owner, QueueSeen, QueueTokens, Showing, Turn},
     carried::Carrier,
     clock::Clock,
     fleet::{
@@ -23,7 +24,7 @@ use crate::{
     },
     guard::Guards,
     history::History,
-    jwt::JwtKeys,
+    jwt::JwtStore,
     limit::RateLimiter,
     locate::Locator,
     metrics::Metrics,
@@ -31,6 +32,10 @@ use crate::{
     policy::PolicyStore,
     replicas::Replicas,
 };
+
+/// Places in the queue that one user may take at once, and again in each second: a phone, a tablet and a desktop that come
+/// together, and one to spare. Without a limit, one user who asks and asks would make everybody else wait.
+const PLACES_PER_USER: u32 = 4;
 
 /// Ramps and guards are looked at this often, in milliseconds: they count in seconds.
 const RULES_EVERY_MS: i64 = 1_000;
@@ -46,13 +51,19 @@ pub(crate) struct Core {
     pub locator: Locator,
     pub fleet: ArcSwap<Fleet>,
     pub metrics: Metrics,
-    pub jwt: JwtKeys,
+    pub jwt: JwtStore,
     pub signer: TicketSigner,
+    pub queue_tokens: QueueTokens,
+    /// The public halves of every key that any scheduler may sign with now, our own first.
+    pub ticket_keys: Vec<[u8; PUBLIC_KEY]>,
     pub admin_key: String,
     pub ticket_ttl_ms: i64,
     pub heartbeat: HeartbeatParameters,
     pub reconnect: ReconnectParameters,
     pub limiter: RateLimiter,
+    /// Places in the queue that one user may take.
+    places: RateLimiter,
+    admission: Mutex<Admission>,
     /// Wakes the policy watch: somebody asked to look at the file now.
     pub reload: Notify,
     /// Wakes the publisher: the next snapshot should not wait.
@@ -79,8 +90,10 @@ pub(crate) struct Parts {
     pub policy: PolicyStore,
     pub locator: Locator,
     pub metrics: Metrics,
-    pub jwt: JwtKeys,
+    pub jwt: JwtStore,
     pub signer: TicketSigner,
+    pub queue_tokens: QueueTokens,
+    pub ticket_keys: Vec<[u8; PUBLIC_KEY]>,
     pub admin_key: String,
     pub ticket_ttl_ms: i64,
     pub heartbeat: HeartbeatParameters,
@@ -99,6 +112,8 @@ impl Core {
             metrics,
             jwt,
             signer,
+            queue_tokens,
+            ticket_keys,
             admin_key,
             ticket_ttl_ms,
             heartbeat,
@@ -114,6 +129,8 @@ impl Core {
             urgent: Notify::new(),
             first_report_ms: OnceLock::new(),
             table: Mutex::default(),
+            places: RateLimiter::new(PLACES_PER_USER),
+            admission: Mutex::default(),
             pending: Mutex::default(),
             replicas: Mutex::default(),
             guards: Mutex::default(),
@@ -126,6 +143,8 @@ impl Core {
             metrics,
             jwt,
             signer,
+            queue_tokens,
+            ticket_keys,
             admin_key,
             ticket_ttl_ms,
             heartbeat,
@@ -160,9 +179,57 @@ impl Core {
         self.metrics.policy.version_seen.set(newest.max(own) as f64);
     }
 
+    /// Whether that user and device may be sent anywhere with what was issued then: not if it was revoked.
+    ///
+    /// # Errors
+    /// The revocation.
+    pub fn check_revoked(&self, user_id: &str, device_id: &str, issued_at_ms: i64) -> Result<(), Revocation> {
+        self.carried.read(|store| store.revoked(user_id, device_id, issued_at_ms)).map_or(Ok(()), Err)
+    }
+
     /// Counts an assignment until a gateway sees its ticket.
     pub fn assigned(&self, fleet: &Fleet, place: Place<'_>) {
         lock(&self.pending).assign(fleet, place, self.clock.monotonic_ms());
+    }
+
+    /// Lets a client in to a pool, or tells when to come again. Of a client that a gateway sends on, nothing is asked: it is
+    /// counted.
+    ///
+    /// # Errors
+    /// The wait, and the token that keeps the place.
+    pub fn admit(&self, pool: &str, owner: Owner<'_>, ask: Ask<'_>, wall_ms: i64) -> Result<(), Wait> {
+        let now = Now { monotonic_ms: self.clock.monotonic_ms(), wall_ms };
+        let queue_token = match ask {
+            Ask::SentOn => {
+                lock(&self.admission).sent(pool, now.monotonic_ms);
+                return Ok(());
+            }
+            Ask::LetIn { queue_token } => queue_token,
+        };
+        let showing = match queue_token {
+            "" => Showing::Nothing,
+            token => self.queue_tokens.read(token, owner).map_or(Showing::Forged, Showing::Place),
+        };
+        let may_hold = || self.places.take(owner.user, now.monotonic_ms).is_ok();
+        let turn = lock(&self.admission).ask(pool, showing, now, may_hold);
+        match turn {
+            Turn::Now => Ok(()),
+            Turn::At(place) => Err(Wait {
+                ms: admission::wait_ms(place.due_ms - wall_ms),
+                queue_token: self.queue_tokens.make(place, owner),
+            }),
+            Turn::Later(ms) => Err(Wait { ms, queue_token: String::new() }),
+        }
+    }
+
+    /// How the queue of a pool is.
+    pub fn queue(&self, pool: &str) -> Option<QueueSeen> {
+        lock(&self.admission).seen(pool, self.clock.monotonic_ms())
+    }
+
+    /// What to ask the gateways of a pool for, in clients a second.
+    pub fn wanted(&self, pool: &str) -> u64 {
+        lock(&self.admission).wanted(pool, self.clock.monotonic_ms())
     }
 
     /// How many assignments are pending.
@@ -244,6 +311,7 @@ impl Core {
         self.metrics.dimensions(fleet.dimensions());
         self.metrics.distrusted.set(if fleet.distrusted { 1.0 } else { 0.0 });
         silence.tell(&fleet);
+        self.budgets(&fleet, now_ms);
         self.moving.look(&fleet, &self.policy.load(), ended, now_ms);
         self.fleet.store(Arc::new(fleet));
         self.metrics.pending.set(pending, ended);
@@ -251,6 +319,33 @@ impl Core {
         self.metrics.snapshot_seconds.record(took);
         took
     }
+
+    /// What each pool's gateways lease is this scheduler's budget for it, from now on.
+    fn budgets(&self, fleet: &Fleet, now_ms: i64) {
+        let pools = fleet.pools.iter().map(|pool| (&*fleet.labels(pool).pool, pool.admit_per_second));
+        let mut admission = lock(&self.admission);
+        admission.budgets(pools, now_ms);
+        let (budget, wait_ms) = admission.all(now_ms);
+        self.metrics.admission.set(budget, wait_ms, admission.counts());
+    }
+}
+
+/// How a client comes to be let in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Ask<'a> {
+    /// It asks, perhaps with what keeps its place.
+    LetIn { queue_token: &'a str },
+    /// A gateway sends it on.
+    SentOn,
+}
+
+/// More clients ask than can be let in: when to come again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wait {
+    /// In milliseconds.
+    pub ms: u32,
+    /// Keeps the place; empty: none is kept.
+    pub queue_token: String,
 }
 
 /// For how long this process stood still, if it did: stopped, swapped out, on a machine that slept. What is shorter than a

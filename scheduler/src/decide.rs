@@ -4,7 +4,7 @@
 //! home -> gray rule (pool) -> proximity tier -> load (two choices, bounded) -> ranked list
 //! ```
 //!
-//! Nobody is turned away for coming in a crowd: admission comes with the storm budget.
+//! Whether the client is let in now is asked afterwards, of the pool decided on (`admission`).
 //!
 //! Time and randomness are arguments (the policy comes as it is at the time: [`Policy::at`]), nothing is allocated, and no lock is taken. The stages tell an [`Observer`] what
 //! they do; for a plain decision that is [`Silent`] and costs nothing, for `:explain` it records. Home and pool follow

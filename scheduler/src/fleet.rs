@@ -124,6 +124,10 @@ pub struct Gateway {
     pub load: u64,
     /// Its capacity as far as slow start lets it count; above 0.
     pub weight: f64,
+    /// Handshakes a second that it takes.
+    pub handshakes_per_second: u64,
+    /// Of those, its lease to this scheduler: clients a second that may be sent to it.
+    pub admit_per_second: u64,
     /// When its last report came, on the snapshot's clock.
     pub reported_at_ms: i64,
     /// Its places in [`Fleet::pools`], [`Fleet::regions`] and [`Fleet::zones`].
@@ -215,6 +219,11 @@ pub struct Group {
     pub children: Range<u32>,
     /// What any of its candidates offers.
     pub transports: Transports,
+    /// Handshakes a second that its candidates take.
+    pub handshakes_per_second: u64,
+    /// What its candidates lease to this scheduler. A lease ends with the reports: who is silent is no candidate, unless so
+    /// many are that it is not believed.
+    pub admit_per_second: u64,
     first: u32,
     sums: Sums,
     pending: AtomicU64,

@@ -28,7 +28,7 @@ pub fn policy(bytes: &[u8]) {
 pub fn token(bytes: &[u8]) {
     static KEYS: OnceLock<JwtKeys> = OnceLock::new();
     let keys = KEYS.get_or_init(|| {
-        JwtKeys::from_secret(b"a fuzzer's secret, which nobody knows").expect("32 bytes and more")
+        JwtKeys::from_secrets(&[b"a fuzzer's secret, which nobody knows"]).expect("32 bytes and more")
     });
     let text = String::from_utf8_lossy(bytes);
     assert!(keys.verify(&text, 0).is_err(), "nobody signed {text:?}");

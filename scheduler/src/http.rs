@@ -21,7 +21,8 @@ use axum::{
 use berth_proto::{
     id,
     id::SYSTEM_USER,
-    schedule::{Decision, Problem, ScheduleAnswer, ScheduleEndpoint, ScheduleRequest},
+    schedule::{Decision, Problem, ReconnectParameters, ScheduleAnswer, ScheduleEndpoint, ScheduleRequest},
+    wire::Revocation,
 };
 use rand::Rng;
 use ring::digest::{SHA256, digest};
@@ -29,8 +30,8 @@ use serde::Serialize;
 
 use self::{problem::Refusal, server::Peer};
 use crate::{
-    assign::{self, Terms},
-    core::Core,
+    assign::{self, NotAssigned, Terms},
+    core::{Ask, Core, Wait},
     decide::{
         NoGateway,
         explain::{Explanation, explain},
@@ -95,7 +96,7 @@ async fn schedule(State(core): State<Arc<Core>>, request: Request) -> Response<B
 async fn answer(core: &Core, request: Request, started: &mut Instant) -> Result<ScheduleAnswer, Refusal> {
     let token = bearer(request.headers())?;
     let now_ms = core.clock.wall_ms();
-    let user = core.jwt.verify(token, now_ms).map_err(|e| Refusal::Unauthenticated(e.to_string()))?;
+    let user = core.jwt.load().verify(token, now_ms).map_err(|e| Refusal::Unauthenticated(e.to_string()))?;
     if user.id == SYSTEM_USER {
         let detail = format!("the user id {SYSTEM_USER:?} belongs to the server");
         return Err(Refusal::Forbidden(detail));
@@ -108,18 +109,21 @@ async fn answer(core: &Core, request: Request, started: &mut Instant) -> Result<
     *started = Instant::now();
     let asked: ScheduleRequest = input::json(&bytes)?;
     input::check(&asked)?;
+    core.check_revoked(&user.id, &asked.device_id, user.issued_at_ms).map_err(revoked)?;
     core.settled().map_err(starting)?;
     let terms = Terms {
         transports: &asked.transports,
         rtt_ms: &asked.rtt_ms,
         auth_expires_at_ms: user.expires_at_ms,
+        auth_issued_at_ms: user.issued_at_ms,
         now_ms,
+        ask: Ask::LetIn { queue_token: &asked.queue_token },
         came_to: "",
         wait_ms: 0,
         moved: false,
     };
     let request = input::decision_request(&asked, &user.id, peer);
-    let assigned = core.assign(request, &terms).map_err(|e| no_gateway(&e))?;
+    let assigned = core.assign(request, &terms).map_err(not_assigned)?;
     let ttl_seconds = (assigned.expires_at_ms - now_ms).max(0) / 1000;
     Ok(ScheduleAnswer {
         schedule_id: format!("{:016x}", assigned.schedule_id),
@@ -129,7 +133,10 @@ async fn answer(core: &Core, request: Request, started: &mut Instant) -> Result<
         ticket: assigned.ticket,
         ticket_expires_at_ms: assigned.expires_at_ms,
         heartbeat: core.heartbeat,
-        reconnect: core.reconnect,
+        reconnect: ReconnectParameters {
+            spread_ms: core.reconnect.spread_ms.max(assigned.spread_ms),
+            ..core.reconnect
+        },
         decision: assigned.decision,
     })
 }
@@ -182,7 +189,9 @@ async fn explanation(core: &Core, request: Request) -> Result<ExplainAnswer, Ref
     let claim = Claim::of(&request, &asked.schedule.rtt_ms);
     let (located, client) = core.locator.explain(&fleet, &policy, &claim, now_ms);
     let request = request.located(&located);
-    let (decided, stages) = explain(&fleet, &policy, &request, now_ms, &mut rand::rng());
+    let (decided, mut stages) = explain(&fleet, &policy, &request, now_ms, &mut rand::rng());
+    let pool = decided.as_ref().map_or_else(|error| error.pool.as_str(), |decision| decision.pool);
+    stages.admission.queue = core.queue(pool);
     let policy_hash = policy.hash.clone();
     Ok(match decided {
         Ok(decision) => ExplainAnswer {
@@ -206,6 +215,23 @@ async fn explanation(core: &Core, request: Request) -> Result<ExplainAnswer, Ref
             stages,
         },
     })
+}
+
+fn not_assigned(problem: NotAssigned) -> Refusal {
+    match problem {
+        NotAssigned::NoGateway(error) => no_gateway(&error),
+        NotAssigned::Queued(Wait { ms, queue_token }) => {
+            Refusal::Overloaded { retry_after_ms: ms, queue_token }
+        }
+    }
+}
+
+fn revoked(revocation: Revocation) -> Refusal {
+    let Revocation { not_before_ms, reason, .. } = revocation;
+    let because = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
+    Refusal::Unauthenticated(format!(
+        "tokens issued before {not_before_ms} were revoked{because}; sign in again and send the new one"
+    ))
 }
 
 fn no_gateway(error: &NoGateway) -> Refusal {

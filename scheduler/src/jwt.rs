@@ -4,16 +4,22 @@
 //! public keys of a JWKS file. Done with ring, which the ticket uses anyway; a JWT library would bring a second
 //! provider of cryptography.
 
-use std::{fs, path::Path, time::Duration};
+pub(crate) mod watch;
 
+use std::{sync::Arc, time::Duration};
+
+use arc_swap::{ArcSwap, Guard};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use berth_proto::id;
+use berth_proto::{id, metric::Registry};
 use ring::{
     hmac,
     signature::{ED25519, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents, UnparsedPublicKey},
 };
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::sync::Notify;
+
+use self::watch::Loads;
 
 /// Longest token that is looked at, in bytes: with room for the claims of common identity providers.
 pub const MAX_TOKEN: usize = 8 * 1024;
@@ -21,21 +27,20 @@ pub const MAX_TOKEN: usize = 8 * 1024;
 /// `auth.jwt_secret` has at least this many bytes: the output length of HS256's hash (RFC 7518, 3.2).
 pub const MIN_SECRET: usize = 32;
 
-/// How far `nbf` may lie ahead, in milliseconds: the issuer's clock may be ahead of ours. There is no leeway on `exp`:
-/// a ticket never outlives the token, so accepting an expired one would only make an expired ticket.
-pub const NOT_BEFORE_LEEWAY_MS: i64 = 60_000;
+/// How far `nbf` and `iat` may lie ahead, in milliseconds: the issuer's clock may be ahead of ours. There is no leeway on
+/// `exp`: a ticket never outlives the token, so accepting an expired one would only make an expired ticket.
+pub const CLOCK_LEEWAY_MS: i64 = 60_000;
 
 /// Keys one JWKS file may hold; a token without `kid` is tried against each.
 const MAX_KEYS: usize = 64;
-
-/// Largest JWKS file, in bytes: far more than [`MAX_KEYS`] RSA keys need.
-const MAX_JWKS: u64 = 1024 * 1024;
 
 /// Why there are no keys to verify with.
 #[derive(Debug, Error)]
 pub enum JwtKeysError {
     /// Too short to be a secret.
-    #[error("auth.jwt_secret has {0} bytes; give at least 32 random ones")]
+    #[error(
+        "a secret (auth.jwt_secret, auth.jwt_secret_previous) has {0} bytes; give at least 32 random ones"
+    )]
     ShortSecret(usize),
     /// The file cannot be read.
     #[error("auth.jwks_file {path} cannot be read: {source}")]
@@ -83,11 +88,31 @@ pub struct User {
     pub id: String,
     /// `exp`, in milliseconds since the Unix epoch.
     pub expires_at_ms: i64,
+    /// `iat`, in milliseconds since the Unix epoch; 0: the token has none that can be believed.
+    pub issued_at_ms: i64,
 }
 
 /// The keys that user tokens are verified with.
 pub struct JwtKeys {
     keys: Vec<Key>,
+}
+
+/// The keys in force. A verification reads them without a lock.
+pub(crate) struct JwtStore {
+    keys: ArcSwap<JwtKeys>,
+    /// Wakes the watch of the file: somebody asked to look at it now.
+    pub reload: Notify,
+    loads: Loads,
+}
+
+impl JwtStore {
+    pub fn new(keys: JwtKeys, registry: Registry<'static>) -> Self {
+        Self { keys: ArcSwap::from_pointee(keys), reload: Notify::new(), loads: Loads::register(registry) }
+    }
+
+    pub fn load(&self) -> Guard<Arc<JwtKeys>> {
+        self.keys.load()
+    }
 }
 
 struct Key {
@@ -117,38 +142,24 @@ struct Claims {
     sub: Option<String>,
     exp: Option<f64>,
     nbf: Option<f64>,
+    #[serde(default)]
+    iat: serde_json::Value,
 }
 
 impl JwtKeys {
-    /// Verifies HS256 tokens with a shared secret.
+    /// Verifies HS256 tokens with shared secrets: the one in force, and while it is changed the one before.
     ///
     /// # Errors
-    /// When the secret is shorter than [`MIN_SECRET`].
-    pub fn from_secret(secret: &[u8]) -> Result<Self, JwtKeysError> {
-        if secret.len() < MIN_SECRET {
-            return Err(JwtKeysError::ShortSecret(secret.len()));
+    /// When a secret is shorter than [`MIN_SECRET`].
+    pub fn from_secrets(secrets: &[&[u8]]) -> Result<Self, JwtKeysError> {
+        if let Some(short) = secrets.iter().map(|secret| secret.len()).find(|length| *length < MIN_SECRET) {
+            return Err(JwtKeysError::ShortSecret(short));
         }
-        let material = Material::Hs256(hmac::Key::new(hmac::HMAC_SHA256, secret));
-        Ok(Self { keys: vec![Key { id: None, material }] })
+        let key = |secret: &&[u8]| Material::Hs256(hmac::Key::new(hmac::HMAC_SHA256, secret));
+        Ok(Self { keys: secrets.iter().map(key).map(|material| Key { id: None, material }).collect() })
     }
 
-    /// Verifies EdDSA and RS256 tokens with the public keys of a JWKS file.
-    ///
-    /// # Errors
-    /// When the file cannot be read or holds no key that can be used.
-    pub fn from_jwks_file(path: &Path) -> Result<Self, JwtKeysError> {
-        let unreadable = |source| JwtKeysError::Unreadable { path: path.display().to_string(), source };
-        let size = fs::metadata(path).map_err(unreadable)?.len();
-        if size > MAX_JWKS {
-            return Err(JwtKeysError::Jwks(format!(
-                "{} has {size} bytes; at most {MAX_JWKS}",
-                path.display()
-            )));
-        }
-        Self::from_jwks(&fs::read_to_string(path).map_err(unreadable)?)
-    }
-
-    /// The same from the text. Keys for encryption and of types not verified here are passed over.
+    /// Verifies EdDSA and RS256 tokens with the public keys of a JWKS. Keys for encryption and of types not verified here are passed over.
     ///
     /// # Errors
     /// When the text is no JWKS, a usable key in it is malformed, or none is usable.
@@ -249,10 +260,17 @@ fn accept(claims: Claims, now_ms: i64) -> Result<User, JwtError> {
         return Err(JwtError::Expired { late_ms: now_ms.saturating_sub(expires_at_ms) });
     }
     let not_before_ms = (claims.nbf.unwrap_or(0.0) * 1000.0) as i64;
-    if not_before_ms > now_ms.saturating_add(NOT_BEFORE_LEEWAY_MS) {
+    if not_before_ms > now_ms.saturating_add(CLOCK_LEEWAY_MS) {
         return Err(JwtError::TooEarly);
     }
-    Ok(User { id, expires_at_ms })
+    Ok(User { id, expires_at_ms, issued_at_ms: issued_at_ms(&claims.iat, now_ms) })
+}
+
+/// Only revocations ask when a token was issued, so one that does not say is good; it counts as the oldest, and so does one
+/// that says what cannot be: a date far ahead would outlive every revocation.
+fn issued_at_ms(iat: &serde_json::Value, now_ms: i64) -> i64 {
+    let ms = iat.as_f64().map_or(0, |seconds| (seconds * 1000.0) as i64);
+    if (0..=now_ms.saturating_add(CLOCK_LEEWAY_MS)).contains(&ms) { ms } else { 0 }
 }
 
 /// One key of a JWKS (RFC 7517, 8037).

@@ -3,6 +3,7 @@
 //! Soft state only: gateways report to every scheduler, the policy is a text, and a decision is a pure function of both
 //! ([`decide`]). Losing another replica, a queue or a store does not stop assignments.
 
+mod admission;
 mod assign;
 mod carried;
 mod clock;
@@ -54,14 +55,16 @@ use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info};
 
-pub use crate::jwt::{JwtKeys, JwtKeysError, MIN_SECRET, sign_user_token};
+pub use crate::jwt::{JwtKeys, JwtKeysError, MIN_SECRET, sign_user_token, watch::JwksFile};
 use crate::{
+    admission::QueueTokens,
     carried::{
         Carrier,
         disk::{self, DataDir},
     },
     core::{Core, Parts},
     history::History,
+    jwt::JwtStore,
     limit::RateLimiter,
     locate::{Database, LoadError, Locator, watch::Followed},
     metrics::Metrics,
@@ -93,8 +96,13 @@ pub struct Config {
     pub data_dir: Option<PathBuf>,
     /// What user tokens are verified with.
     pub jwt: JwtKeys,
+    /// The file that these keys are from, if it is to be followed.
+    pub jwks_file: Option<JwksFile>,
     /// `auth.ticket_key`: the ticket's signing key is derived from it. At least 32 bytes.
     pub ticket_key: Vec<u8>,
+    /// What other schedulers sign with while the key is changed (`auth.ticket_key_next`, `auth.ticket_key_previous`): gateways
+    /// are told to accept these too. At least 32 bytes each.
+    pub other_ticket_keys: Vec<Vec<u8>>,
     /// `auth.admin_key`: for `:explain`. Empty: nobody has it.
     pub admin_key: String,
     /// How long a ticket is good for.
@@ -153,8 +161,10 @@ pub enum StartError {
         /// Why not.
         source: io::Error,
     },
-    /// The ticket key is too short to be a secret.
-    #[error("auth.ticket_key has {0} bytes; give at least 32 random ones")]
+    /// A ticket key is too short to be a secret.
+    #[error(
+        "a ticket key (auth.ticket_key, ticket_key_next, ticket_key_previous) has {0} bytes; give at least 32 random ones"
+    )]
     TicketKey(usize),
 }
 
@@ -174,8 +184,9 @@ impl Scheduler {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(config: Config, metrics: Registry<'static>) -> Result<Self, StartError> {
-        if config.ticket_key.len() < 32 {
-            return Err(StartError::TicketKey(config.ticket_key.len()));
+        let ticket_keys = || [&config.ticket_key].into_iter().chain(&config.other_ticket_keys);
+        if let Some(short) = ticket_keys().map(Vec::len).find(|length| *length < MIN_SECRET) {
+            return Err(StartError::TicketKey(short));
         }
         let policy = match &config.policy_file {
             Some(path) => read_policy(path)?,
@@ -208,8 +219,10 @@ impl Scheduler {
             policy: PolicyStore::new(policy),
             locator: Locator::new(database, metrics::Proximity::register(metrics)),
             metrics: Metrics::register(metrics),
-            jwt: config.jwt,
+            jwt: JwtStore::new(config.jwt, metrics),
             signer: TicketSigner::from_secret(&config.ticket_key),
+            queue_tokens: QueueTokens::from_secret(&config.ticket_key),
+            ticket_keys: ticket_keys().map(|key| TicketSigner::from_secret(key).public_key()).collect(),
             admin_key: config.admin_key,
             ticket_ttl_ms: i64::try_from(config.ticket_ttl.as_millis()).unwrap_or(i64::MAX / 2),
             heartbeat: config.heartbeat,
@@ -231,6 +244,9 @@ impl Scheduler {
         tasks.spawn(until(cancel.clone(), service::answer_redirects(Arc::clone(&core), jobs)));
         if let Some(path) = config.policy_file {
             tasks.spawn(until(cancel.clone(), policy::watch::watch(Arc::clone(&core), path, file.hash)));
+        }
+        if let Some(file) = config.jwks_file {
+            tasks.spawn(until(cancel.clone(), jwt::watch::watch(Arc::clone(&core), file)));
         }
         if let Some(file) = geoip {
             tasks.spawn(until(cancel.clone(), locate::watch::watch(Arc::clone(&core), file)));
@@ -263,9 +279,10 @@ impl Scheduler {
         self.core.ready()
     }
 
-    /// Looks at the policy file and the address database now (SIGHUP), rather than within two seconds.
+    /// Looks at the policy file, the address database and the JWKS file now (SIGHUP), rather than within two seconds.
     pub fn reload(&self) {
         self.core.reload.notify_one();
+        self.core.jwt.reload.notify_one();
         self.core.locator.reload.notify_one();
     }
 

@@ -1,5 +1,6 @@
 //! What the scheduler counts. Every series exists from the start, but those of pools: they come with the pool.
 
+mod admission;
 mod proximity;
 mod rules;
 
@@ -12,6 +13,7 @@ use berth_proto::{metric::Registry, schedule::Reason, wire::RedirectAnswer};
 use metrics::{Counter, Gauge, Histogram};
 
 pub use self::{
+    admission::Admissions,
     proximity::{GeoipLoad, Proximity, Vote},
     rules::Rules,
 };
@@ -38,6 +40,8 @@ pub enum Outcome {
     RateLimited,
     /// 503.
     NoGateway,
+    /// 503, with a place in the queue.
+    Overloaded,
     /// 404, on any path.
     NotFound,
     /// 405, on any path.
@@ -47,13 +51,14 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    const ALL: [(Self, &'static str); 9] = [
+    const ALL: [(Self, &'static str); 10] = [
         (Self::Ok, "ok"),
         (Self::InvalidArgument, "invalid_argument"),
         (Self::Unauthenticated, "unauthenticated"),
         (Self::Forbidden, "forbidden"),
         (Self::RateLimited, "rate_limited"),
         (Self::NoGateway, "no_gateway"),
+        (Self::Overloaded, "overloaded"),
         (Self::NotFound, "not_found"),
         (Self::Method, "method_not_allowed"),
         (Self::Conflict, "conflict"),
@@ -172,6 +177,8 @@ pub struct Metrics {
     pub reports_refused: Counter,
     /// `berth_scheduler_redirects_total{outcome}`.
     redirects: [Counter; Redirect::ALL.len()],
+    /// The storm budget.
+    pub admission: Admissions,
     /// What this replica has assigned and nobody has seen.
     pub pending: Pending,
     /// The policy.
@@ -246,6 +253,7 @@ impl Metrics {
                 registry.counter("berth_scheduler_redirects_total", help, &[("outcome", name)])
             }),
             decisions: Decisions::register(registry),
+            admission: Admissions::register(registry),
             pending: Pending::register(registry),
             policy: Policies::register(registry),
             rules: Rules::register(registry),

@@ -9,8 +9,8 @@ use berth_proto::{
 use tracing::debug;
 
 use crate::{
-    assign::Terms,
-    core::Core,
+    assign::{NotAssigned, Terms},
+    core::{Ask, Core},
     decide::{Decision, Request},
     fleet::{Dimension, Fleet, Gateway, Profile},
     moving::plan::{Band, Filled},
@@ -35,7 +35,8 @@ pub(crate) fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> Redi
     let nowhere = RedirectAnswer { handle: ask.handle, ..RedirectAnswer::default() };
     let now_ms = core.clock.wall_ms();
     let valid = id::check(&ask.user_id).is_ok() && id::check(&ask.device_id).is_ok();
-    if !valid || ask.auth_expires_at_ms <= now_ms {
+    let revoked = || core.check_revoked(&ask.user_id, &ask.device_id, ask.auth_issued_at_ms).is_err();
+    if !valid || ask.auth_expires_at_ms <= now_ms || revoked() {
         return nowhere;
     }
     let fleet = core.fleet.load();
@@ -67,7 +68,9 @@ pub(crate) fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> Redi
         transports: &transports,
         rtt_ms: &BTreeMap::new(),
         auth_expires_at_ms: ask.auth_expires_at_ms,
+        auth_issued_at_ms: ask.auth_issued_at_ms,
         now_ms,
+        ask: Ask::SentOn,
         came_to: here.map_or("", |gateway| &gateway.profile.region),
         wait_ms: ask.retry_after_ms,
         moved: connected,
@@ -83,7 +86,9 @@ pub(crate) fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> Redi
         },
         Ok(Err(Unmoved::Stays)) => RedirectAnswer { stay: true, ..nowhere },
         Ok(Err(Unmoved::Held(hold))) => RedirectAnswer { hold, ..nowhere },
-        Err(error) => {
+        // Who is sent on is not asked to wait.
+        Err(NotAssigned::Queued(_)) => nowhere,
+        Err(NotAssigned::NoGateway(error)) => {
             debug!(%error, "no redirect");
             match purpose {
                 // He would have to wait for his home; here he is served until the deadline.

@@ -8,8 +8,8 @@ use std::sync::{
 use berth_proto::{
     link::{Link, Refused, RefusedReason, SchedulerService},
     wire::{
-        AttachGateway, FromScheduler, GatewayReport, Introduction, RedirectAsk, TicketKeys, ToScheduler,
-        from_scheduler, to_scheduler,
+        AttachGateway, Demand, FromScheduler, GatewayReport, Introduction, RedirectAsk, TicketKeys,
+        ToScheduler, from_scheduler, to_scheduler,
     },
 };
 use tokio::sync::mpsc;
@@ -66,6 +66,8 @@ impl SchedulerService for Service {
 #[derive(Default)]
 struct Told {
     keys: bool,
+    /// How many clients a second are wanted.
+    demand: Option<u64>,
     introduction: Option<Introduction>,
     /// The id of the order.
     order: u64,
@@ -126,6 +128,7 @@ impl GatewayLink {
             None => {
                 self.complained.store(false, Ordering::Relaxed);
                 self.tell();
+                self.tell_demand(&report.pool);
                 self.tell_carried(&report.carried_digests);
             }
             // Twice a second for as long as it lasts: once is enough, until it is good again.
@@ -164,13 +167,27 @@ impl GatewayLink {
         })
     }
 
+    /// Says how many clients are wanted of the gateway's pool, if that has changed: the gateway leases its share by it.
+    fn tell_demand(&self, pool: &str) {
+        let wanted_per_second = self.core.wanted(pool);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.demand.is_some_and(|told| !differs(told, wanted_per_second)) {
+            return;
+        }
+        let demand = from_scheduler::Message::Demand(Demand { wanted_per_second });
+        if self.down.send(vec![FromScheduler { message: Some(demand) }]).is_ok() {
+            told.demand = Some(wanted_per_second);
+        }
+    }
+
     /// Says the ticket keys, who this scheduler is and its orders, each once until it changes; what the link does not take now is said
     /// at the next report.
     fn tell(&self) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if !told.keys {
-            let public_keys = vec![self.core.signer.public_key().to_vec()];
-            let keys = from_scheduler::Message::Keys(TicketKeys { public_keys });
+            let public_keys = self.core.ticket_keys.iter().map(|key| key.to_vec()).collect();
+            let ticket_ttl_ms = u32::try_from(self.core.ticket_ttl_ms).unwrap_or(u32::MAX);
+            let keys = from_scheduler::Message::Keys(TicketKeys { public_keys, ticket_ttl_ms });
             told.keys = self.down.send(vec![FromScheduler { message: Some(keys) }]).is_ok();
         }
         let say = |message| self.down.send(vec![FromScheduler { message: Some(message) }]).is_ok();
@@ -194,6 +211,11 @@ impl Drop for GatewayLink {
     fn drop(&mut self) {
         info!(gateway = %self.gateway.gateway_id, "gateway detached");
     }
+}
+
+/// Whether another demand is worth a message: one that differs by more than an eighth.
+fn differs(told: u64, wanted: u64) -> bool {
+    wanted.abs_diff(told) > told / 8
 }
 
 /// Answers redirects until every sender is gone or the task is dropped.

@@ -1,5 +1,7 @@
 //! The scheduler as a whole: gateways attach and report, policies change under it, it becomes ready and stops.
 
+mod credentials;
+
 use std::sync::atomic::Ordering;
 
 use berth_proto::{
@@ -25,6 +27,7 @@ pub(crate) fn redirect_ask() -> RedirectAsk {
         client_ip: "10.0.0.9".to_owned(),
         transport: "tcp".to_owned(),
         auth_expires_at_ms: crate::clock::Clock::start().wall_ms() + 1_000_000,
+        auth_issued_at_ms: 1_234_567,
         ..RedirectAsk::default()
     }
 }
@@ -57,7 +60,9 @@ async fn a_gateway_is_told_keys_and_who_tells_at_once() {
     assert_eq!(gateway.introduced().map(|word| word.policy_version), Some(5));
     gateway.report(report("gw-1"));
     let heard = gateway.heard();
-    let again = heard.iter().skip(2).all(|told| matches!(told, from_scheduler::Message::Carried(_)));
+    let rest =
+        |told: &_| matches!(told, from_scheduler::Message::Carried(_) | from_scheduler::Message::Demand(_));
+    let again = heard.iter().skip(2).all(rest);
     assert!(again, "each once: {heard:?}");
 }
 
@@ -97,6 +102,7 @@ async fn a_stray_client_is_sent_on_with_a_fresh_ticket() {
     let ticket = verifier.verify(&answer.ticket, answer.ticket_expires_at_ms - 1).expect("genuine");
     assert_eq!((ticket.user_id.as_str(), ticket.device_id.as_str()), ("alice", "d1"));
     assert_eq!(ticket.auth_expires_at_ms, question.auth_expires_at_ms, "the user's token stays what it was");
+    assert_eq!(ticket.auth_issued_at_ms, question.auth_issued_at_ms);
     let nowhere = [
         RedirectAsk { auth_expires_at_ms: 1, ..redirect_ask() },
         RedirectAsk { user_id: "no id".to_owned(), ..redirect_ask() },
@@ -152,6 +158,31 @@ async fn used_tickets_are_no_longer_pending() {
     .await;
     eventually("counted", || fixture.metric(r#"berth_scheduler_pending_ended_total{how="used"}"#) == 2.0)
         .await;
+}
+
+#[tokio::test]
+async fn a_pools_gateways_are_told_how_many_clients_are_wanted() {
+    let fixture = Fixture::start(config()).await;
+    let lease = |id: &str, pool: &str| GatewayReport {
+        admit_per_second: Some(1),
+        pool: pool.to_owned(),
+        ..report(id)
+    };
+    let stable = fixture.gateway(lease("gw-1", "stable")).await;
+    let canary = fixture.gateway(lease("gw-2", "canary")).await;
+    let demands = |gateway: &FakeGateway| {
+        let demand = |message| match message {
+            from_scheduler::Message::Demand(demand) => Some(demand.wanted_per_second),
+            _ => None,
+        };
+        gateway.heard().into_iter().filter_map(demand).collect::<Vec<_>>()
+    };
+    assert_eq!(demands(&stable), [0], "once, as long as it is the same");
+    for _ in 0..20 {
+        fixture.schedule(r#"{"deviceId":"d"}"#).await;
+    }
+    eventually("the demand is told", || demands(&stable).last().is_some_and(|wanted| *wanted > 0)).await;
+    assert_eq!(demands(&canary), [0], "it is not of their pool");
 }
 
 #[tokio::test]

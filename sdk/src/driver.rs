@@ -34,6 +34,9 @@ const VERSION: u32 = 1;
 /// What this SDK calls itself in schedule requests.
 const SDK: &str = concat!("rust/", env!("CARGO_PKG_VERSION"));
 
+/// Why a scheduler refuses a client for whom it has a place in its queue.
+const OVERLOADED: &str = "OVERLOADED";
+
 /// How long closing may take, goodbye included, until a store that has not stored the last cursor or schedule is left. Room
 /// for two more attempts after a failed one.
 const LAST_SAVE_MS: i64 = 3_000;
@@ -78,6 +81,8 @@ pub(crate) struct Driver {
     scheduler: usize,
     /// Asks in a row that no scheduler answered.
     unanswered: usize,
+    /// Keeps this client's place in the schedulers' queue; empty: it has none.
+    queue_token: String,
     /// Of an earlier run, until it is known whose it is.
     stored: Option<StoredSchedule>,
     /// Whom the gateways welcomed; empty: nobody yet.
@@ -96,6 +101,7 @@ impl Driver {
             heartbeat: HeartbeatParameters::default(),
             scheduler: 0,
             unanswered: 0,
+            queue_token: String::new(),
             kept: watch::Sender::new(stored.clone()),
             stored,
             user_id: String::new(),
@@ -309,6 +315,10 @@ impl Driver {
             Ok(()) => return Ok(()),
             Err(ScheduleError::Refused(problem)) => {
                 let retry_after_ms = problem.retry_after_ms.unwrap_or_default();
+                // Whatever else a scheduler says, a place that another one gave stays good.
+                if problem.reason == OVERLOADED {
+                    self.queue_token.clone_from(&problem.queue_token);
+                }
                 (ScheduleError::Refused(problem).to_string(), retry_after_ms)
             }
             Err(error) => (error.to_string(), 0),
@@ -437,12 +447,14 @@ impl Driver {
             region: options.region.clone(),
             attempt: self.endpoints.asked(),
             failed: self.endpoints.failed_gateways(),
+            queue_token: self.queue_token.clone(),
             ..Default::default()
         }
     }
 
     fn scheduled(&mut self, answer: &schedule::ScheduleAnswer) -> Result<(), ScheduleError> {
         tracing::debug!(schedule_id = answer.schedule_id, endpoints = answer.endpoints.len(), "scheduled");
+        self.queue_token.clear();
         self.reconnect.set_parameters(answer.reconnect);
         self.heartbeat = answer.heartbeat;
         if self.endpoints.scheduled(answer, self.core.clock.now_ms()) {

@@ -198,6 +198,41 @@ pub enum StopReason {
     Token(String),
 }
 
+impl StopReason {
+    /// Whether a new sign-in is what it takes to go on: the user or this device was signed out or disconnected by the back end (4500,
+    /// 4503), or his token is good for nothing (401). Start another client with the new token then.
+    #[must_use]
+    pub fn wants_sign_in(&self) -> bool {
+        match self {
+            Self::Gateway { code, .. } => {
+                let code = CloseCode::from_number(u32::from(*code));
+                matches!(code, Some(CloseCode::Unauthenticated | CloseCode::Kicked))
+            }
+            Self::Scheduler { status, .. } => *status == 401,
+            Self::Token(_) => true,
+            Self::Closed => false,
+        }
+    }
+}
+
 fn close_name(code: u16) -> &'static str {
     CloseCode::from_number(u32::from(code)).map_or("unknown", CloseCode::name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_signed_out_is_told_from_who_has_a_fault_or_was_replaced() {
+        let closed = |code| StopReason::Gateway { code, reason: String::new() };
+        let refused = |status| StopReason::Scheduler { status, reason: String::new(), detail: String::new() };
+        for stop in [closed(4500), closed(4503), refused(401), StopReason::Token("signed out".to_owned())] {
+            assert!(stop.wants_sign_in(), "{stop}");
+        }
+        for stop in [closed(4501), closed(4504), closed(4999), refused(400), refused(403), StopReason::Closed]
+        {
+            assert!(!stop.wants_sign_in(), "{stop}");
+        }
+    }
 }

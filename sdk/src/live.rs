@@ -8,6 +8,7 @@ use berth_proto::{
         response::Result as Answer, server_frame::Frame as Down,
     },
     code::ErrorCode,
+    limits::LONGEST_WAIT_MS,
     schedule::HeartbeatParameters,
     validate::InvalidField,
 };
@@ -30,7 +31,7 @@ use crate::{
     options::Options,
     outbox::Outbox,
     pull::{Pulled, Puller},
-    reconnect::{LONGEST_WAIT_MS, full_jitter},
+    reconnect::full_jitter,
     transport::{Connection, Incoming, TransportError},
 };
 

@@ -1,12 +1,15 @@
 //! Which rows to pull next, and whether those that came are the ones that had to. Pure.
 
-use berth_proto::client::{InboxItem, PullRequest, PullResponse};
+use berth_proto::{
+    client::{InboxItem, PullRequest, PullResponse},
+    limits::LONGEST_WAIT_MS,
+};
 use rand::Rng;
 
 use crate::{
     cursor::Cursor,
     event::{Gap, Resync},
-    reconnect::{LONGEST_WAIT_MS, full_jitter},
+    reconnect::full_jitter,
 };
 
 /// First and longest wait after a refused pull, in milliseconds: as the default reconnect parameters.

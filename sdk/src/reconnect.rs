@@ -1,10 +1,7 @@
 //! When to try again, and where after which end. Pure.
 
-use berth_proto::{code::CloseCode, schedule::ReconnectParameters};
+use berth_proto::{code::CloseCode, limits::LONGEST_WAIT_MS, schedule::ReconnectParameters};
 use rand::Rng;
-
-/// The longest wait a server may ask for, in milliseconds. A wrong number must not silence a client for weeks.
-pub const LONGEST_WAIT_MS: u32 = 5 * 60 * 1000;
 
 /// Where to go after a connection has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

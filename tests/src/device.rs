@@ -12,10 +12,12 @@ use berth_proto::{
     },
     schedule::{ScheduleAnswer, ScheduleRequest},
 };
+use serde_json::Value;
 use thiserror::Error as ThisError;
 
 use crate::{
-    bail, ensure, http,
+    bail, ensure,
+    http::{self, Answer},
     raw::{Ending, Raw, Seen, Transport},
     server::Addresses,
     tokens, wait,
@@ -50,11 +52,18 @@ pub async fn schedule(
     user: &str,
     request: &ScheduleRequest,
 ) -> anyhow::Result<ScheduleAnswer> {
-    let url = format!("{}/v1/schedule", at.scheduler);
     let body = serde_json::to_value(request)?;
-    let answer = http::post(&url, Some(&tokens::user(user)), &body).await?;
+    let answer = schedule_with(&at.scheduler, &tokens::user(user), &body).await?;
     ensure!(answer.status == 200, "{} {}", answer.status, answer.body);
     answer.json()
+}
+
+/// Asks that scheduler with this token.
+///
+/// # Errors
+/// When nothing answers in time.
+pub async fn schedule_with(scheduler: &str, token: &str, request: &Value) -> anyhow::Result<Answer> {
+    http::post(&format!("{scheduler}/v1/schedule"), Some(token), request).await
 }
 
 /// `host:port` of the answer's first endpoint of that transport.

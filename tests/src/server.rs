@@ -44,6 +44,7 @@ pub struct Options {
     schedulers: Option<usize>,
     composition: Option<Composition>,
     descriptors: Option<u32>,
+    gateways: Option<usize>,
 }
 
 impl Options {
@@ -61,11 +62,19 @@ impl Options {
             .env("BERTH_GATEWAY__HEARTBEAT_TIMEOUT_MS", timeout_ms)
     }
 
-    /// Without the gateways' limits on what one user and one connection may ask: for tests that flood, or look again and
-    /// again until something is so.
+    /// Without the gateways' limits on what one user and one connection may ask, and on how many come: for tests that flood,
+    /// or look again and again until something is so.
     #[must_use]
     pub fn tireless_clients(self) -> Self {
-        self.env("BERTH_GATEWAY__REQUESTS_PER_SECOND_PER_USER", 0).env("BERTH_GATEWAY__FRAMES_PER_SECOND", 0)
+        self.env("BERTH_GATEWAY__REQUESTS_PER_SECOND_PER_USER", 0)
+            .env("BERTH_GATEWAY__FRAMES_PER_SECOND", 0)
+            .handshakes_per_second(1_000_000)
+    }
+
+    /// Each gateway takes so many handshakes a second.
+    #[must_use]
+    pub fn handshakes_per_second(self, rate: u32) -> Self {
+        self.env("BERTH_GATEWAY__HANDSHAKES_PER_SECOND", rate)
     }
 
     /// Starts with this policy file.
@@ -101,6 +110,13 @@ impl Options {
     pub fn apart(mut self) -> Self {
         self.composition = Some(Composition::Apart);
         self
+    }
+
+    /// Roles apart, with so many gateways: for a fleet of which one can be missing.
+    #[must_use]
+    pub fn gateways(mut self, count: usize) -> Self {
+        self.gateways = Some(count);
+        self.apart()
     }
 
     /// Roles apart, with so many schedulers.

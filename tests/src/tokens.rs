@@ -37,6 +37,23 @@ pub fn user_for(user: &str, seconds: i64) -> String {
     jwt(&json!({"alg":"HS256","typ":"JWT"}), &json!({"sub":user,"exp":now_ms() / 1000 + seconds}), JWT_SECRET)
 }
 
+/// A token for an hour that says when it was issued, in whole seconds of the clock's milliseconds.
+#[must_use]
+pub fn user_issued(user: &str, issued_at_ms: i64) -> String {
+    user_signed(user, issued_at_ms, JWT_SECRET)
+}
+
+/// The same, signed with another secret.
+#[must_use]
+pub fn user_signed(user: &str, issued_at_ms: i64, secret: &str) -> String {
+    let iat = issued_at_ms / 1000;
+    jwt(
+        &json!({"alg":"HS256","typ":"JWT"}),
+        &json!({"sub":user,"iat":iat,"exp":now_ms() / 1000 + 3600}),
+        secret,
+    )
+}
+
 /// Any header and claims, signed as the header's `alg` says: HS256, HS512, or with no signature for `none`.
 #[must_use]
 pub fn jwt(header: &Value, claims: &Value, secret: &str) -> String {
@@ -63,6 +80,7 @@ pub fn ticket(user: &str, device: &str, gateway_id: &str) -> Ticket {
         auth_expires_at_ms: now_ms() + 3_600_000,
         schedule_id: rand::random(),
         issued_at_ms: now_ms(),
+        auth_issued_at_ms: now_ms(),
         ..Default::default()
     }
 }

@@ -23,8 +23,7 @@ const WARM_UP: usize = 500;
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "long"]
 async fn resident_bytes_of_an_idle_connection() -> TestResult {
-    let server =
-        Server::start(Options::default().env("BERTH_GATEWAY__HANDSHAKES_PER_SECOND", 100_000)).await?;
+    let server = Server::start(Options::default().handshakes_per_second(100_000)).await?;
     let address = server.at.gateway.clone();
     let warm = hold(&address, 0..WARM_UP)?;
     let before = server.process().resident()?;

@@ -36,7 +36,9 @@ pub fn keys(
     let cluster_key = ("auth.cluster_key", config.auth.cluster_key.as_str());
     let needed: Vec<_> = others.iter().copied().chain([cluster_key]).collect();
     compose::require(role, &needed).map_err(|missing| Failure::Configuration(missing.into()))?;
-    ClusterKey::new(cluster_key.1).map_err(|problem| Failure::Configuration(anyhow!(problem)))
+    ClusterKey::new(cluster_key.1)
+        .and_then(|key| key.after(&config.auth.cluster_key_previous))
+        .map_err(|problem| Failure::Configuration(anyhow!(problem)))
 }
 
 /// A runtime with so many threads for everything but the role's own work, and the signals, which must find somebody who

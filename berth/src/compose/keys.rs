@@ -79,22 +79,22 @@ fn fill(auth: Auth, from: &Auth) -> Auth {
     let or = |key: String, from: &String| if key.is_empty() { from.clone() } else { key };
     Auth {
         jwt_secret: or(auth.jwt_secret, &from.jwt_secret),
-        jwks_file: auth.jwks_file,
         ticket_key: or(auth.ticket_key, &from.ticket_key),
         cluster_key: or(auth.cluster_key, &from.cluster_key),
         service_key: or(auth.service_key, &from.service_key),
         admin_key: or(auth.admin_key, &from.admin_key),
+        ..auth
     }
 }
 
 fn new() -> Auth {
     Auth {
         jwt_secret: random(),
-        jwks_file: String::new(),
         ticket_key: random(),
         cluster_key: random(),
         service_key: random(),
         admin_key: random(),
+        ..Auth::default()
     }
 }
 

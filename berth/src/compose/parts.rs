@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::Context;
 use berth_logic::StoreChoice;
 use berth_proto::schedule::HeartbeatParameters;
-use berth_scheduler::JwtKeys;
+use berth_scheduler::{JwksFile, JwtKeys};
 use tokio::runtime::Runtime;
 
 use crate::config::{Auth, Config};
@@ -25,12 +25,18 @@ fn cores() -> usize {
 /// The scheduler's.
 pub fn scheduler(config: &Config, auth: &Auth) -> anyhow::Result<berth_scheduler::Config> {
     let scheduler = &config.scheduler;
-    let jwt = match some(&auth.jwks_file) {
+    let (jwt, jwks_file) = match some(&auth.jwks_file) {
         Some(path) => {
-            JwtKeys::from_jwks_file(path.as_ref()).with_context(|| format!("auth.jwks_file = {path:?}"))?
+            let (keys, file) =
+                JwksFile::load(PathBuf::from(&path)).with_context(|| format!("auth.jwks_file = {path:?}"))?;
+            (keys, Some(file))
         }
-        None => JwtKeys::from_secret(auth.jwt_secret.as_bytes()).context("auth.jwt_secret")?,
+        None => {
+            let secrets = given([&auth.jwt_secret, &auth.jwt_secret_previous]);
+            (JwtKeys::from_secrets(&secrets).context("auth.jwt_secret")?, None)
+        }
     };
+    let other_ticket_keys = given([&auth.ticket_key_next, &auth.ticket_key_previous]);
     if let Some(id) = some(&scheduler.id) {
         berth_proto::id::check(&id).with_context(|| format!("scheduler.id = {id:?}"))?;
     }
@@ -41,7 +47,9 @@ pub fn scheduler(config: &Config, auth: &Auth) -> anyhow::Result<berth_scheduler
         geoip_file: some(&scheduler.geoip).map(PathBuf::from),
         data_dir: some(&scheduler.data_dir).map(PathBuf::from),
         jwt,
+        jwks_file,
         ticket_key: auth.ticket_key.clone().into_bytes(),
+        other_ticket_keys: other_ticket_keys.into_iter().map(<[u8]>::to_vec).collect(),
         admin_key: auth.admin_key.clone(),
         ticket_ttl: Duration::from_secs(scheduler.ticket_ttl_seconds.into()),
         heartbeat: heartbeat(config),
@@ -93,6 +101,7 @@ pub fn logic(config: &Config, auth: &Auth, store: StoreChoice) -> anyhow::Result
         sessions_per_user: usize::try_from(logic.sessions_per_user).unwrap_or(usize::MAX),
         lease: Duration::from_secs(logic.lease_seconds.into()),
         os_boot_id,
+        previous_service_key: auth.service_key_previous.clone(),
         ..berth_logic::Config::new(logic.id.clone(), store, auth.service_key.clone())
     })
 }
@@ -102,6 +111,11 @@ fn heartbeat(config: &Config) -> HeartbeatParameters {
         interval_ms: config.gateway.heartbeat_interval_ms,
         timeout_ms: config.gateway.heartbeat_timeout_ms,
     }
+}
+
+/// Those keys that are set.
+fn given(keys: [&String; 2]) -> Vec<&[u8]> {
+    keys.into_iter().filter(|key| !key.is_empty()).map(String::as_bytes).collect()
 }
 
 /// A text that is set.

@@ -37,16 +37,44 @@ pub struct Config {
 pub struct Auth {
     /// HS256 secret of the users' tokens.
     pub jwt_secret: String,
-    /// Or a JWKS file with the public keys (EdDSA, RS256) of whoever signs them.
+    /// While it is changed: the one before, which is still accepted.
+    pub jwt_secret_previous: String,
+    /// Or a JWKS file with the public keys (EdDSA, RS256) of whoever signs them. It is followed.
     pub jwks_file: String,
     /// What the schedulers' ticket signing key is derived from.
     pub ticket_key: String,
+    /// While it is changed: the one to come. Gateways are told to accept it already.
+    pub ticket_key_next: String,
+    /// While it is changed: the one before. Gateways are told to accept it still.
+    pub ticket_key_previous: String,
     /// What roles show each other when they are separate processes.
     pub cluster_key: String,
+    /// While it is changed: the one before, which schedulers and logic still accept of gateways.
+    pub cluster_key_previous: String,
     /// What the back end calls logic with.
     pub service_key: String,
+    /// While it is changed: the one before, which is still accepted.
+    pub service_key_previous: String,
     /// What operators call with.
     pub admin_key: String,
+}
+
+impl Auth {
+    /// The values of [`SECRETS`], in that order.
+    fn secrets(&self) -> [&str; SECRETS.len()] {
+        [
+            &self.jwt_secret,
+            &self.jwt_secret_previous,
+            &self.ticket_key,
+            &self.ticket_key_next,
+            &self.ticket_key_previous,
+            &self.cluster_key,
+            &self.cluster_key_previous,
+            &self.service_key,
+            &self.service_key_previous,
+            &self.admin_key,
+        ]
+    }
 }
 
 /// The Access Schedule Service.
@@ -280,16 +308,24 @@ fn loopback(port: u16) -> SocketAddr {
 pub const KEY_BYTES: usize = 32;
 
 /// The keys whose values are never printed.
-pub const SECRETS: [&str; 5] =
-    ["auth.jwt_secret", "auth.ticket_key", "auth.cluster_key", "auth.service_key", "auth.admin_key"];
+pub const SECRETS: [&str; 10] = [
+    "auth.jwt_secret",
+    "auth.jwt_secret_previous",
+    "auth.ticket_key",
+    "auth.ticket_key_next",
+    "auth.ticket_key_previous",
+    "auth.cluster_key",
+    "auth.cluster_key_previous",
+    "auth.service_key",
+    "auth.service_key_previous",
+    "auth.admin_key",
+];
 
 impl Config {
     /// What cannot be, though every key has the right type. Each names its key and value.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        let Auth { jwt_secret, jwks_file: _, ticket_key, cluster_key, service_key, admin_key } = &self.auth;
-        let secrets = [jwt_secret, ticket_key, cluster_key, service_key, admin_key];
-        for (name, key) in SECRETS.iter().zip(secrets) {
+        for (name, key) in SECRETS.iter().zip(self.auth.secrets()) {
             if !key.is_empty() && key.len() < KEY_BYTES {
                 problems.push(format!("{name} has {} bytes; at least {KEY_BYTES} are needed", key.len()));
             }

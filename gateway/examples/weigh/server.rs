@@ -40,7 +40,10 @@ struct Keys;
 
 impl SchedulerService for Keys {
     fn attach(&self, _: AttachGateway, down: Arc<dyn Link<FromScheduler>>) -> Arc<dyn Link<ToScheduler>> {
-        let keys = TicketKeys { public_keys: vec![TicketSigner::from_secret(SECRET).public_key().to_vec()] };
+        let keys = TicketKeys {
+            public_keys: vec![TicketSigner::from_secret(SECRET).public_key().to_vec()],
+            ..Default::default()
+        };
         down.send(vec![FromScheduler { message: Some(from_scheduler::Message::Keys(keys)) }]).expect("taken");
         Arc::new(Nowhere)
     }

@@ -24,6 +24,12 @@ impl Rate {
         self.interval_us > 0
     }
 
+    /// Between two at the steady rate, in microseconds; 0: no limit.
+    #[must_use]
+    pub fn interval_us(self) -> i64 {
+        self.interval_us
+    }
+
     /// Takes one at `now_ms`. `due_us` is what the last success returned (0 at first): when all taken so far would have
     /// been due at the steady rate, in microseconds.
     ///

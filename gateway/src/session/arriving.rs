@@ -16,14 +16,14 @@ use rand::Rng;
 use super::{
     Cx, Env, Goodbye, Identified, Identity,
     grace::{self, Worth},
-    identified,
+    identified, revoked,
     wire::Wire,
     write,
 };
 use crate::{
     clock::Now,
     config::Timeouts,
-    metrics::{Grace, Handshake},
+    metrics::{Grace, Handshake, Limited},
     notify::Outlook,
     rendezvous,
 };
@@ -64,6 +64,7 @@ struct Admitted {
     schedule_id: u64,
     auth_expires_at_ms: i64,
     away: bool,
+    /// How far its ticket is accepted only because no scheduler is linked.
     grace: Option<Grace>,
 }
 
@@ -71,9 +72,9 @@ struct Opening {
     identity: Identity,
     logic: u8,
     auth_deadline_ms: i64,
-    away: bool,
     /// How far its ticket is accepted only because no scheduler is linked.
     grace: Option<Grace>,
+    away: bool,
     /// Notifies may overtake the answer.
     outlook: Outlook,
 }
@@ -129,8 +130,10 @@ impl Arriving {
         if cx.env.verifier.is_empty() {
             return Err(Goodbye::overloaded(cx.rng).because("no scheduler has told its keys yet"));
         }
+        enter(cx)?;
         let ticket = check_ticket(cx.env, cx.now, &hello)?;
-        let identity = Identity::new(&ticket.user_id, &hello);
+        let identity = Identity::new(&ticket.user_id, ticket.auth_issued_at_ms, &hello);
+        revoked::check(cx.env, &identity)?;
         let ask = identity.ask(cx.handle, wire, self.peer, ticket.auth_expires_at_ms);
         let grace = match grace::worth(&ticket, cx.env, cx.now.wall_ms, hello.no_scheduler) {
             Worth::Good => None,
@@ -144,12 +147,25 @@ impl Arriving {
                 return Err(Goodbye::new(CloseCode::TicketExpired).because(problem));
             }
         };
+        cx.env.door.shown(ticket.issued_at_ms, cx.now.wall_ms);
+        self.place(cx, identity, &ticket, ask, grace)
+    }
+
+    /// Its ticket is good here: it is let in, unless it is better off elsewhere.
+    fn place(
+        &mut self,
+        cx: &mut Cx<'_>,
+        identity: Identity,
+        ticket: &link::Ticket,
+        ask: link::RedirectAsk,
+        grace: Option<Grace>,
+    ) -> Result<(), Goodbye> {
         if cx.env.evacuating {
             self.ask_redirect(cx, MovePurpose::Drain, ask, Why::Drained);
             return Ok(());
         }
         let away = !ticket.home.is_empty() && ticket.home != cx.env.region;
-        let link::Ticket { schedule_id, auth_expires_at_ms, elsewhere, issued_at_ms, .. } = ticket;
+        let &link::Ticket { schedule_id, auth_expires_at_ms, elsewhere, issued_at_ms, .. } = ticket;
         let admitted = Admitted { identity, schedule_id, auth_expires_at_ms, away, grace };
         // Served elsewhere on purpose it stays; but not by a ticket that is older than what decides where it belongs.
         let doubted = (away && !elsewhere) || issued_at_ms < cx.env.placed_ms;
@@ -178,7 +194,7 @@ impl Arriving {
         cx.ups.logic.push((logic, to_logic::Message::Open(open)));
         self.deadline_ms = after(cx.now, cx.env.timeouts.open);
         let auth_deadline_ms = on_steady_scale(cx.now, auth_expires_at_ms);
-        let opening = Opening { identity, logic, auth_deadline_ms, away, grace, outlook: Outlook::default() };
+        let opening = Opening { identity, logic, auth_deadline_ms, grace, away, outlook: Outlook::default() };
         self.step = Step::Opening(Box::new(opening));
         Ok(())
     }
@@ -201,7 +217,12 @@ impl Arriving {
             let code = CloseCode::from_number(opened.close_code).unwrap_or(CloseCode::Internal);
             return Err(Goodbye::new(code).because(error.message).retry_after(error.retry_after_ms));
         }
-        let Opening { identity, logic, auth_deadline_ms, away, grace, outlook: overtaken } = opening;
+        if let Err(goodbye) = revoked::check(cx.env, &opening.identity) {
+            // Its session is there: it is closed as one that nobody was told of.
+            self.step = Step::Opening(Box::new(opening));
+            return Err(goodbye);
+        }
+        let Opening { identity, logic, auth_deadline_ms, grace, away, outlook: overtaken } = opening;
         let welcome = Welcome {
             session_id: format!("{:016x}{:016x}", cx.env.boot, cx.handle),
             user_id: identity.user().to_owned(),
@@ -304,6 +325,15 @@ impl Arriving {
             cx.ups.logic.push((logic, to_logic::Message::Close(identity.close_unopened(cx.handle))));
         }
     }
+}
+
+/// Before the ticket is looked at, since that is a good part of what a handshake costs.
+fn enter(cx: &Cx<'_>) -> Result<(), Goodbye> {
+    cx.env.door.enter(cx.now.steady_ms).map_err(|wait_ms| {
+        cx.env.metrics.limited.one(Limited::Handshakes);
+        let goodbye = Goodbye::new(CloseCode::Overloaded).retry_after(wait_ms);
+        goodbye.because("more clients come than this gateway takes in a second")
+    })
 }
 
 fn check_hello(hello: &Hello) -> Result<(), Goodbye> {

@@ -1,14 +1,15 @@
 //! What a session is given and what it gives: its surroundings as values.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use berth_proto::{schedule::HeartbeatParameters, ticket::TicketVerifier, wire as link};
+use berth_proto::{carry, schedule::HeartbeatParameters, ticket::TicketVerifier, wire as link};
 use link::to_logic;
 use rand::rngs::SmallRng;
 
 use crate::{
     clock::Now,
     config::Timeouts,
+    door::Door,
     guard::{Guard, Spell},
     level::Levels,
     metrics::Metrics,
@@ -41,8 +42,12 @@ pub(crate) struct Env {
     pub(crate) outage: Arc<Spell>,
     /// Which logic links are up.
     pub(crate) logics: Vec<bool>,
+    /// The records that outlive schedulers: which credentials are void.
+    pub(crate) carried: Arc<Mutex<carry::Store>>,
     /// What one peer may cost.
     pub(crate) guard: Arc<Guard>,
+    /// The handshake rate.
+    pub(crate) door: Arc<Door>,
     pub(crate) metrics: Arc<Metrics>,
     /// What this worker adds to the gauges.
     pub(crate) levels: Levels,

@@ -32,16 +32,18 @@ pub(crate) struct Identity {
     text: Box<str>,
     /// Where the first three end; each is at most 64 bytes.
     ends: [u8; 3],
+    /// See [`Identity::auth_issued_at_ms`].
+    auth_issued_at_ms: i64,
 }
 
 impl Identity {
     /// Of texts that were checked to have at most 64 bytes each.
-    pub(crate) fn new(user: &str, hello: &Hello) -> Self {
+    pub(crate) fn new(user: &str, auth_issued_at_ms: i64, hello: &Hello) -> Self {
         let text = [user, &hello.device_id, &hello.platform, &hello.app_version].concat();
         let end = |length: usize| u8::try_from(length).expect("three texts of at most 64 bytes");
         let device = user.len() + hello.device_id.len();
         let ends = [end(user.len()), end(device), end(device + hello.platform.len())];
-        Self { text: text.into_boxed_str(), ends }
+        Self { text: text.into_boxed_str(), ends, auth_issued_at_ms }
     }
 
     pub(crate) fn user(&self) -> &str {
@@ -50,6 +52,11 @@ impl Identity {
 
     pub(crate) fn device(&self) -> &str {
         &self.text[self.end(0)..self.end(1)]
+    }
+
+    /// When what he identified himself with was issued, on the wall clock; 0: it does not say.
+    pub(crate) fn auth_issued_at_ms(&self) -> i64 {
+        self.auth_issued_at_ms
     }
 
     pub(super) fn platform(&self) -> &str {
@@ -70,6 +77,7 @@ impl Identity {
             app_version: self.app_version().to_owned(),
             session_epoch,
             said_ms,
+            auth_issued_at_ms: self.auth_issued_at_ms,
         }
     }
 
@@ -90,6 +98,7 @@ impl Identity {
             client_ip: peer.to_canonical().to_string(),
             transport: wire.transport().to_owned(),
             auth_expires_at_ms,
+            auth_issued_at_ms: self.auth_issued_at_ms,
             ..link::RedirectAsk::default()
         }
     }
@@ -164,6 +173,10 @@ impl Identified {
 
     pub(super) fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     pub(super) fn lives(&mut self, now: Now) {

@@ -48,7 +48,7 @@ fn a_report_tells_the_load() {
             round.fetch_add(1, Relaxed);
         }
         site.shared.late(worker, Duration::from_millis(lag_ms));
-        site.shared.handshakes.fetch_add(100, Relaxed);
+        site.shared.door.let_in.fetch_add(100, Relaxed);
         site.shared.metrics.traffic.bytes_out.increment(4_000);
         supervisor.watch(start + seconds * 1_000);
         supervisor.measure(start + seconds * 1_000);

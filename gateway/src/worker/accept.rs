@@ -1,4 +1,5 @@
-//! Taking connections in: at the worker's share of the handshake rate, within the capacity, through descriptor famine.
+//! Taking connections in: faster than the handshake rate, so that those above it hear when to come, within the capacity, through
+//! descriptor famine.
 
 use std::{io, net::SocketAddr, sync::atomic::Ordering::Relaxed};
 
@@ -21,6 +22,10 @@ use crate::{
 /// Accepts of one wake-up before the connections have their turn.
 const ACCEPTS_PER_TURN: usize = 64;
 
+/// A worker accepts so many times its share of the handshake rate: who is to be told to come later must be let in to hear it.
+/// What is above that too waits in the kernel's backlog. An accept and a word cost a tenth of what a handshake does.
+const ACCEPTS_PER_HANDSHAKE: u32 = 4;
+
 /// After a failed accept (no descriptors, no memory) the listener rests so long, in milliseconds: the backlog keeps
 /// what comes, and a failing call is not repeated in a circle.
 const REST_MS: i64 = 100;
@@ -42,10 +47,11 @@ impl Acceptor {
     pub(super) fn new(
         mut listener: TcpListener,
         registry: &Registry,
-        per_second: u32,
+        handshakes_per_second: u32,
         now: Now,
     ) -> io::Result<Self> {
         registry.register(&mut listener, LISTENER, Interest::READABLE)?;
+        let per_second = handshakes_per_second.saturating_mul(ACCEPTS_PER_HANDSHAKE);
         let budget = Budget::new(per_second, now.steady_ms);
         Ok(Self { listener: Some(listener), budget, ready: true, resume_ms: now.steady_ms, starved: false })
     }
@@ -131,7 +137,7 @@ impl Worker {
     /// Whether the peer's network may have one more connection, and what it is counted under.
     fn room_for(&mut self, peer: SocketAddr) -> Result<Option<Network>, ()> {
         self.shared.guard.addresses.admit(peer.ip(), self.now.steady_ms).map_err(|crowded| {
-            // What is dropped at once costs little: it does not use up the others' handshakes.
+            // What is dropped at once costs little: it does not use up the others' accepts.
             self.acceptor.budget.give_back();
             self.shared.metrics.handshakes.one(Handshake::Refused);
             if self.shared.guard.drops.happens(self.now.steady_ms) {
@@ -175,7 +181,6 @@ impl Worker {
             return;
         }
         self.shared.connections.fetch_add(1, Relaxed);
-        self.shared.handshakes.fetch_add(1, Relaxed);
         self.env.levels.connections.up();
         metrics.handshakes.one(Handshake::Accepted);
         let surplus = held >= self.shared.capacity;

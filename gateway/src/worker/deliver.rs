@@ -41,6 +41,7 @@ impl Worker {
             Delivery::Stop => self.begin_stop(),
             Delivery::Reannounce(logic) => self.begin_reannouncing(logic),
             Delivery::Unanswered(logic) => self.give_up_on(logic),
+            Delivery::Revoked(revocation) => self.revoking.add(revocation),
         }
     }
 

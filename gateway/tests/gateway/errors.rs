@@ -315,6 +315,7 @@ fn a_ticket_for_other_gateways_is_redirected_by_a_scheduler() {
     assert_eq!((asks[1].user_id.as_str(), asks[1].transport.as_str()), ("alice", "ws"));
     assert_eq!(asks[1].client_ip, "127.0.0.1");
     assert_eq!(asks[1].auth_expires_at_ms, elsewhere.auth_expires_at_ms);
+    assert_eq!(asks[1].auth_issued_at_ms, elsewhere.auth_issued_at_ms);
     // Answered, but there is nowhere to go.
     site.scheduler.answer_redirects(RedirectAnswer::default());
     let goodbye = goodbye_for(&site, Transport::Tcp, &ticket);

@@ -9,5 +9,7 @@ mod lifecycle;
 mod limits;
 mod network;
 mod outage;
+mod revoked;
 mod road;
+mod storm;
 mod support;

@@ -8,6 +8,7 @@ mod store_groups;
 mod store_groups_model;
 mod store_model;
 mod store_pages;
+mod store_revocations;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -185,6 +186,11 @@ macro_rules! every_check {
             ],
             store_groups_model: [check_against_a_model],
             store_model: [check_against_a_model],
+            store_revocations: [
+                check_revoke_and_restore,
+                check_recent_revocations,
+                check_reopening_keeps_revocations,
+            ],
             routes: [
                 check_register_and_replace,
                 check_a_late_close_touches_nothing,

@@ -18,6 +18,7 @@ pub(super) fn opening(user: &str, device: &str, gateway: &GatewayKey, handle: u6
         handle,
         announced: 0,
         said_ms: 0,
+        auth_issued_at_ms: NOW,
     }
 }
 

@@ -29,7 +29,7 @@ use berth_proto::{code::ErrorCode, id};
 use ring::digest::{Digest, SHA256, digest};
 
 use self::{call::Call, problem::Problem, table::Found};
-use crate::context::Context;
+use crate::{config::Config, context::Context};
 
 /// Longest time for a whole request, its body included, in seconds: longer than a send waits for its ack. A test has no
 /// patience for that.
@@ -38,17 +38,18 @@ const DEADLINE_SECONDS: u64 = if cfg!(test) { 3 } else { 15 };
 /// What every handler has.
 struct Api {
     context: Arc<Context>,
-    /// Compared by hash, so that the time taken tells nothing of the key.
-    key: Digest,
+    /// Compared by hash, so that the time taken tells nothing of the key. More than one while it is changed.
+    keys: Vec<Digest>,
     /// `/v1/openapi.json`.
     document: Vec<u8>,
 }
 
 /// The API as a service.
-pub(crate) fn router(context: Arc<Context>, service_key: &str) -> Router {
+pub(crate) fn router(context: Arc<Context>, config: &Config) -> Router {
+    let keys = [&config.service_key, &config.previous_service_key].into_iter().filter(|key| !key.is_empty());
     let api = Api {
         context,
-        key: digest(&SHA256, service_key.as_bytes()),
+        keys: keys.map(|key| digest(&SHA256, key.as_bytes())).collect(),
         document: call::json(&openapi::document()).expect("strings, lists and objects have a JSON form"),
     };
     Router::new().fallback(answer).with_state(Arc::new(api))
@@ -98,7 +99,8 @@ fn late() -> Problem {
 fn authorize(api: &Api, headers: &HeaderMap) -> Result<(), Problem> {
     let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let (scheme, key) = value.and_then(|value| value.split_once(' ')).unwrap_or_default();
-    let known = digest(&SHA256, key.trim().as_bytes()).as_ref() == api.key.as_ref();
+    let shown = digest(&SHA256, key.trim().as_bytes());
+    let known = api.keys.iter().any(|key| key.as_ref() == shown.as_ref());
     if scheme.eq_ignore_ascii_case("bearer") && known {
         return Ok(());
     }

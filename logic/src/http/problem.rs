@@ -63,6 +63,7 @@ impl Problem {
             reason: self.error.code,
             request_id: request_id.to_owned(),
             retry_after_ms,
+            ..schedule::Problem::default()
         };
         let body = serde_json::to_vec(&body).expect("strings and integers have a JSON form");
         let kind = [(header::CONTENT_TYPE, "application/problem+json")];

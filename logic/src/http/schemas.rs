@@ -84,6 +84,7 @@ pub(super) fn schemas() -> Value {
     });
     merge(&mut all, messages());
     merge(&mut all, presence());
+    merge(&mut all, revocations());
     all
 }
 
@@ -162,6 +163,68 @@ fn presence() -> Value {
             "properties": {
                 "deviceId": { "$ref": "#/components/schemas/Id" },
                 "platform": { "type": "string", "maxLength": limits::CLIENT_TEXT },
+            },
+        },
+    })
+}
+
+fn revocations() -> Value {
+    json!({
+        "Revoke": {
+            "type": "object",
+            "properties": {
+                "deviceId": {
+                    "$ref": "#/components/schemas/Id", "description": "Absent: all devices of the user.",
+                },
+                "reason": {
+                    "type": "string", "maxLength": REASON, "description": "Told to the client; bytes of UTF-8 are counted.",
+                },
+                "notBeforeMs": {
+                    "$ref": "#/components/schemas/Uint64",
+                    "description": "What was issued earlier is void, in milliseconds since the Unix epoch; at most a minute ahead. \
+                                    Absent: the next whole second.",
+                },
+            },
+            "examples": [{ "deviceId": "phone", "reason": "lost phone" }, {}],
+        },
+        "Revoked": {
+            "type": "object", "required": ["notBeforeMs", "closed"],
+            "properties": {
+                "notBeforeMs": {
+                    "$ref": "#/components/schemas/Uint64",
+                    "description": "In force: later than asked for where an earlier revocation voids more.",
+                },
+                "closed": {
+                    "type": "integer", "minimum": 0, "description": "Sessions that were told to close.",
+                },
+            },
+        },
+        "Restore": {
+            "type": "object",
+            "properties": { "deviceId": {
+                "$ref": "#/components/schemas/Id", "description": "Absent: the user and all his devices.",
+            } },
+            "examples": [{ "deviceId": "phone" }, {}],
+        },
+        "Restored": {
+            "type": "object", "required": ["restored"],
+            "properties": { "restored": {
+                "type": "integer", "minimum": 0, "description": "Revocations that were in force and are not any more.",
+            } },
+        },
+        "Revocations": {
+            "type": "object", "required": ["revocations"],
+            "properties": { "revocations": {
+                "type": "array", "items": { "$ref": "#/components/schemas/Revocation" },
+            } },
+        },
+        "Revocation": {
+            "type": "object", "required": ["deviceId", "notBeforeMs", "reason", "changedMs"],
+            "properties": {
+                "deviceId": { "type": "string", "maxLength": 64, "description": "Empty: all devices of the user." },
+                "notBeforeMs": { "$ref": "#/components/schemas/Uint64" },
+                "reason": { "type": "string" },
+                "changedMs": { "$ref": "#/components/schemas/Uint64" },
             },
         },
     })

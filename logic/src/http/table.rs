@@ -48,7 +48,7 @@ pub(super) struct Words {
 }
 
 /// All of them.
-pub(super) static OPERATIONS: [Operation; 8] = [
+pub(super) static OPERATIONS: [Operation; 11] = [
     Operation {
         route: Route::SendMessage,
         method: Method::POST,
@@ -161,13 +161,67 @@ pub(super) static OPERATIONS: [Operation; 8] = [
         handle: |call| Box::pin(users::disconnect(call)),
         words: Words {
             summary: "Close every connection of a user with 4503",
-            description: "Clients do not come back by themselves after 4503. Revoke the user's token as well: a ticket he \
-                          holds is good until it expires.",
+            description: "Clients do not come back by themselves after 4503, but they may: what they hold stays good. \
+                          `:revoke` makes it void.",
             request: "Disconnect",
             optional: true,
             response: "Disconnected",
             parameters: &[],
             errors: &[400, 401, 413, 415, 503, 504],
+        },
+    },
+    Operation {
+        route: Route::RevokeUser,
+        method: Method::POST,
+        path: "/v1/users/{userId}:revoke",
+        body: BODY,
+        open: false,
+        handle: |call| Box::pin(users::revoke(call)),
+        words: Words {
+            summary: "Void what was issued to a user or a device, and close who is connected with it with 4500",
+            description: "Tokens with an `iat` before `notBeforeMs`, those without one, and tickets made from them are void from \
+                          the moment of the answer, for ever. Without `notBeforeMs` it is the next whole second, and the \
+                          answer comes when that has begun: who signs in after it is welcome. A repeat with the same \
+                          `notBeforeMs` changes nothing.",
+            request: "Revoke",
+            optional: true,
+            response: "Revoked",
+            parameters: &[],
+            errors: &[400, 401, 413, 415, 503, 504],
+        },
+    },
+    Operation {
+        route: Route::RestoreUser,
+        method: Method::POST,
+        path: "/v1/users/{userId}:restore",
+        body: BODY,
+        open: false,
+        handle: |call| Box::pin(users::restore(call)),
+        words: Words {
+            summary: "Take back what was revoked of a user, or of one device",
+            description: "With `deviceId` that of the device; without it everything of the user and all his devices.",
+            request: "Restore",
+            optional: true,
+            response: "Restored",
+            parameters: &[],
+            errors: &[400, 401, 413, 415, 503, 504],
+        },
+    },
+    Operation {
+        route: Route::GetRevocations,
+        method: Method::GET,
+        path: "/v1/users/{userId}/revocations",
+        body: 0,
+        open: false,
+        handle: |call| Box::pin(users::revocations(call)),
+        words: Words {
+            summary: "What is revoked of a user",
+            description: "The user's own first, with an empty `deviceId`, then those of devices in order of their ids.",
+            request: "",
+            optional: false,
+            response: "Revocations",
+            parameters: &[],
+            errors: &[400, 401, 503, 504],
         },
     },
     Operation {

@@ -22,6 +22,12 @@ pub enum Route {
     BatchGetPresence,
     /// `POST /v1/users/{userId}:disconnect`.
     DisconnectUser,
+    /// `POST /v1/users/{userId}:revoke`.
+    RevokeUser,
+    /// `POST /v1/users/{userId}:restore`.
+    RestoreUser,
+    /// `GET /v1/users/{userId}/revocations`.
+    GetRevocations,
     /// `GET /v1/openapi.json`.
     GetDocument,
     /// No operation of this API.
@@ -29,7 +35,7 @@ pub enum Route {
 }
 
 impl Route {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 12] = [
         Self::SendMessage,
         Self::PutGroup,
         Self::GetGroup,
@@ -37,6 +43,9 @@ impl Route {
         Self::RemoveMembers,
         Self::BatchGetPresence,
         Self::DisconnectUser,
+        Self::RevokeUser,
+        Self::RestoreUser,
+        Self::GetRevocations,
         Self::GetDocument,
         Self::Other,
     ];
@@ -52,6 +61,9 @@ impl Route {
             Self::RemoveMembers => "remove_members",
             Self::BatchGetPresence => "batch_get_presence",
             Self::DisconnectUser => "disconnect_user",
+            Self::RevokeUser => "revoke_user",
+            Self::RestoreUser => "restore_user",
+            Self::GetRevocations => "get_revocations",
             Self::GetDocument => "get_document",
             Self::Other => "other",
         }

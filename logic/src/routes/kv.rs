@@ -92,6 +92,9 @@ struct DeviceRow {
     /// When its client said hello; 0: not known.
     #[prost(int64, tag = "6")]
     said_ms: i64,
+    /// As in [`Route`].
+    #[prost(int64, tag = "7")]
+    auth_issued_at_ms: i64,
 }
 
 /// A [`UserRow`] of which only the places are read: the rest is passed over.
@@ -289,6 +292,7 @@ impl KvRoutes {
             handle: opening.handle,
             epoch,
             said_ms: if opening.said_ms > 0 { opening.said_ms } else { known_ms },
+            auth_issued_at_ms: opening.auth_issued_at_ms,
         });
         txn.put_message(self.space, key, &row);
         Ok(Opened::Registered { epoch, replaced: old.and_then(|old| route(&table.alive, old)) })
@@ -465,5 +469,6 @@ fn lease_key(gateway: &GatewayKey) -> Key {
 
 fn route(alive: &HashMap<u64, GatewayKey>, row: DeviceRow) -> Option<Route> {
     let gateway = alive.get(&row.lease)?.clone();
-    Some(Route { device: row.device, platform: row.platform, gateway, handle: row.handle, epoch: row.epoch })
+    let DeviceRow { device, platform, handle, epoch, auth_issued_at_ms, .. } = row;
+    Some(Route { device, platform, gateway, handle, epoch, auth_issued_at_ms })
 }

@@ -43,6 +43,8 @@ pub struct Route {
     pub handle: u64,
     /// Its session.
     pub epoch: u64,
+    /// When what its user identified himself with was issued, on the wall clock; 0: not told.
+    pub auth_issued_at_ms: i64,
 }
 
 /// Where users are connected: what a notify needs of their routes, and no more.
@@ -82,6 +84,8 @@ pub struct Opening {
     pub announced: u64,
     /// When its client said hello, on the clock of the times given here; 0: not known.
     pub said_ms: i64,
+    /// As in [`Route`].
+    pub auth_issued_at_ms: i64,
 }
 
 /// What became of an [`Opening`].

@@ -8,12 +8,16 @@
 //! the store.
 
 mod kv;
+mod revocation;
 
 use async_trait::async_trait;
 use berth_proto::client;
 use thiserror::Error;
 
-pub use self::kv::{Epoch, KvStore};
+pub use self::{
+    kv::{Epoch, KvStore},
+    revocation::{CARRIED_MS, Revocation},
+};
 use crate::{kv::KvError, queue::Stored};
 
 /// Why the store could not do it.
@@ -411,6 +415,28 @@ pub trait Store: Send + Sync {
 
     /// Devices have everything up to a seq, in one step; none goes back. For receipts: nothing else reads it.
     async fn ack(&self, acks: &[Ack]) -> Result<(), StoreError>;
+
+    /// Makes what was issued before a moment void. One that is there already and voids more stays, but for its reason and time.
+    /// Answers with what there is now.
+    async fn revoke(&self, revocation: Revocation) -> Result<Revocation, StoreError>;
+
+    /// Takes a user's revocations back: that of one device, or all of them. Which, as they are now.
+    async fn restore(
+        &self,
+        user: &str,
+        device: Option<&str>,
+        now_ms: i64,
+    ) -> Result<Vec<Revocation>, StoreError>;
+
+    /// A user's revocations in force, his own first, then those of devices in order of their ids.
+    async fn revocations(&self, user: &str) -> Result<Vec<Revocation>, StoreError>;
+
+    /// For each user and device the revocation that voids most, if there is one: read before a session opens, many at a time.
+    async fn revoked(&self, who: &[(&str, &str)]) -> Vec<Result<Option<Revocation>, StoreError>>;
+
+    /// Revocations that were made or changed at `since_ms` or later, restored ones too: the newest of them, at most `limit`,
+    /// newest first.
+    async fn recent_revocations(&self, since_ms: i64, limit: usize) -> Result<Vec<Revocation>, StoreError>;
 
     /// Removes inbox rows written before `before_ms` of users after `after` and moves their floors: looks at up to
     /// `users` users and removes at most `rows` rows a user. Timelines keep the bodies.

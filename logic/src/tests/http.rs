@@ -25,7 +25,7 @@ async fn post(logic: &Logic, path: &str, headers: &str, body: &str) -> (u16, Val
     (status, serde_json::from_str(body).expect("JSON"))
 }
 
-async fn ask(logic: &Logic, path: &str, body: Value) -> (u16, Value) {
+pub(super) async fn ask(logic: &Logic, path: &str, body: Value) -> (u16, Value) {
     post(logic, path, &format!("Authorization: Bearer {KEY}\r\n"), &body.to_string()).await
 }
 

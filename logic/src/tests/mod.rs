@@ -10,6 +10,7 @@ mod groups;
 mod http;
 mod recorder;
 mod restart;
+mod revoked;
 mod road;
 mod small;
 

@@ -129,3 +129,25 @@ fn records_read_as_they_were_made_and_others_are_carried_unread() {
     assert_eq!(from_bytes(&store.to_bytes()).expect("reads"), held(&store));
     assert!(from_bytes(b"\xff\xff\xff").is_err());
 }
+
+#[test]
+fn a_revocation_voids_what_was_issued_before_it_to_that_user_or_device() {
+    let mut store = Store::default();
+    let mut carry = |user: &str, device: &str, not_before_ms, version| {
+        let (user_id, device_id) = (user.to_owned(), device.to_owned());
+        let revoked = Revocation { user_id, device_id, not_before_ms, reason: String::new() };
+        store.merge(vec![Record::Revocation(revoked).carried(version, 0)], 0);
+    };
+    carry("alice", "", 5_000, 1);
+    carry("bob", "d1", 7_000, 1);
+    carry("carol", "", 9_000, 1);
+    carry("carol", "", 0, 2);
+    let is_void = |user: &str, device: &str, issued| store.revoked(user, device, issued).is_some();
+    for device in ["d1", "d2"] {
+        assert!(is_void("alice", device, 4_999) && is_void("alice", device, 0));
+        assert!(!is_void("alice", device, 5_000));
+        assert!(!is_void("carol", device, 0), "restored");
+    }
+    assert!(is_void("bob", "d1", 6_999) && !is_void("bob", "d1", 7_000));
+    assert!(!is_void("bob", "d2", 0) && !is_void("bo", "bd1", 0));
+}

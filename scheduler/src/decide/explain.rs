@@ -10,6 +10,7 @@ use super::{
     load::Chooser,
 };
 use crate::{
+    admission::QueueSeen,
     fleet::{Dimension, Fleet, Measure, State, Sums, pressure},
     locate::Near,
     policy::{GrayRule, Policy, Takes},
@@ -52,6 +53,9 @@ pub struct Admission {
     pub assignable: usize,
     /// So many gateways fell silent together that they are assigned on their last known load.
     pub distrusted: bool,
+    /// The budget and the queue of the pool decided on: told by whoever keeps them, since the decision knows neither.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue: Option<QueueSeen>,
 }
 
 /// A gray rule that was looked at.
@@ -309,7 +313,7 @@ impl Recorder<'_> {
 
 impl Observer for Recorder<'_> {
     fn admission(&mut self, known: usize, assignable: usize) {
-        self.seen.admission = Admission { known, assignable, distrusted: self.fleet.distrusted };
+        self.seen.admission = Admission { known, assignable, distrusted: self.fleet.distrusted, queue: None };
     }
 
     fn home(&mut self, region: &str) {

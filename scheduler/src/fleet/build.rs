@@ -113,6 +113,8 @@ pub(super) fn build(
                 }
             },
             weight: connections.capacity.max(1) as f64 * ramp(load, now_ms, slow_start_ms),
+            handshakes_per_second: load.handshakes_per_second,
+            admit_per_second: load.admit_per_second,
             reported_at_ms: load.reported_at_ms,
             groups: *groups,
         };
@@ -220,6 +222,8 @@ fn empty_group(shape: &Shape) -> Group {
         candidates: 0..0,
         children: shape.children.clone(),
         transports: Transports::NONE,
+        handshakes_per_second: 0,
+        admit_per_second: 0,
         first: shape.first,
         sums: Sums::default(),
         pending: AtomicU64::new(0),
@@ -243,6 +247,8 @@ fn add_to_groups(fleet: &mut Fleet, index: u32, gateway: &Gateway, used: u64) {
         group.candidates.end = end;
         if assignable {
             group.transports = group.transports.with(gateway.profile.transports);
+            group.handshakes_per_second += gateway.handshakes_per_second;
+            group.admit_per_second += gateway.admit_per_second;
         }
         if serves {
             group.sums.used += used;

@@ -22,6 +22,12 @@ pub const MAX_GATEWAYS: usize = 20_000;
 /// Endpoints one gateway may report: every transport, plain and TLS, twice.
 const MAX_ENDPOINTS: usize = 8;
 
+/// Handshakes a second of a gateway that does not tell how many it takes: PROTOCOL.md's default.
+const DEFAULT_HANDSHAKES: u64 = 2_000;
+
+/// Most handshakes a second that one gateway is believed to take: the most that one can be configured with.
+const MAX_HANDSHAKES: u64 = 1_000_000;
+
 /// Longest endpoint URL, in bytes: a DNS name and room around it.
 const MAX_URL: usize = 512;
 
@@ -67,12 +73,20 @@ pub(super) struct Load {
     /// What it counts for, in connections, as long as this report is fresh.
     pub load: u64,
     pub uptime_ms: u64,
+    pub handshakes_per_second: u64,
+    pub admit_per_second: u64,
 }
 
 impl Load {
     fn of(attachment: u64, report: &GatewayReport, now_ms: i64) -> Self {
         let usage = Usage::of(report);
         let strain = Strain::first(&usage);
+        let handshakes_per_second = match report.handshakes_per_second_capacity {
+            0 => DEFAULT_HANDSHAKES,
+            told => told.min(MAX_HANDSHAKES),
+        };
+        // An older gateway leases nothing. What it takes is everybody's who knows it, and nobody knows how many those are.
+        let admit_per_second = report.admit_per_second.unwrap_or(handshakes_per_second);
         Self {
             attachment,
             reported_at_ms: now_ms,
@@ -83,6 +97,8 @@ impl Load {
             tells_strain: report.load.is_some(),
             load: load::load(&usage, strain),
             uptime_ms: report.uptime_ms,
+            handshakes_per_second,
+            admit_per_second: admit_per_second.min(handshakes_per_second),
         }
     }
 

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::problem::Refusal;
 use crate::{
+    admission::TOKEN,
     decide::Request,
     policy::{Client, Platform, app_version},
     transport::Transports,
@@ -30,6 +31,9 @@ const MAX_RTTS: usize = 256;
 
 /// Entries of `failed`; the decision counts the first 32 that it knows.
 pub(super) const MAX_FAILED: usize = 64;
+
+/// Longest `queueToken`: as ours are, and room for those of a newer scheduler.
+pub(super) const MAX_QUEUE_TOKEN: usize = 4 * TOKEN;
 
 /// Entries of `transports`.
 pub(super) const MAX_TRANSPORTS: usize = 8;
@@ -97,6 +101,7 @@ pub(crate) fn check(request: &ScheduleRequest) -> Result<(), Refusal> {
     for (name, text) in texts {
         at_most(name, text.len(), limits::CLIENT_TEXT, "bytes")?;
     }
+    at_most("queueToken", request.queue_token.len(), MAX_QUEUE_TOKEN, "bytes")?;
     at_most("transports", request.transports.len(), MAX_TRANSPORTS, "entries")?;
     at_most("failed", request.failed.len(), MAX_FAILED, "entries")?;
     at_most("rttMs", request.rtt_ms.len(), MAX_RTTS, "entries")?;

@@ -37,7 +37,8 @@ pub(super) static OPERATIONS: [Operation; 3] = [
         id: "schedule",
         summary: "Where this user's device is to connect",
         description: "Endpoints come best first; the ticket is good for all of them until it expires. Wait as long as \
-                      retryAfterMs says after 429 and 503: everybody else was told another number.",
+                      retryAfterMs says after 429 and 503: everybody else was told another number. With OVERLOADED that is your place \
+                      in a queue; send its queueToken with the next request, to whichever scheduler, and the place is kept.",
         request: "ScheduleRequest",
         response: "ScheduleAnswer",
         security: "userToken",
@@ -76,7 +77,12 @@ const ERRORS: [(u16, &str, &str); 5] = [
     (401, "Unauthorized", "The token or key is missing, wrong or expired."),
     (403, "Forbidden", "The user id system belongs to the server."),
     (429, "RateLimited", "This user asks too often; wait as long as Retry-After says."),
-    (503, "NoGateway", "No gateway can be assigned now; wait as long as Retry-After says."),
+    (
+        503,
+        "Unavailable",
+        "No gateway can be assigned (NO_GATEWAY), or more clients ask than the gateways can take (OVERLOADED); wait as long \
+         as Retry-After says.",
+    ),
 ];
 
 async fn answer() -> Response<axum::body::Body> {
@@ -214,6 +220,9 @@ fn schemas() -> Value {
                 ] },
                 "requestId": { "type": "string", "description": "Yours (X-Request-Id) or the server's." },
                 "retryAfterMs": { "type": "integer", "minimum": 0, "description": "With 429 and 503." },
+                "queueToken": {
+                    "type": "string", "description": "With OVERLOADED: keeps the place that retryAfterMs tells.",
+                },
             },
         },
     })
@@ -229,6 +238,10 @@ fn request() -> Value {
             "transports": { "type": "array", "items": { "type": "string" }, "maxItems": super::input::MAX_TRANSPORTS },
             "attempt": { "type": "integer", "minimum": 0 },
             "failed": { "type": "array", "items": { "type": "string" }, "maxItems": super::input::MAX_FAILED },
+            "queueToken": {
+                "type": "string", "maxLength": super::input::MAX_QUEUE_TOKEN,
+                "description": "What the last OVERLOADED said; good once, for this user and device.",
+            },
             "rttMs": {
                 "type": "object", "description": "Measured round trips by gateway id, in milliseconds.",
             },

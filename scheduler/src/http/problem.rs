@@ -22,12 +22,22 @@ pub(crate) enum Refusal {
     RateLimited { limit: u32, retry_after_ms: u32 },
     #[error("{detail}; ask again after {retry_after_ms} ms")]
     NoGateway { detail: String, retry_after_ms: u32 },
+    #[error("{}", told_to_wait(*.retry_after_ms, .queue_token))]
+    Overloaded { retry_after_ms: u32, queue_token: String },
     #[error("there is no {0} here")]
     NotFound(String),
     #[error("{0} is not what this path takes; see the Allow header")]
     Method(String),
     #[error("{0}")]
     Conflict(String),
+}
+
+fn told_to_wait(retry_after_ms: u32, queue_token: &str) -> String {
+    let how = match queue_token {
+        "" => "no place is kept for you",
+        _ => "send queueToken with the next request, it keeps your place",
+    };
+    format!("more clients ask than the gateways can take; ask again after {retry_after_ms} ms; {how}")
 }
 
 impl Refusal {
@@ -38,6 +48,7 @@ impl Refusal {
             Self::Forbidden(_) => Outcome::Forbidden,
             Self::RateLimited { .. } => Outcome::RateLimited,
             Self::NoGateway { .. } => Outcome::NoGateway,
+            Self::Overloaded { .. } => Outcome::Overloaded,
             Self::NotFound(_) => Outcome::NotFound,
             Self::Method(_) => Outcome::Method,
             Self::Conflict(_) => Outcome::Conflict,
@@ -50,7 +61,7 @@ impl Refusal {
             Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::NoGateway { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoGateway { .. } | Self::Overloaded { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::Conflict(_) => StatusCode::CONFLICT,
@@ -64,6 +75,7 @@ impl Refusal {
             Self::Forbidden(_) => "FORBIDDEN",
             Self::RateLimited { .. } => "RATE_LIMITED",
             Self::NoGateway { .. } => "NO_GATEWAY",
+            Self::Overloaded { .. } => "OVERLOADED",
             Self::NotFound(_) => "NOT_FOUND",
             Self::Conflict(_) => "CONFLICT",
         }
@@ -71,10 +83,17 @@ impl Refusal {
 
     fn retry_after_ms(&self) -> Option<u32> {
         match self {
-            Self::RateLimited { retry_after_ms, .. } | Self::NoGateway { retry_after_ms, .. } => {
-                Some(*retry_after_ms)
-            }
+            Self::RateLimited { retry_after_ms, .. }
+            | Self::NoGateway { retry_after_ms, .. }
+            | Self::Overloaded { retry_after_ms, .. } => Some(*retry_after_ms),
             _ => None,
+        }
+    }
+
+    fn queue_token(&self) -> &str {
+        match self {
+            Self::Overloaded { queue_token, .. } => queue_token,
+            _ => "",
         }
     }
 
@@ -89,6 +108,7 @@ impl Refusal {
             reason: self.reason().to_owned(),
             request_id: request_id.to_owned(),
             retry_after_ms: self.retry_after_ms(),
+            queue_token: self.queue_token().to_owned(),
         }
     }
 

@@ -5,12 +5,13 @@ use std::time::Duration;
 use berth_proto::{
     schedule::{Reason, ScheduleAnswer},
     ticket::{TicketSigner, TicketVerifier},
+    wire::GatewayReport,
 };
 use serde_json::json;
 
 use crate::{
     Config, sign_user_token,
-    testing::{ADMIN_KEY, Answer, Fixture, SECRET, TICKET_KEY, bearer, config, report},
+    testing::{ADMIN_KEY, Answer, Fixture, SECRET, TICKET_KEY, bearer, config, eventually, report},
 };
 
 fn check_problem(answer: &Answer, status: u16, reason: &str) {
@@ -204,6 +205,88 @@ async fn without_a_gateway_the_wait_is_spread() {
     }
     assert!(waits.len() > 1, "not everybody at once: {waits:?}");
     assert_eq!(fixture.metric(r#"berth_scheduler_requests_total{outcome="no_gateway"}"#), 8.0);
+}
+
+/// A gateway that leases so many clients a second.
+fn leasing(id: &str, per_second: u64) -> GatewayReport {
+    GatewayReport { admit_per_second: Some(per_second), ..report(id) }
+}
+
+#[tokio::test]
+async fn above_the_budget_a_client_gets_its_place_and_comes_back_with_it() {
+    let fixture = Fixture::start(config()).await;
+    fixture.gateway(leasing("gw-1", 10)).await;
+    let (mut waits, mut last) = (Vec::new(), json!(null));
+    for user in 0..40 {
+        let bearer = bearer(&format!("u{user}"));
+        let answer = fixture.post("/v1/schedule", &[("authorization", &bearer)], r#"{"deviceId":"d"}"#).await;
+        if answer.status != 200 {
+            check_problem(&answer, 503, "OVERLOADED");
+            waits.push(answer.body["retryAfterMs"].as_u64().expect("a number"));
+            last = answer.body["queueToken"].clone();
+        }
+    }
+    assert!(waits.len() > 20 && waits.is_sorted(), "each behind the one before: {waits:?}");
+    let ask = async |user: &str, device: &str| {
+        let body = json!({ "deviceId": device, "queueToken": last }).to_string();
+        fixture.post("/v1/schedule", &[("authorization", &bearer(user))], &body).await
+    };
+    let (wait, place) = (waits[waits.len() - 1], last.as_str().expect("text"));
+    let early = ask("u39", "d").await;
+    check_problem(&early, 503, "OVERLOADED");
+    assert_eq!(early.body["queueToken"], place, "the same place");
+    let left = early.body["retryAfterMs"].as_u64().expect("a number");
+    assert!(left <= wait, "{left} of {wait}");
+    for (user, device) in [("mallory", "d"), ("u39", "other")] {
+        let stolen = ask(user, device).await;
+        check_problem(&stolen, 503, "OVERLOADED");
+        assert!(stolen.body["retryAfterMs"].as_u64() > Some(left), "at the end: {stolen:?}");
+    }
+    tokio::time::sleep(Duration::from_millis(left)).await;
+    assert_eq!(ask("u39", "d").await.status, 200);
+    let tokens = |outcome: &str| format!("berth_scheduler_queue_tokens_total{{outcome=\"{outcome}\"}}");
+    eventually("counted", || fixture.metric(&tokens("honoured")) == 1.0).await;
+    assert_eq!((fixture.metric(&tokens("early")), fixture.metric(&tokens("forged"))), (1.0, 2.0));
+    assert_eq!(fixture.metric("berth_scheduler_admission_budget_per_second"), 10.0);
+    assert!(fixture.metric(r#"berth_scheduler_requests_total{outcome="overloaded"}"#) > 20.0);
+    let headers = [("authorization", &*format!("Bearer {ADMIN_KEY}"))];
+    let explained = fixture.post("/v1/schedule:explain", &headers, r#"{"userId":"u","deviceId":"d"}"#).await;
+    let queue = &explained.body["stages"]["admission"]["queue"];
+    assert_eq!(queue["budgetPerSecond"], 10, "{explained:?}");
+    assert!(queue["waitMs"].as_u64() > Some(0) && queue["waiting"].as_u64() > Some(0), "{queue}");
+}
+
+#[tokio::test]
+async fn one_user_does_not_make_the_others_wait() {
+    let fixture = Fixture::start(config()).await;
+    fixture.gateway(leasing("gw-1", 10)).await;
+    let mut placed = 0;
+    for _ in 0..200 {
+        let answer = fixture.schedule(r#"{"deviceId":"d"}"#).await;
+        placed += u64::from(answer.body["queueToken"].is_string());
+        assert!(answer.status == 200 || answer.body["retryAfterMs"].is_u64(), "{answer:?}");
+    }
+    let other =
+        fixture.post("/v1/schedule", &[("authorization", &bearer("bob"))], r#"{"deviceId":"d"}"#).await;
+    let wait = other.body["retryAfterMs"].as_u64().unwrap_or(0);
+    // Four at once, and four in each second that this took, at ten a second.
+    assert!(wait <= 600 + 100 * placed && placed < 100, "{wait} ms behind {placed}");
+}
+
+#[tokio::test]
+async fn the_spread_is_how_long_the_others_take() {
+    let fixture = Fixture::start(config()).await;
+    for id in ["gw-1", "gw-2"] {
+        let report = GatewayReport {
+            capacity: 100_000,
+            connections: 9_000,
+            handshakes_per_second_capacity: 1_000,
+            ..report(id)
+        };
+        fixture.gateway(report).await;
+    }
+    let answer = fixture.schedule(r#"{"deviceId":"d"}"#).await;
+    assert_eq!(answer.body["reconnect"]["spreadMs"], 8_000, "{answer:?}");
 }
 
 #[tokio::test]

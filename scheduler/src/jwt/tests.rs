@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::*;
+use super::{watch::JwksFile, *};
 
 const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 const NOW: i64 = 1_795_000_000_000;
@@ -15,7 +15,7 @@ const ED_X: &str = "DamIoa0m4su0g9-4KA60IB0TtZUMLkaQg27J7hJ79rA";
 const ED_TOKEN: &str = "eyJhbGciOiAiRWREU0EiLCAia2lkIjogImUxIn0.eyJzdWIiOiAiYWxpY2UiLCAiZXhwIjogMjAwMDAwMDAwMH0.pB2ChqTn4V2AYFkYNCL3Tg-criqOdobsWbNrLhmr6yookb9pUF8xONPzJNvMtopngqJzo_QZ6otIdvysz_Q6CA";
 
 fn secret_keys() -> JwtKeys {
-    JwtKeys::from_secret(SECRET).expect("32 bytes")
+    JwtKeys::from_secrets(&[SECRET]).expect("32 bytes")
 }
 
 fn jwks() -> JwtKeys {
@@ -43,7 +43,7 @@ fn claims(claims: &str) -> Result<User, JwtError> {
 #[test]
 fn our_own_tokens_pass_until_they_expire() {
     let token = sign_user_token(SECRET, "alice", Duration::from_secs(60), NOW + 999);
-    let user = User { id: "alice".to_owned(), expires_at_ms: NOW + 60_000 };
+    let user = User { id: "alice".to_owned(), expires_at_ms: NOW + 60_000, issued_at_ms: NOW };
     assert_eq!(secret_keys().verify(&token, NOW), Ok(user.clone()));
     assert_eq!(secret_keys().verify(&token, NOW + 59_999), Ok(user));
     assert_eq!(secret_keys().verify(&token, NOW + 60_001), Err(JwtError::Expired { late_ms: 1 }));
@@ -53,7 +53,7 @@ fn our_own_tokens_pass_until_they_expire() {
 fn tokens_of_a_jwks_pass() {
     for token in [RSA_TOKEN, ED_TOKEN] {
         let user = jwks().verify(token, NOW).expect("signed by openssl");
-        assert_eq!(user, User { id: "alice".to_owned(), expires_at_ms: 2_000_000_000_000 });
+        assert_eq!(user, User { id: "alice".to_owned(), expires_at_ms: 2_000_000_000_000, issued_at_ms: 0 });
     }
 }
 
@@ -146,8 +146,8 @@ fn keys_that_cannot_be_used_say_why() {
     assert!(why(r#"{"keys":[{"kty":"RSA","n":"AQAB","e":"AQAB"}]}"#).contains("n has 17 bits"));
     assert!(why(r#"{"keys":[{"kty":"RSA","e":"AQAB"}]}"#).ends_with("n is missing"));
     assert!(why("nonsense").starts_with("auth.jwks_file: no JWKS"));
-    assert!(matches!(JwtKeys::from_secret(b"short"), Err(JwtKeysError::ShortSecret(5))));
-    let nowhere = JwtKeys::from_jwks_file(Path::new("/no/such/file"));
+    assert!(matches!(JwtKeys::from_secrets(&[b"short"]), Err(JwtKeysError::ShortSecret(5))));
+    let nowhere = JwksFile::load("/no/such/file".into());
     assert!(matches!(nowhere, Err(JwtKeysError::Unreadable { .. })));
 }
 
@@ -201,7 +201,23 @@ fn a_jwks_file_is_read() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("jwks.json");
     let text = format!(r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","x":"{ED_X}"}}]}}"#);
-    fs::write(&path, text).expect("written");
-    let keys = JwtKeys::from_jwks_file(&path).expect("readable");
+    std::fs::write(&path, text).expect("written");
+    let (keys, _) = JwksFile::load(path).expect("readable");
     assert!(keys.verify(ED_TOKEN, NOW).is_ok(), "a key without kid fits any");
+}
+
+#[test]
+fn when_a_token_was_issued_is_told_if_it_can_be() {
+    let issued = |iat: &str| {
+        let text = format!(r#"{{"sub":"alice","exp":2000000000{iat}}}"#);
+        claims(&text).expect("good whatever its iat").issued_at_ms
+    };
+    assert_eq!(issued(r#","iat":1794999999"#), NOW - 1_000);
+    assert_eq!(issued(r#","iat":1794999999.25"#), NOW - 750);
+    assert_eq!(issued(r#","iat":1795000060"#), NOW + CLOCK_LEEWAY_MS, "the issuer's clock may be ahead");
+    for unbelievable in
+        ["", r#","iat":"today""#, r#","iat":-1"#, r#","iat":null"#, r#","iat":1795000061"#, r#","iat":1e300"#]
+    {
+        assert_eq!(issued(unbelievable), 0, "{unbelievable}");
+    }
 }

@@ -118,8 +118,23 @@ impl Fake {
 
     /// The next request is answered with a problem.
     pub fn refuse_next(&self, status: u16, reason: &str, retry_after_ms: Option<u32>) {
-        let problem = Problem { status, reason: reason.into(), retry_after_ms, ..Default::default() };
-        let body = serde_json::to_vec(&problem).expect("serializes");
+        self.answer_next(&Problem { status, reason: reason.into(), retry_after_ms, ..Default::default() });
+    }
+
+    /// The next request is told to wait, with a place in the queue.
+    pub fn queue_next(&self, retry_after_ms: u32, queue_token: &str) {
+        self.answer_next(&Problem {
+            status: 503,
+            reason: "OVERLOADED".into(),
+            retry_after_ms: Some(retry_after_ms),
+            queue_token: queue_token.into(),
+            ..Default::default()
+        });
+    }
+
+    fn answer_next(&self, problem: &Problem) {
+        let status = problem.status;
+        let body = serde_json::to_vec(problem).expect("serializes");
         self.script.lock().expect("not poisoned").next.push_back((status, body));
     }
 

@@ -9,7 +9,7 @@ use berth_client::{
 use berth_proto::client::server_frame::Frame as Down;
 use futures_util::future::BoxFuture;
 
-use crate::fake::{Fake, Kind, next, soon, welcome};
+use crate::fake::{Fake, Kind, close_code, next, soon, welcome};
 
 /// Gives "old" until it is rejected, then "new".
 struct Renewing;
@@ -109,6 +109,30 @@ async fn the_next_scheduler_is_asked_when_one_fails() {
     busy.asked().await;
     fake.asked().await;
     assert_eq!((busy.answered(), fake.answered()), (0, 1));
+}
+
+#[tokio::test]
+async fn a_place_in_the_queue_is_kept_whoever_is_asked_and_used_once() {
+    let (mut fake, mut other) = (Fake::start().await, Fake::start().await);
+    fake.queue_next(300, "place");
+    other.refuse_next(503, "NO_GATEWAY", Some(1));
+    let mut options = fake.options(Kind::Tcp);
+    options.schedulers.push(format!("http://{}", other.scheduler));
+    let before = std::time::Instant::now();
+    let (_client, _events) = Client::start(options).await.expect("starts");
+    let mut peer = fake.accept().await;
+    peer.hello().await;
+    assert!(before.elapsed() >= Duration::from_millis(300), "the wait is kept in full");
+    assert_eq!(fake.asked().await.request.queue_token, "");
+    assert_eq!(other.asked().await.request.queue_token, "place");
+    assert_eq!(
+        fake.asked().await.request.queue_token,
+        "place",
+        "another scheduler's refusal does not end it"
+    );
+    peer.disconnect(close_code(4005)).await;
+    fake.accept().await.hello().await;
+    assert_eq!(fake.asked().await.request.queue_token, "", "it was let in on it");
 }
 
 #[tokio::test]

@@ -85,6 +85,7 @@ fn schedule(user: &str, body: &[u8], signer: &TicketSigner, authority: &str, now
         expires_at_ms,
         auth_expires_at_ms: expires_at_ms,
         issued_at_ms: now_ms,
+        auth_issued_at_ms: now_ms,
         ..Ticket::default()
     };
     let endpoint = |transport: &str, url: String| ScheduleEndpoint {

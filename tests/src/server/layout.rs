@@ -21,7 +21,7 @@ use crate::{bail, metrics::Admin, proxy::Proxy, tokens};
 pub enum Composition {
     /// `berth dev`: all in one.
     One,
-    /// Each on its own: two schedulers, two gateways, one logic. Fewer would hide what two replicas, or two gateways of one
+    /// Each on its own: two schedulers, two gateways or more, one logic. Fewer would hide what two replicas, or two gateways of one
     /// user, do to each other.
     Apart,
 }
@@ -43,7 +43,7 @@ impl Composition {
 
 /// Schedulers of [`Composition::Apart`], unless [`Options::schedulers`] says otherwise.
 pub const SCHEDULERS: usize = 2;
-/// Gateways of [`Composition::Apart`]: gw-1 and gw-2.
+/// Gateways of [`Composition::Apart`], unless [`Options::gateways`] says otherwise: gw-1 and gw-2.
 pub const GATEWAYS: usize = 2;
 
 /// One process of a server. In the order in which they are stopped; they are started in the opposite one.
@@ -83,15 +83,16 @@ impl Layout {
                 proxies: vec![],
             });
         }
+        let gateways = options.gateways.unwrap_or(GATEWAYS);
         let schedulers: Vec<_> =
             (0..options.schedulers.unwrap_or(SCHEDULERS)).map(|_| [port(), port(), port()]).collect();
         let logic = [port(), port(), port()];
         let mut proxies = Vec::new();
-        for _ in (0..GATEWAYS).filter(|_| options.links_that_can_be_cut) {
+        for _ in (0..gateways).filter(|_| options.links_that_can_be_cut) {
             let targets = schedulers.iter().map(|[_, rpc, _]| *rpc).chain([logic[1]]);
             proxies.push(targets.map(Proxy::start).collect::<anyhow::Result<_>>()?);
         }
-        let gateways = (0..GATEWAYS).map(|_| [port(), port()]).collect();
+        let gateways = (0..gateways).map(|_| [port(), port()]).collect();
         Ok(Self { composition, schedulers, gateways, logic, proxies })
     }
 
@@ -139,7 +140,7 @@ impl Layout {
     /// The proxy between a gateway and its peer.
     pub(super) fn proxy(&self, gateway: usize, peer: Role) -> anyhow::Result<&Proxy> {
         let Some(proxies) = self.proxies.get(gateway) else {
-            bail!("there is no link to cut: Options::links_that_can_be_cut, and gateways 0 and 1");
+            bail!("there is no link to cut: Options::links_that_can_be_cut, and gateways from 0");
         };
         match peer {
             Role::Scheduler(index) if index < self.schedulers.len() => Ok(&proxies[index]),

@@ -75,6 +75,12 @@ impl Crowd {
         self.members.iter().map(|member| member.user.clone()).collect()
     }
 
+    /// How many are connected to the gateway of that id.
+    pub fn at(&self, gateway: &str) -> usize {
+        let there = |member: &&Member| *member.gateway.lock().expect("nobody panics with it") == gateway;
+        self.members.iter().filter(there).count()
+    }
+
     /// Connections lost so far, and attempts that failed.
     pub fn losses(&self) -> u64 {
         self.losses.load(Ordering::Relaxed)
@@ -89,8 +95,13 @@ impl Crowd {
 
     /// Waits until everybody is connected, and not at the gateway `but`; how long that took.
     pub async fn all_back(&self, but: &str) -> anyhow::Result<Duration> {
+        self.all_back_within(but, wait::DEADLINE).await
+    }
+
+    /// [`Crowd::all_back`] with a deadline of its own.
+    pub async fn all_back_within(&self, but: &str, deadline: Duration) -> anyhow::Result<Duration> {
         let begun = Instant::now();
-        wait::until("every client is connected", || async {
+        wait::until_within("every client is connected", deadline, || async {
             let mut places =
                 self.members.iter().map(|member| member.gateway.lock().expect("nobody panics").clone());
             Ok(places.all(|place| !place.is_empty() && place != but).then_some(()))

@@ -4,10 +4,13 @@
 mod crowd;
 mod cut;
 mod frozen;
+mod keys;
 mod killed;
 mod moved;
+mod revoked;
 mod schedulers;
 mod slow;
+mod storm;
 mod two_gateways;
 
 use std::time::Duration;

@@ -67,11 +67,7 @@ impl Subject {
                 None => Limit::start(&[])?,
             }));
         }
-        let options = Options::default()
-            .one()
-            .tireless_clients()
-            .env("BERTH_GATEWAY__HANDSHAKES_PER_SECOND", 1_000_000)
-            .env("BERTH_GATEWAY__WORKERS", 1);
+        let options = Options::default().one().tireless_clients().env("BERTH_GATEWAY__WORKERS", 1);
         Ok(Self::Berth(Box::new(Server::start(options).await?)))
     }
 

@@ -26,6 +26,7 @@ mod proximity;
 mod readme;
 mod replacement;
 mod requests;
+mod revoked;
 mod schedule;
 mod secrets;
 mod slow;

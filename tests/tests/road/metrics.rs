@@ -28,7 +28,7 @@ use serde_json::json;
 use crate::docs::document;
 
 /// Counters and histograms, with labels, that [`cause`] must move.
-const MOVED: [(&str, &[(&str, &str)]); 64] = [
+const MOVED: [(&str, &[(&str, &str)]); 65] = [
     ("berth_scheduler_requests_total", &[("outcome", "ok")]),
     ("berth_scheduler_requests_total", &[("outcome", "invalid_argument")]),
     ("berth_scheduler_requests_total", &[("outcome", "unauthenticated")]),
@@ -41,6 +41,7 @@ const MOVED: [(&str, &[(&str, &str)]); 64] = [
     ("berth_scheduler_explains_total", &[("outcome", "ok")]),
     ("berth_scheduler_explains_total", &[("outcome", "unauthenticated")]),
     ("berth_scheduler_decisions_total", &[("pool", "stable"), ("reason", "DEFAULT")]),
+    ("berth_scheduler_admissions_total", &[("outcome", "admitted")]),
     ("berth_scheduler_snapshot_seconds_count", &[]),
     ("berth_scheduler_reports_total", &[]),
     ("berth_scheduler_redirects_total", &[("outcome", "answered")]),
@@ -96,10 +97,15 @@ const MOVED: [(&str, &[(&str, &str)]); 64] = [
 ];
 
 /// What is not caused here, and why.
-const NOT_CAUSED: [(&str, &str); 25] = [
+const NOT_CAUSED: [(&str, &str); 30] = [
     ("berth_gateway_moves_total", "needs a drain: tests/tests/road/drain.rs"),
     ("berth_scheduler_guard_breaches_total", "needs a pool that fails: tests/tests/road/gray.rs"),
     ("berth_scheduler_reports_refused_total", "needs a gateway with a fault: scheduler/src/tests.rs"),
+    ("berth_scheduler_queue_tokens_total", "needs a crowd: scheduler/src/http/tests.rs"),
+    ("berth_scheduler_jwks_loads_total", "needs a JWKS file: scheduler/src/tests/credentials.rs"),
+    ("berth_gateway_sessions_revoked_total", "needs a revocation: tests/tests/road/revoked.rs"),
+    ("berth_logic_sessions_revoked_total", "the same"),
+    ("berth_logic_revocations_total", "the same"),
     ("berth_scheduler_geoip_loads_total", "needs a database: tests/tests/road/proximity.rs"),
     ("berth_scheduler_geoip_lookups_total", "needs a database: scheduler/src/locate/tests.rs"),
     ("berth_scheduler_rtt_votes_total", "needs a gateway with a region: scheduler/src/locate/tests.rs"),

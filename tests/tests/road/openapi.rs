@@ -200,7 +200,13 @@ async fn the_back_end_api_is_as_documented() -> TestResult {
     cases.extend(bodies("addMembers", &none, large, vec![(members.clone(), 404)]));
     cases.extend(bodies("removeMembers", &none, large, vec![(members, 404)]));
     cases.extend(bodies("batchGetPresence", "", 64 * 1024, vec![(json!({"userIds": ["a b"]}), 400)]));
-    cases.extend(bodies("disconnectUser", &none, 64 * 1024, vec![(json!({"reason": "r".repeat(101)}), 400)]));
+    for operation in ["disconnectUser", "revokeUser"] {
+        cases.extend(bodies(operation, &none, 64 * 1024, vec![(json!({"reason": "r".repeat(101)}), 400)]));
+    }
+    cases.extend(bodies("restoreUser", &none, 64 * 1024, vec![(json!({"deviceId": "a b"}), 400)]));
+    for (id, key, status) in [(&none, None, 401), (&"a%20b".to_owned(), service(), 400)] {
+        cases.push(Case { operation: "getRevocations", id: id.clone(), query: "", key, body: None, status });
+    }
     for (id, query, key, status) in [
         (&other, "", None, 401),
         (&none, "", service(), 404),

@@ -28,8 +28,7 @@ const GONE: Duration = Duration::from_secs(40);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn five_thousand_who_dawdle_hold_up_nobody_and_are_gone_in_time() -> TestResult {
-    let server =
-        Server::start(Options::default().env("BERTH_GATEWAY__HANDSHAKES_PER_SECOND", 100_000)).await?;
+    let server = Server::start(Options::default().handshakes_per_second(100_000)).await?;
     let alone = honest(&server).await?;
     let before = server.process().resident()?;
     let begun = Instant::now();

@@ -27,7 +27,7 @@ pub const WINDOW: usize = 128;
 /// From a client's turn to its welcome at the most.
 const PATIENCE: Nanos = 30 * SECOND;
 
-/// How often a client asks again for a schedule that it was refused with 429 or 503.
+/// How often a client comes again that was told to: with 429 or 503 by a scheduler, with 4009 by a gateway.
 const ASKS: u32 = 5;
 
 /// A lost client comes back within this at random, as a real one would.
@@ -46,6 +46,8 @@ pub(super) struct Arrival {
     /// When the step began that it is in.
     since: Nanos,
     token: String,
+    /// Keeps the place that a scheduler told.
+    queue_token: String,
     ticket: String,
     /// `ws://host:port/v1/ws` or `tcp://host:port`.
     url: String,
@@ -54,8 +56,8 @@ pub(super) struct Arrival {
 
 impl Arrival {
     fn of(intended: Nanos) -> Self {
-        let (token, ticket, url) = <(String, String, String)>::default();
-        Self { intended, since: intended, token, ticket, url, asked: 0 }
+        let (token, queue_token, ticket, url) = <(String, String, String, String)>::default();
+        Self { intended, since: intended, token, queue_token, ticket, url, asked: 0 }
     }
 }
 
@@ -130,7 +132,9 @@ impl Fleet {
         self.arriving += 1;
         self.deadlines.push_back((now + PATIENCE, u32::try_from(who).unwrap_or(u32::MAX), peer.attempt));
         if peer.step == Step::Ticketed {
-            if let Some(arrival) = &mut peer.arrival {
+            if let Some(arrival) = &mut peer.arrival
+                && arrival.asked == 0
+            {
                 arrival.intended = intended;
             }
             return self.open(who, now);
@@ -153,7 +157,8 @@ impl Fleet {
     }
 
     fn ask_schedule(&mut self, who: usize, token: String, intended: Nanos) {
-        let body = schedule_body(self.plan.transport);
+        let place = self.peers[who].arrival.as_ref().map_or("", |arrival| &arrival.queue_token);
+        let body = schedule_body(self.plan.transport, place);
         let bytes = self.pool.post("/v1/schedule", Some(&token), &body);
         if let Some(arrival) = &mut self.peers[who].arrival {
             arrival.token = token;
@@ -184,6 +189,9 @@ impl Fleet {
                 let problem: Problem = serde_json::from_slice(&body).unwrap_or_default();
                 let wait = matches!(status, 429 | 503)
                     .then(|| u64::from(problem.retry_after_ms.unwrap_or(1_000)) * 1_000_000);
+                if let Some(arrival) = &mut self.peers[who].arrival {
+                    arrival.queue_token = problem.queue_token;
+                }
                 self.refused(who, format!("schedule:{status}:{}", problem.reason), wait, now);
             }
             (kind, Err(reason)) => {
@@ -193,14 +201,25 @@ impl Fleet {
         }
     }
 
+    /// A gateway has more handshakes than it takes: the client comes again with its ticket. A real one would go on along its
+    /// list.
+    pub(super) fn sent_away(&mut self, who: usize, kind: String, retry_after_ms: u32, now: Nanos) {
+        self.peers[who].stream = None;
+        self.come_again(who, kind, Some(u64::from(retry_after_ms) * 1_000_000), Step::Ticketed, now);
+    }
+
     /// Asks again after `wait` if there is any; else gives the client up.
     fn refused(&mut self, who: usize, kind: String, wait: Option<Nanos>, now: Nanos) {
+        self.come_again(who, kind, wait, Step::Waiting, now);
+    }
+
+    fn come_again(&mut self, who: usize, kind: String, wait: Option<Nanos>, step: Step, now: Nanos) {
         self.tally.error(kind);
         let arrival = self.peers[who].arrival.as_mut();
         match (wait, arrival) {
             (Some(wait), Some(arrival)) if arrival.asked < ASKS => {
                 arrival.asked += 1;
-                self.peers[who].step = Step::Waiting;
+                self.peers[who].step = step;
                 self.arriving -= 1;
                 self.later.push(Reverse((now + wait, u32::try_from(who).unwrap_or(u32::MAX))));
             }
@@ -224,7 +243,8 @@ impl Fleet {
         };
         let peer = &mut self.peers[who];
         if let Some(arrival) = &mut peer.arrival {
-            (arrival.ticket, arrival.url) = (answer.ticket, endpoint.url);
+            // What a gateway makes it wait is another matter.
+            (arrival.ticket, arrival.url, arrival.asked) = (answer.ticket, endpoint.url, 0);
         }
         if self.opening {
             self.open(who, now);
@@ -303,7 +323,7 @@ impl Fleet {
         arrival.since = now;
         peer.step = Step::Greeting;
         let hello = Hello {
-            ticket: std::mem::take(&mut arrival.ticket),
+            ticket: arrival.ticket.clone(),
             device_id: DEVICE.to_owned(),
             platform: "server".to_owned(),
             ..Hello::default()
@@ -352,10 +372,11 @@ impl Fleet {
     }
 }
 
-/// What a client of this transport asks.
-pub fn schedule_body(transport: Transport) -> String {
+/// What a client of this transport asks, with what keeps its place in the queue.
+pub fn schedule_body(transport: Transport, queue_token: &str) -> String {
     let sdk = concat!("berth-bench/", env!("CARGO_PKG_VERSION"));
-    json!({ "deviceId": DEVICE, "platform": "server", "sdk": sdk, "transports": [transport.name()] })
+    let transports = [transport.name()];
+    json!({ "deviceId": DEVICE, "platform": "server", "sdk": sdk, "transports": transports, "queueToken": queue_token })
         .to_string()
 }
 

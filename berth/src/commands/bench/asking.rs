@@ -101,7 +101,7 @@ impl Asking {
             lanes,
             rate,
             duration,
-            body: schedule_body(transport),
+            body: schedule_body(transport, ""),
             flights: Flights::new(0, 0, 0, None, 0),
             begun: 0,
             last: 0,

@@ -439,7 +439,12 @@ impl Fleet {
             Incoming::Frame(Frame::Welcome(welcome)) => self.welcomed(who, &welcome, now),
             Incoming::Frame(Frame::Disconnect(disconnect)) => {
                 let reason = disconnect.reason.split(':').next().unwrap_or_default().to_owned();
-                self.closed(who, &format!("closed:{}:{reason}", disconnect.code), work, now);
+                let kind = format!("closed:{}:{reason}", disconnect.code);
+                if self.peers[who].step == Step::Greeting && disconnect.retry_after_ms > 0 {
+                    self.sent_away(who, kind, disconnect.retry_after_ms, now);
+                } else {
+                    self.closed(who, &kind, work, now);
+                }
             }
             Incoming::Close(code) => {
                 let kind = code.map_or_else(|| "closed:none".to_owned(), |code| format!("closed:{code}"));

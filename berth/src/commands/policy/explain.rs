@@ -100,7 +100,12 @@ fn readable(answer: &Value) -> String {
     let place = client.as_object().map(|client| client.iter().filter(|(name, _)| *name != "distances"));
     say("client", fields(place.into_iter().flatten()));
     client["distances"].as_array().into_iter().flatten().for_each(|near| say("distance", distance(near)));
-    say("admission", fields_of(&stages["admission"]));
+    let admission = stages["admission"].as_object();
+    let fleet = admission.map(|seen| seen.iter().filter(|(name, _)| *name != "queue"));
+    say("admission", fields(fleet.into_iter().flatten()));
+    if let Some(queue) = stages["admission"]["queue"].as_object() {
+        say("queue", fields(queue));
+    }
     let away = if answer["elsewhere"] == true { ", which cannot take him now" } else { "" };
     say("home", if stages["home"] == "" { "none".to_owned() } else { plain(&stages["home"]) + away });
     for (stage, word) in
@@ -193,7 +198,8 @@ mod tests {
                     "votes": { "count": 4, "weight": 3.5, "medianMs": 11 } }],
             },
             "stages": {
-                "admission": { "known": 2, "assignable": 2, "distrusted": false },
+                "admission": { "known": 2, "assignable": 2, "distrusted": false,
+                    "queue": { "budgetPerSecond": 1750, "waitMs": 12 } },
                 "home": "eu",
                 "rules": [{ "ruleId": "ios", "verdict": "in", "bucket": 12 }],
                 "tiers": [{ "kind": "region", "region": "eu", "meanScore": 0.25 }],
@@ -214,6 +220,7 @@ mod tests {
             "client     network 203.0.113.0/24, place 0, region eu, regionBy place\n",
             "distance   by votes, ms 12, region eu, votes: count 4, medianMs 11, weight 3.5000\n",
             "admission  assignable 2, known 2\n",
+            "queue      budgetPerSecond 1750, waitMs 12\n",
             "home       eu, which cannot take him now",
             "rule       bucket 12, ruleId ios, verdict in",
             "meanScore 0.2500",

@@ -67,6 +67,7 @@ impl Site {
             auth_expires_at_ms: now + 3_600_000,
             schedule_id: 7,
             issued_at_ms: now,
+            auth_issued_at_ms: now,
             ..Ticket::default()
         }
     }

@@ -6,7 +6,7 @@ use berth_proto::{
     link::{Link, Refused, SchedulerService},
     ticket::TicketSigner,
     wire::{
-        AttachGateway, FromScheduler, GatewayReport, RedirectAnswer, RedirectAsk, Ticket, TicketKeys,
+        AttachGateway, Demand, FromScheduler, GatewayReport, RedirectAnswer, RedirectAsk, Ticket, TicketKeys,
         ToScheduler, from_scheduler, to_scheduler,
     },
 };
@@ -23,6 +23,8 @@ struct State {
     /// What redirects are answered with; none: not at all.
     answer: Option<RedirectAnswer>,
     used: Vec<u64>,
+    /// To the gateways that are attached.
+    down: Vec<Arc<dyn Link<FromScheduler>>>,
     /// The link is down.
     away: bool,
 }
@@ -40,6 +42,15 @@ impl FakeScheduler {
 
     pub fn answer_redirects(&self, answer: RedirectAnswer) {
         self.state.lock().expect("no panic").answer = Some(answer);
+    }
+
+    /// Tells every gateway how many clients a second are wanted.
+    pub fn demand(&self, wanted_per_second: u64) {
+        let down = self.state.lock().expect("no panic").down.clone();
+        let message = from_scheduler::Message::Demand(Demand { wanted_per_second });
+        for link in down {
+            link.send(vec![FromScheduler { message: Some(message.clone()) }]).expect("taken");
+        }
     }
 
     pub fn away(&self, away: bool) {
@@ -70,8 +81,9 @@ struct Up {
 
 impl SchedulerService for FakeScheduler {
     fn attach(&self, _: AttachGateway, down: Arc<dyn Link<FromScheduler>>) -> Arc<dyn Link<ToScheduler>> {
-        let keys = TicketKeys { public_keys: vec![self.signer.public_key().to_vec()] };
+        let keys = TicketKeys { public_keys: vec![self.signer.public_key().to_vec()], ..Default::default() };
         down.send(vec![FromScheduler { message: Some(from_scheduler::Message::Keys(keys)) }]).expect("taken");
+        self.state.lock().expect("no panic").down.push(Arc::clone(&down));
         Arc::new(Up { state: Arc::clone(&self.state), down })
     }
 }

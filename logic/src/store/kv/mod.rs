@@ -6,6 +6,7 @@
 mod fanout;
 mod member;
 mod read;
+mod revoked;
 mod roster;
 mod row;
 mod stays;
@@ -22,8 +23,8 @@ use self::{
     writer::Writer,
 };
 use super::{
-    Ack, Changed, Committed, Conversation, Cursor, Cut, Due, Group, Limits, Marked, Page, Sliced, Spread,
-    Store, StoreError, Swept, Unspread,
+    Ack, Changed, Committed, Conversation, Cursor, Cut, Due, Group, Limits, Marked, Page, Revocation, Sliced,
+    Spread, Store, StoreError, Swept, Unspread,
 };
 use crate::{
     kv::{Batch, Durability, Kv, KvError, Recent, Txn, decode, last_number},
@@ -286,6 +287,44 @@ impl Store for KvStore {
             }
         }
         txn.commit(Durability::Buffered).map_err(StoreError::from)
+    }
+
+    async fn revoke(&self, revocation: Revocation) -> Result<Revocation, StoreError> {
+        let _writer = self.writer.turn();
+        let mut txn = self.begin();
+        let now = revoked::put(&mut txn, revocation)?;
+        txn.commit(Durability::Buffered)?;
+        Ok(now)
+    }
+
+    async fn restore(
+        &self,
+        user: &str,
+        device: Option<&str>,
+        now_ms: i64,
+    ) -> Result<Vec<Revocation>, StoreError> {
+        let _writer = self.writer.turn();
+        let mut txn = self.begin();
+        let mut there = revoked::all_of(txn.before(), user)?;
+        there.retain(|one| one.not_before_ms > 0 && device.is_none_or(|device| one.device == device));
+        let restored = there.into_iter().map(|one| revoked::restore(&mut txn, one, now_ms)).collect();
+        txn.commit(Durability::Buffered)?;
+        Ok(restored)
+    }
+
+    async fn revocations(&self, user: &str) -> Result<Vec<Revocation>, StoreError> {
+        let mut found = revoked::all_of(&*self.kv.view(), user)?;
+        found.retain(|one| one.not_before_ms > 0);
+        Ok(found)
+    }
+
+    async fn revoked(&self, who: &[(&str, &str)]) -> Vec<Result<Option<Revocation>, StoreError>> {
+        let view = self.kv.view();
+        who.iter().map(|(user, device)| Ok(revoked::of(&*view, user, device)?)).collect()
+    }
+
+    async fn recent_revocations(&self, since_ms: i64, limit: usize) -> Result<Vec<Revocation>, StoreError> {
+        revoked::recent(&*self.kv.view(), since_ms, limit).map_err(StoreError::from)
     }
 
     async fn sweep(

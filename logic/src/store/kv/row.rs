@@ -149,6 +149,22 @@ pub(super) struct OutboxRow {
     pub after: String,
 }
 
+/// What was issued to a user, or to one of his devices, before a moment is void.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct RevokedRow {
+    #[prost(string, tag = "1")]
+    pub user: String,
+    /// Empty: all.
+    #[prost(string, tag = "2")]
+    pub device: String,
+    #[prost(int64, tag = "3")]
+    pub not_before_ms: i64,
+    #[prost(string, tag = "4")]
+    pub reason: String,
+    #[prost(int64, tag = "5")]
+    pub changed_ms: i64,
+}
+
 /// A record that could not be used, for the operator.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct PoisonRow {
@@ -270,6 +286,29 @@ pub(super) fn poison_member(conversation_id: u64, seq: u64, user: &str) -> Key {
 /// A row of an inbox that could not be read.
 pub(super) fn poison_inbox(user: &str, seq: u64) -> Key {
     Key::new(b'z').text(user).number(seq)
+}
+
+/// What is revoked of a user.
+pub(super) fn revoked_of(user: &str) -> Key {
+    Key::new(b'v').text(user)
+}
+
+/// Without a device: all of his.
+pub(super) fn revoked(user: &str, device: &str) -> Key {
+    revoked_of(user).text(device)
+}
+
+/// Keys of [`revoked`] by the time of their last change.
+pub(super) fn revoked_changes() -> Key {
+    Key::new(b'q')
+}
+
+pub(super) fn revoked_since(at_ms: i64) -> Key {
+    revoked_changes().number(u64::try_from(at_ms).unwrap_or(0))
+}
+
+pub(super) fn revoked_change(at_ms: i64, user: &str, device: &str) -> Key {
+    revoked_since(at_ms).text(user).text(device)
 }
 
 pub(super) fn acked(user: &str, device: &str) -> Key {

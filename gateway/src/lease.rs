@@ -1,0 +1,110 @@
+//! What of the handshake rate is spare, and which share of it each scheduler is leased. Pure.
+//!
+//! Clients who come back with a ticket that they have ask no scheduler. What they need is kept: an eighth of the rate, or what
+//! they take at present, if that is more. The rest is leased to the schedulers, each by what it says it would send.
+
+/// This much of the rate is kept for those who come back, however few they are; and as much is leased, however many.
+const KEPT: u64 = 8;
+
+/// How fast a measured rate of those who come back is forgotten, in milliseconds; it is followed upwards at once.
+const FORGET_MS: f64 = 4_000.0;
+
+/// Follows those who come back.
+#[derive(Debug)]
+pub(crate) struct Spare {
+    per_second: u64,
+    returning: f64,
+    last: (i64, u64),
+}
+
+impl Spare {
+    /// Of so many handshakes a second.
+    pub(crate) fn new(per_second: u32, now_ms: i64) -> Self {
+        Self { per_second: per_second.into(), returning: 0.0, last: (now_ms, 0) }
+    }
+
+    /// What is spare now, a second, when so many have come back since the start.
+    pub(crate) fn measure(&mut self, returned: u64, now_ms: i64) -> u64 {
+        let (last_ms, last_returned) = self.last;
+        let passed_ms = (now_ms - last_ms) as f64;
+        if passed_ms > 0.0 {
+            let rate = returned.saturating_sub(last_returned) as f64 * 1_000.0 / passed_ms;
+            self.returning = rate.max(self.returning * (-passed_ms / FORGET_MS).exp());
+            self.last = (now_ms, returned);
+        }
+        let kept = (self.per_second / KEPT).max(self.returning.round() as u64);
+        (self.per_second.saturating_sub(kept)).max(self.per_second / KEPT).max(1)
+    }
+}
+
+/// Shares of `spare` for the schedulers, by what each wants; none: it is not there, and gets nothing. In proportion to what
+/// they want, each taken to want an eighth of an equal share at least: who is idle may take a few at once, and among idle
+/// ones all shares are equal. The sum is never above `spare`.
+pub(crate) fn split(spare: u64, wanted: &[Option<u64>]) -> Vec<u64> {
+    let there = wanted.iter().flatten().count() as u128;
+    // In eighths of an equal share of the spare, so that all of it is whole numbers.
+    let weight = |wanted: &Option<u64>| {
+        wanted.map_or(0, |wanted| u128::from(wanted.min(spare)) * 8 * there + u128::from(spare))
+    };
+    let all = wanted.iter().map(weight).sum::<u128>().max(1);
+    // Rounded down, each: the sum is what there is at the most.
+    let share = |wanted| u64::try_from(u128::from(spare) * weight(wanted) / all).unwrap_or(spare);
+    wanted.iter().map(share).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn one_busy_scheduler_gets_nearly_all_and_idle_ones_share_alike() {
+        assert_eq!(split(1_750, &[Some(0); 4]), [437; 4]);
+        let shares = split(1_750, &[Some(0), Some(9_000), Some(0), Some(0)]);
+        assert!(shares[1] > 1_600 && shares[0] >= 40, "{shares:?}");
+        let shares = split(1_750, &[Some(0), Some(9_000), None, Some(9_000)]);
+        assert_eq!((shares[2], shares[1]), (0, shares[3]));
+        assert_eq!(split(1_750, &[Some(0)]), [1_750]);
+        assert_eq!(split(1_750, &[None, None]), [0, 0]);
+        assert!(split(1_750, &[]).is_empty());
+    }
+
+    #[test]
+    fn what_comes_back_is_kept_and_an_eighth_is_leased_all_the_same() {
+        let mut spare = Spare::new(800, 0);
+        assert_eq!(spare.measure(0, 500), 700);
+        assert_eq!(spare.measure(150, 1_000), 500, "300 a second came back");
+        assert_eq!(spare.measure(2_000, 1_500), 100, "all that there is");
+        let later = spare.measure(2_000, 5_500);
+        assert!((100..700).contains(&later), "it is not forgotten at once: {later}");
+        assert_eq!(spare.measure(2_000, 60_000), 700);
+        assert_eq!(Spare::new(1, 0).measure(0, 0), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn the_shares_are_never_more_than_there_is(
+            spare in 0u64..1_000_000, wanted in prop::collection::vec(prop::option::of(0u64..u64::MAX), 0..20)
+        ) {
+            let shares = split(spare, &wanted);
+            let sum: u64 = shares.iter().sum();
+            prop_assert_eq!(shares.len(), wanted.len());
+            prop_assert!(sum <= spare);
+            // Rounding loses less than one for each.
+            let there = wanted.iter().flatten().count() as u64;
+            prop_assert!(there == 0 || sum + there >= spare, "{shares:?} of {spare}");
+            for (share, wanted) in shares.iter().zip(&wanted) {
+                prop_assert!(wanted.is_some() || *share == 0);
+            }
+        }
+
+        #[test]
+        fn who_wants_more_gets_no_less(spare in 1u64..100_000, wanted in prop::collection::vec(0u64..200_000, 2..8)) {
+            let shares = split(spare, &wanted.iter().copied().map(Some).collect::<Vec<_>>());
+            for (a, b) in (0..wanted.len()).flat_map(|a| (0..wanted.len()).map(move |b| (a, b))) {
+                prop_assert!(wanted[a] < wanted[b] || shares[a] + 1 >= shares[b], "{wanted:?}: {shares:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! A session whose credentials are void: it ends with 4500, before its welcome or after it.
+
+use berth_proto::{code::CloseCode, wire::Revocation};
+
+use super::{Cx, Env, Goodbye, Session, Stage, identified::Identity};
+use crate::shared::lock;
+
+impl Session {
+    /// Who identified himself here; none: nobody has, or he goes already.
+    pub(crate) fn identity(&self) -> Option<&Identity> {
+        match &self.stage {
+            Stage::Identified(session) => Some(session.identity()),
+            _ => None,
+        }
+    }
+
+    /// His credentials are void.
+    pub(crate) fn revoke(&mut self, cx: &mut Cx<'_>, revocation: &Revocation) {
+        cx.env.metrics.sessions_revoked.increment(1);
+        self.close(cx, goodbye(revocation));
+    }
+}
+
+/// Whether who identifies himself may be let in: not with what was revoked. Asked at the hello, and again at the welcome, since
+/// the revocation may come in between.
+pub(super) fn check(env: &Env, identity: &Identity) -> Result<(), Goodbye> {
+    let (user, device, issued_at_ms) = (identity.user(), identity.device(), identity.auth_issued_at_ms());
+    let revoked = lock(&env.carried).revoked(user, device, issued_at_ms);
+    revoked.map_or(Ok(()), |revocation| Err(goodbye(&revocation)))
+}
+
+fn goodbye(revocation: &Revocation) -> Goodbye {
+    let reason = &revocation.reason;
+    let because = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+    Goodbye::new(CloseCode::Unauthenticated).because(format!("the sign-in was revoked{because}"))
+}

@@ -1,0 +1,150 @@
+//! The key of the tickets and the secret of the users' tokens are changed while clients schedule, connect and come back all the time:
+//! nobody is refused.
+
+use std::{
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Context;
+use berth_proto::schedule::ScheduleAnswer;
+use berth_tests::{
+    TestResult, bail,
+    device::{Device, gateway_of, schedule_with},
+    ensure, figure, fresh,
+    raw::Transport,
+    server::{Role, SCHEDULERS, Server},
+    tokens::{JWT_SECRET, TICKET_KEY, now_ms, user_signed},
+    wait,
+};
+use serde_json::json;
+
+use crate::options;
+
+const NEW_TICKET_KEY: &str = "the next ticket key, of 32 bytes and more";
+const NEW_SECRET: &str = "the next secret of users' tokens, of 32 bytes and more";
+
+const CLIENTS: usize = 4;
+
+/// Between two rounds of a client.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A client comes back with a ticket that is so many rounds old at most: far less than a ticket's life.
+const OLDEST: usize = 200;
+
+/// What the clients share.
+struct Site {
+    schedulers: Vec<String>,
+    /// What users' tokens are signed with now.
+    secret: RwLock<&'static str>,
+    over: AtomicBool,
+    rounds: AtomicU64,
+}
+
+impl Site {
+    /// Schedules at whoever answers: one of them is being restarted.
+    async fn schedule(&self, user: &str, round: usize) -> anyhow::Result<ScheduleAnswer> {
+        let secret = *self.secret.read().expect("nobody panics with it");
+        let token = user_signed(user, now_ms(), secret);
+        for attempt in 0..self.schedulers.len() {
+            let scheduler = &self.schedulers[(round + attempt) % self.schedulers.len()];
+            match schedule_with(scheduler, &token, &json!({"deviceId": "d"})).await {
+                Ok(answer) if answer.status == 200 => return answer.json(),
+                // It has just started, and does not know every gateway yet.
+                Ok(answer) if answer.status == 503 => {}
+                Ok(answer) => bail!("refused by {scheduler}: {} {}", answer.status, answer.body),
+                // It is away: what the test is about.
+                Err(_) => {}
+            }
+        }
+        bail!("no scheduler answered")
+    }
+
+    /// One client: a fresh ticket and an old one each round.
+    async fn client(self: Arc<Self>) -> TestResult {
+        let user = fresh("user");
+        let mut tickets: Vec<ScheduleAnswer> = Vec::new();
+        for round in 0.. {
+            if self.over.load(Ordering::Relaxed) {
+                break;
+            }
+            tickets.push(self.schedule(&user, round).await?);
+            let old = tickets.len().saturating_sub(1 + round % OLDEST);
+            for answer in [tickets.last(), tickets.get(old)].into_iter().flatten() {
+                let gateway = gateway_of(answer, Transport::Tcp)?;
+                let connected = Device::connect_to(&gateway, Transport::Tcp, &answer.ticket, "d").await;
+                connected.context("not welcomed")?.heartbeat().await?;
+            }
+            self.rounds.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(())
+    }
+
+    async fn more_rounds(&self) -> TestResult {
+        let until = self.rounds.load(Ordering::Relaxed) + 5 * CLIENTS as u64;
+        wait::until("the clients go on", || async {
+            Ok((self.rounds.load(Ordering::Relaxed) >= until).then_some(()))
+        })
+        .await
+    }
+}
+
+/// Restarts the schedulers one after the other, in an order of its own, with these variables.
+async fn restart(server: &mut Server, step: usize, env: &[(&str, &str)]) -> TestResult {
+    env.iter().for_each(|(name, value)| server.env(name, value));
+    for n in 0..SCHEDULERS {
+        server.restart_role(Role::Scheduler((n + step) % SCHEDULERS)).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_are_changed_and_nobody_is_refused() -> TestResult {
+    let mut server = Server::start(options()).await?;
+    let site = Arc::new(Site {
+        schedulers: server.at.schedulers.clone(),
+        secret: RwLock::new(JWT_SECRET),
+        over: AtomicBool::new(false),
+        rounds: AtomicU64::new(0),
+    });
+    let mut clients = tokio::task::JoinSet::new();
+    (0..CLIENTS).for_each(|_| drop(clients.spawn(Arc::clone(&site).client())));
+    site.more_rounds().await?;
+    let steps: [&[(&str, &str)]; 3] = [
+        &[
+            ("BERTH_AUTH__TICKET_KEY_NEXT", NEW_TICKET_KEY),
+            ("BERTH_AUTH__JWT_SECRET", NEW_SECRET),
+            ("BERTH_AUTH__JWT_SECRET_PREVIOUS", JWT_SECRET),
+        ],
+        &[
+            ("BERTH_AUTH__TICKET_KEY", NEW_TICKET_KEY),
+            ("BERTH_AUTH__TICKET_KEY_PREVIOUS", TICKET_KEY),
+            ("BERTH_AUTH__TICKET_KEY_NEXT", ""),
+        ],
+        &[("BERTH_AUTH__TICKET_KEY_PREVIOUS", ""), ("BERTH_AUTH__JWT_SECRET_PREVIOUS", "")],
+    ];
+    for (step, env) in steps.into_iter().enumerate() {
+        restart(&mut server, step, env).await?;
+        // Every scheduler accepts the new secret once the first step is made: whoever signs tokens goes over to it.
+        *site.secret.write().expect("nobody panics with it") = NEW_SECRET;
+        site.more_rounds().await?;
+    }
+    site.over.store(true, Ordering::Relaxed);
+    while let Some(ended) = clients.join_next().await {
+        ended??;
+    }
+    let rounds = site.rounds.load(Ordering::Relaxed);
+    figure(&format!(
+        "keys changed in three steps: {rounds} schedules and {} connects, not one refused",
+        2 * rounds
+    ));
+    ensure!(rounds > 0);
+    let old = user_signed("u", now_ms(), JWT_SECRET);
+    let answer = schedule_with(&server.at.scheduler, &old, &json!({"deviceId": "d"})).await?;
+    ensure!(answer.status == 401, "the old secret is good for nothing any more");
+    Ok(())
+}
