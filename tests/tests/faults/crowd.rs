@@ -86,13 +86,6 @@ impl Crowd {
         self.losses.load(Ordering::Relaxed)
     }
 
-    /// How many are at that gateway now.
-    pub fn at(&self, gateway: &str) -> u64 {
-        let places =
-            self.members.iter().map(|member| member.gateway.lock().expect("nobody panics with it").clone());
-        places.filter(|place| place == gateway).count() as u64
-    }
-
     /// Waits until everybody is connected, and not at the gateway `but`; how long that took.
     pub async fn all_back(&self, but: &str) -> anyhow::Result<Duration> {
         self.all_back_within(but, wait::DEADLINE).await

@@ -60,7 +60,7 @@ async fn a_drain_under_load_loses_nothing_and_outlives_everybody() -> TestResult
         "it changed something"
     );
 
-    let (there, losses) = (crowd.at("gw-1"), crowd.losses());
+    let (there, losses) = (crowd.at("gw-1") as u64, crowd.losses());
     let started = Instant::now();
     let arguments = ["--rate", "5/s", "--spread", "2s", "--wait-lb", "1s", "--deadline", "2m"];
     let (code, said) = ctl(&server, 0, &[&["drain", "start", "gw-1"], &arguments[..]].concat()).await?;
