@@ -237,7 +237,7 @@ impl FakeGateway {
 
     /// Says records that outlive schedulers.
     pub fn carry(&self, records: Vec<CarriedRecord>) {
-        let carried = to_scheduler::Message::Carried(Carried { records, whole: 0 });
+        let carried = to_scheduler::Message::Carried(Carried { records, ..Default::default() });
         self.up.send(vec![ToScheduler { message: Some(carried) }]).expect("records are always taken");
     }
 
