@@ -162,7 +162,9 @@ impl Carrier {
             let mut tellings = told.before.iter().rev();
             let at = tellings.find(|(_, before)| digest(before, index) == theirs).map(|(number, _)| *number);
             if agrees || at == Some(newest) && !far {
-                *differing = Differing { at: newest, whole_ms: differing.whole_ms, since_ms: None };
+                // What is lost after they agreed is another matter than what was told whole before.
+                let whole_ms = differing.whole_ms.filter(|_| !agrees);
+                *differing = Differing { at: newest, whole_ms, since_ms: None };
                 continue;
             }
             at.into_iter().for_each(|at| differing.recognized(at, now.monotonic_ms));

@@ -10,6 +10,7 @@ use std::{
 };
 
 use berth_proto::{
+    carry::{EMPTY, KINDS},
     client::Endpoint,
     link::{Link, Refused, RefusedReason},
     metric::Registry,
@@ -280,6 +281,7 @@ pub(crate) fn report(id: &str) -> GatewayReport {
         pool: "stable".to_owned(),
         endpoints: vec![endpoint("ws", "ws://127.0.0.1:7710/v1/ws"), endpoint("tcp", "tcp://127.0.0.1:7710")],
         ready: true,
+        carried_digests: vec![EMPTY; KINDS],
         capacity: 1_000,
         uptime_ms: 3_600_000,
         ..GatewayReport::default()
