@@ -207,7 +207,7 @@ fn revocations() -> Value {
                     "$ref": "#/components/schemas/Id", "description": "Absent: what was revoked of the user himself.",
                 },
                 "devices": {
-                    "type": "boolean", "default": false, "description": "Everything: of the user and of all his devices.",
+                    "type": "boolean", "description": "Everything: of the user and of all his devices. Absent: false.",
                 },
             },
             "examples": [{ "deviceId": "phone" }, {}, { "devices": true }],
