@@ -222,6 +222,7 @@ async fn serve_berth(listening: impl FnOnce(SocketAddr), ended: tokio::sync::one
         heartbeat: Default::default(),
         reconnect: Default::default(),
         requests_per_second_per_user: 1_000_000,
+        spread_max_ms: berth_scheduler::LONGEST_SPREAD_MS,
         extra_routes: None,
     };
     let metrics = Registry::new(Box::leak(Box::new(metrics::NoopRecorder)));

@@ -274,6 +274,28 @@ async fn one_user_does_not_make_the_others_wait() {
 }
 
 #[tokio::test]
+async fn beyond_the_queue_s_end_waits_are_spread() {
+    let fixture = Fixture::start(config()).await;
+    fixture.gateway(leasing("gw-1", 1)).await;
+    let mut unplaced = Vec::new();
+    for user in 0..330 {
+        let bearer = bearer(&format!("u{user}"));
+        let answer = fixture.post("/v1/schedule", &[("authorization", &bearer)], r#"{"deviceId":"d"}"#).await;
+        if answer.status != 200 && answer.body["queueToken"].is_null() {
+            unplaced.push(answer.body["retryAfterMs"].as_u64().expect("a number"));
+        }
+    }
+    assert!(
+        unplaced.len() > 5 && unplaced.iter().all(|wait| (150_000..=300_000).contains(wait)),
+        "{unplaced:?}"
+    );
+    assert!(
+        unplaced.iter().any(|wait| wait.abs_diff(unplaced[0]) > 5_000),
+        "not all at one time: {unplaced:?}"
+    );
+}
+
+#[tokio::test]
 async fn the_spread_is_how_long_the_others_take() {
     let fixture = Fixture::start(config()).await;
     for id in ["gw-1", "gw-2"] {
