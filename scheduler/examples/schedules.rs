@@ -211,12 +211,15 @@ fn report(number: usize) -> GatewayReport {
 
 async fn serve_berth(listening: impl FnOnce(SocketAddr), ended: tokio::sync::oneshot::Receiver<()>) {
     let config = Config {
+        id: String::new(),
         listen: ([127, 0, 0, 1], 0).into(),
         policy_file: None,
         geoip_file: None,
         data_dir: None,
         jwt: keys(),
+        jwks_file: None,
         ticket_key: TICKET_KEY.to_vec(),
+        other_ticket_keys: Vec::new(),
         admin_key: String::new(),
         ticket_ttl: Duration::from_secs(300),
         heartbeat: Default::default(),
@@ -255,7 +258,7 @@ async fn serve_berth(listening: impl FnOnce(SocketAddr), ended: tokio::sync::one
 }
 
 fn keys() -> JwtKeys {
-    JwtKeys::from_secret(SECRET).expect("32 bytes")
+    JwtKeys::from_secrets(&[SECRET]).expect("32 bytes")
 }
 
 struct Bare {

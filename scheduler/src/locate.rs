@@ -42,7 +42,7 @@ pub use self::{
     database::{Database, DatabaseError, Locality, MAX_FILE},
     network::Network,
     seen::ClientSeen,
-    votes::{Cast, LIFETIME_S, MAX_MS, MIN_MS, Polled, Tally, VOTES, Votes},
+    votes::{Cast, LIFETIME_S, MAX_MS, MIN_MS, NETWORKS, Polled, Tally, VOTES, Votes},
     watch::LoadError,
 };
 

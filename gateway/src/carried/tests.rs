@@ -1,4 +1,4 @@
-//! A gateway that is told records, and who hears of them through it.
+//! What is carried between schedulers by a gateway, and what a full link misses.
 
 use std::sync::{Arc, mpsc};
 

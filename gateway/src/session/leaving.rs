@@ -60,13 +60,12 @@ impl Session {
         now: Now,
     ) -> Option<RedirectAsk> {
         let Stage::Identified(session) = &self.stage else { return None };
-        Some(RedirectAsk {
+        (!session.leaving()).then(|| RedirectAsk {
             purpose: order.purpose.into(),
             pool: order.pool.clone(),
             within_permille: order.within_permille,
             retry_after_ms,
             ..session.ask(handle, self.wire, peer, now)
         })
-        .filter(|_| !session.leaving())
     }
 }

@@ -119,9 +119,15 @@ fn cut_torn_tail(path: &Path) -> Result<(), KvError> {
         action: "cut its journal's torn tail",
         detail: format!("{}: {error}", path.display()),
     };
-    if let Some(journal::Cut { journal, length }) = journal::cut_torn_tail(path).map_err(refuse)? {
+    if let Some(journal::Cut { journal, length, followed }) = journal::cut_torn_tail(path).map_err(refuse)? {
         let journal = journal.display();
-        tracing::info!(%journal, length, "the power cut left a journal's unsynced tail in pieces; it is cut off");
+        tracing::warn!(
+            %journal,
+            length,
+            followed,
+            "the power cut left a journal's unsynced tail in pieces: it is cut off, with the whole batches that followed; if the \
+             disk is known to damage what was synced, restore the data dir"
+        );
     }
     Ok(())
 }

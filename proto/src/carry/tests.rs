@@ -1,4 +1,4 @@
-//! Records merged in any order, by any way.
+//! Records merge alike in whatever order they come, within bounds, and what is missing is told by digests.
 
 use proptest::prelude::*;
 

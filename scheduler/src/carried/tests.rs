@@ -1,4 +1,4 @@
-//! A scheduler that tells its gateways what outlives it, and its disk.
+//! What a scheduler holds beyond its own life: told to gateways, learnt from them, kept on disk.
 
 use berth_proto::{
     carry::kind,

@@ -6,7 +6,7 @@
 //! - a vote's weight falls in a straight line to nothing over [`LIFETIME_S`]; the weighted median moves by one vote at the most to
 //!   what the next of the others said;
 //! - a user may vote in [`NETWORKS`] networks, in each only once. When the table is full, a new network takes the place of one that
-//!   has no more weight than a single vote: networks with several votes are not driven out, and it takes hundreds of accounts
+//!   has no more weight than a single vote: networks with several votes are not driven out, and it takes a hundred accounts
 //!   that work together to fill the table with such.
 //!
 //! Soft state of one replica: it is not written down, and replicas do not tell each other.
@@ -24,6 +24,7 @@ use std::{
     },
 };
 
+pub use self::voters::NETWORKS;
 use self::voters::Voters;
 
 use super::Network;
@@ -191,7 +192,7 @@ impl Votes {
         let known = set.len();
         let of_network = |polls: &Polls| polls.network == network;
         let votes_here = set.iter().find(|polls| of_network(polls)).is_some_and(|polls| polls.has(voter));
-        if !votes_here && !self.voters.take(voter, now_s) {
+        if !votes_here && !self.voters.may(voter, network, now_s) {
             return Cast::Spent;
         }
         let new = || Polls { network, polls: Vec::new() };
@@ -206,6 +207,9 @@ impl Votes {
             Cast::Taken
         });
         self.networks.fetch_add(set.len() - known, Ordering::Relaxed);
+        if cast == Cast::Taken && !votes_here {
+            self.voters.took(voter, network, now_s);
+        }
         cast
     }
 

@@ -139,6 +139,9 @@ const NOT_CAUSED: [(&str, &str); 30] = [
     ("process_cpu_seconds_total", "counted by the kernel"),
 ];
 
+/// Some series come with what they are about: with a gray rule.
+pub(crate) const RULE: &str = "version = 1\n[[gray]]\nid = \"r\"\npool = \"stable\"\npercent = 1.0\n";
+
 /// What each process shows.
 async fn texts(server: &Server) -> anyhow::Result<Vec<String>> {
     let mut texts = Vec::new();
@@ -178,9 +181,7 @@ fn documented() -> anyhow::Result<BTreeMap<String, BTreeSet<String>>> {
 
 #[tokio::test]
 async fn the_documents_list_is_what_there_is() -> TestResult {
-    // Some series come with what they are about.
-    let rule = "version = 1\n[[gray]]\nid = \"r\"\npool = \"stable\"\npercent = 1.0\n";
-    let server = Server::start(Options::default().policy(rule)).await?;
+    let server = Server::start(Options::default().policy(RULE)).await?;
     let text = texts(&server).await?.concat();
     let (there, told) = (families(&text), documented()?);
     let undocumented: Vec<_> = there.keys().filter(|name| !told.contains_key(*name)).collect();

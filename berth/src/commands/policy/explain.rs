@@ -106,7 +106,8 @@ fn readable(answer: &Value) -> String {
     if let Some(queue) = stages["admission"]["queue"].as_object() {
         say("queue", fields(queue));
     }
-    say("home", if stages["home"] == "" { "none".to_owned() } else { plain(&stages["home"]) });
+    let away = if answer["elsewhere"] == true { ", which cannot take him now" } else { "" };
+    say("home", if stages["home"] == "" { "none".to_owned() } else { plain(&stages["home"]) + away });
     for (stage, word) in
         [("rules", "rule"), ("pools", "pool"), ("tiers", "tier"), ("draws", "drawn"), ("ranked", "ranked")]
     {
@@ -190,6 +191,7 @@ mod tests {
         let answer = json!({
             "decision": { "policyVersion": "3", "reason": "SPLIT", "pool": "canary", "ruleId": "" },
             "tier": "region",
+            "elsewhere": true,
             "client": {
                 "region": "eu", "regionBy": "place", "place": 0, "network": "203.0.113.0/24",
                 "distances": [{ "region": "eu", "ms": 12, "by": "votes",
@@ -219,7 +221,7 @@ mod tests {
             "distance   by votes, ms 12, region eu, votes: count 4, medianMs 11, weight 3.5000\n",
             "admission  assignable 2, known 2\n",
             "queue      budgetPerSecond 1750, waitMs 12\n",
-            "home       eu",
+            "home       eu, which cannot take him now",
             "rule       bucket 12, ruleId ios, verdict in",
             "meanScore 0.2500",
             "0.5000  cpu",

@@ -31,6 +31,8 @@ pub(super) struct Cut {
     pub journal: PathBuf,
     /// Its length now: that of its whole batches.
     pub length: u64,
+    /// Whole batches that followed, and are cut off with the first that is not: their pages came to the disk by themselves.
+    pub followed: u64,
 }
 
 /// Cuts the newest journal of a directory before its first batch that is whole in form and bad in content; none: it has
@@ -38,10 +40,10 @@ pub(super) struct Cut {
 pub(super) fn cut_torn_tail(directory: &Path) -> io::Result<Option<Cut>> {
     let Some(journal) = newest(directory)? else { return Ok(None) };
     let file = OpenOptions::new().read(true).write(true).open(&journal)?;
-    let Some(length) = whole_batches(BufReader::new(&file))? else { return Ok(None) };
+    let Some((length, followed)) = whole_batches(BufReader::new(&file))? else { return Ok(None) };
     file.set_len(length)?;
     file.sync_all()?;
-    Ok(Some(Cut { journal, length }))
+    Ok(Some(Cut { journal, length, followed }))
 }
 
 fn newest(directory: &Path) -> io::Result<Option<PathBuf>> {
@@ -55,20 +57,23 @@ fn newest(directory: &Path) -> io::Result<Option<PathBuf>> {
     Ok(newest.map(|(_, path)| path))
 }
 
-/// Where the batches end before the first bad one; none: there is no bad one up to the end, or to what is no batch in form.
-fn whole_batches(file: impl Read) -> io::Result<Option<u64>> {
+/// Where the batches end before the first bad one, and how many good ones follow it; none: there is no bad one up to the
+/// end, or to what is no batch in form.
+fn whole_batches(file: impl Read) -> io::Result<Option<(u64, u64)>> {
     let mut reader = Counted { inner: file, count: 0 };
+    let mut found: Option<(u64, u64)> = None;
     loop {
         let begins = reader.count;
-        match batch(&mut reader) {
-            Ok(true) => {}
-            Ok(false) => return Ok(Some(begins)),
-            Err(error)
+        match (batch(&mut reader), &mut found) {
+            (Ok(true), Some((_, followed))) => *followed += 1,
+            (Ok(true), None) | (Ok(false), Some(_)) => {}
+            (Ok(false), None) => found = Some((begins, 0)),
+            (Err(error), _)
                 if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData) =>
             {
-                return Ok(None);
+                return Ok(found);
             }
-            Err(error) => return Err(error),
+            (Err(error), _) => return Err(error),
         }
     }
 }
