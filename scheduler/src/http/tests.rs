@@ -242,6 +242,11 @@ async fn above_the_budget_a_client_gets_its_place_and_comes_back_with_it() {
         check_problem(&stolen, 503, "OVERLOADED");
         assert!(stolen.body["retryAfterMs"].as_u64() > Some(left), "at the end: {stolen:?}");
     }
+    let headers = [("authorization", &*format!("Bearer {ADMIN_KEY}"))];
+    let explained = fixture.post("/v1/schedule:explain", &headers, r#"{"userId":"u","deviceId":"d"}"#).await;
+    let queue = &explained.body["stages"]["admission"]["queue"];
+    assert_eq!(queue["budgetPerSecond"], 10, "{explained:?}");
+    assert!(queue["waitMs"].as_u64() > Some(0) && queue["waiting"].as_u64() > Some(0), "{queue}");
     tokio::time::sleep(Duration::from_millis(left)).await;
     assert_eq!(ask("u39", "d").await.status, 200);
     let tokens = |outcome: &str| format!("berth_scheduler_queue_tokens_total{{outcome=\"{outcome}\"}}");
@@ -249,11 +254,6 @@ async fn above_the_budget_a_client_gets_its_place_and_comes_back_with_it() {
     assert_eq!((fixture.metric(&tokens("early")), fixture.metric(&tokens("forged"))), (1.0, 2.0));
     assert_eq!(fixture.metric("berth_scheduler_admission_budget_per_second"), 10.0);
     assert!(fixture.metric(r#"berth_scheduler_requests_total{outcome="overloaded"}"#) > 20.0);
-    let headers = [("authorization", &*format!("Bearer {ADMIN_KEY}"))];
-    let explained = fixture.post("/v1/schedule:explain", &headers, r#"{"userId":"u","deviceId":"d"}"#).await;
-    let queue = &explained.body["stages"]["admission"]["queue"];
-    assert_eq!(queue["budgetPerSecond"], 10, "{explained:?}");
-    assert!(queue["waitMs"].as_u64() > Some(0) && queue["waiting"].as_u64() > Some(0), "{queue}");
 }
 
 #[tokio::test]
