@@ -271,6 +271,7 @@ impl Shared {
                 scheduler_id: known.scheduler_id.clone(),
                 policy_version: known.policy_version,
                 policy_hash: known.policy_hash.clone(),
+                boot: known.boot,
             })
             .collect()
     }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use berth_proto::{
+    lateness::Lateness,
     link::{Link, LogicService, Refused, RefusedReason},
     wire::{self, to_logic::Message as Up},
 };
@@ -18,7 +19,6 @@ use crate::{
     context::Clock,
     gateways::{Down, Gateways},
     lane::Arrived,
-    lateness::Lateness,
     metrics::Metrics,
     revoke::Untold,
     routes::GatewayKey,

@@ -63,6 +63,7 @@ pub(crate) fn config() -> Config {
         heartbeat: Default::default(),
         reconnect: Default::default(),
         requests_per_second_per_user: crate::DEFAULT_REQUESTS_PER_SECOND,
+        spread_max_ms: crate::LONGEST_SPREAD_MS,
         extra_routes: None,
     }
 }
