@@ -71,6 +71,26 @@ users = ["alice"]
 }
 
 #[tokio::test]
+async fn who_is_in_a_pool_by_the_region_that_he_named_stays_until_its_rule_takes_him_no_more() {
+    let policy = r#"
+version = 1
+[[gray]]
+id = "canary"
+pool = "canary"
+percent = 100
+match = { regions = ["eu"], platforms = ["ios"] }
+"#;
+    let (fixture, _path, _directory) = Fixture::with_policy(policy).await;
+    fixture.gateway(at("stable", "stable", "")).await;
+    let canary = fixture.gateway(at("canary", "canary", "")).await;
+    for (platform, moved) in [("ios", false), ("android", true)] {
+        let question = RedirectAsk { platform: platform.to_owned(), ..asks(MovePurpose::Sweep) };
+        let answer = answer_to(&canary, question).await;
+        assert_eq!((first(&answer), answer.stay), (if moved { "stable" } else { "" }, !moved), "{platform}");
+    }
+}
+
+#[tokio::test]
 async fn a_place_is_kept_for_who_is_moved_and_a_busy_gateway_gets_nobody() {
     let fixture = Fixture::start(config()).await;
     let leaving = fixture.gateway(report("gw-1")).await;
@@ -106,6 +126,12 @@ async fn with_nowhere_to_go_a_drain_holds_and_the_rest_stays() {
     eventually("it drains", || fixture.scheduler.core.fleet.load().candidates.is_empty()).await;
     let answer = answer_to(&only, asks(MovePurpose::Drain)).await;
     assert!(answer.hold.contains("no gateway"), "{answer:?}");
+    only.report(GatewayReport { draining: false, ..report("gw-1") });
+    eventually("it serves", || !fixture.scheduler.core.fleet.load().candidates.is_empty()).await;
+    let answer = answer_to(&only, asks(MovePurpose::Drain)).await;
+    assert!(answer.endpoints.is_empty() && answer.hold.contains("no other gateway"), "{answer:?}");
+    only.report(GatewayReport { draining: true, ..report("gw-1") });
+    eventually("it drains", || fixture.scheduler.core.fleet.load().candidates.is_empty()).await;
     for purpose in [MovePurpose::Rebalance, MovePurpose::Sweep] {
         assert!(answer_to(&only, asks(purpose)).await.stay);
     }
