@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    commands::admin_client::{AdminArgs, AdminClient},
+    commands::admin_client::{AdminArgs, AdminClient, not_on_disk},
     exit::Failure,
     output,
 };
@@ -111,6 +111,9 @@ fn readable(taken: &Value, replicas: &[Value]) -> String {
     };
     let how = if taken["taken"] == true { "is in force" } else { "was in force already" };
     let mut text = format!("{} {how}\n", identity(taken));
+    if let Some(warning) = not_on_disk(taken) {
+        let _ = writeln!(text, "  {warning}");
+    }
     for replica in replicas {
         let id = replica["schedulerId"].as_str().unwrap_or_default();
         let word = if holds(replica, taken) { "holds it" } else { "DOES NOT HOLD IT: it has" };
