@@ -96,8 +96,11 @@ async fn a_place_is_kept_for_who_is_moved_and_a_busy_gateway_gets_nobody() {
     let leaving = fixture.gateway(report("gw-1")).await;
     let other = fixture.gateway(report("gw-2")).await;
     let question = RedirectAsk { retry_after_ms: 60_000, ..asks(MovePurpose::Drain) };
+    let asked_ms = fixture.scheduler.core.clock.wall_ms();
     let answer = answer_to(&leaving, question.clone()).await;
     assert_eq!(first(&answer), "gw-2", "not back to where it leaves");
+    let lives_ms = answer.ticket_expires_at_ms - asked_ms;
+    assert!(lives_ms >= fixture.scheduler.core.ticket_ttl_ms + 60_000, "he is told to wait: {lives_ms}");
     let verifier = TicketVerifier::new(&[TicketSigner::from_secret(TICKET_KEY).public_key()]);
     let ticket = verifier.verify(&answer.ticket, answer.ticket_expires_at_ms - 1).expect("genuine");
     assert!(!ticket.gateway_ids.is_empty() && !ticket.elsewhere);
