@@ -84,6 +84,8 @@ pub(crate) struct Shared {
     pub(crate) draining: AtomicBool,
     /// An operator empties this gateway; that may end.
     pub(crate) evacuating: AtomicBool,
+    /// A scheduler said what decides where users belong.
+    pub(crate) placed: AtomicBool,
     /// Tickets issued before, by the wall clock, may lead where their user no longer belongs.
     pub(crate) placed_ms: AtomicI64,
     /// How far what is moved is, for reports.
@@ -152,6 +154,7 @@ impl Shared {
             capacity,
             draining: AtomicBool::new(false),
             evacuating: AtomicBool::new(false),
+            placed: AtomicBool::new(false),
             placed_ms: AtomicI64::new(0),
             moves: Mutex::default(),
             spread_ms: AtomicU32::new(STOP_SPREAD_MS),
@@ -256,6 +259,7 @@ impl Shared {
 
     /// A scheduler says who it is and which policy it holds. The others are told with the next report.
     pub(crate) fn introduced(&self, scheduler: usize, introduction: Introduction) {
+        self.placed.fetch_or(introduction.placement != 0, Relaxed);
         lock(&self.introductions).insert(scheduler, introduction);
         self.mailbox.poke();
     }

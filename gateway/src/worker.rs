@@ -122,6 +122,7 @@ impl Worker {
             draining: false,
             evacuating: false,
             region: shared.config.region.clone(),
+            placed: false,
             placed_ms: 0,
             stopping: false,
             spread_ms: shared.spread_ms.load(Relaxed),
@@ -276,6 +277,7 @@ impl Worker {
         }
         self.env.draining = self.shared.draining.load(Acquire);
         self.env.evacuating = self.shared.evacuating.load(Acquire);
+        self.env.placed = self.shared.placed.load(Relaxed);
         self.env.placed_ms = self.shared.placed_ms.load(Relaxed);
         self.env.spread_ms = self.shared.spread_ms.load(Relaxed);
         self.outlet.connected(&mut self.env.logics);

@@ -82,7 +82,8 @@ impl Core {
         self.admit(owner, terms.ask, terms.now_ms).map_err(NotAssigned::Queued)?;
         let ranked = decision.ranked.as_slice();
         let schedule_id = rng.random();
-        let expires_at_ms = (terms.now_ms + self.ticket_ttl_ms).min(terms.auth_expires_at_ms);
+        let lives_ms = self.ticket_ttl_ms + i64::from(terms.wait_ms);
+        let expires_at_ms = (terms.now_ms + lives_ms).min(terms.auth_expires_at_ms);
         let ticket = self.signer.sign(&Ticket {
             user_id: request.user_id.to_owned(),
             device_id: request.client.device_id.to_owned(),

@@ -26,6 +26,7 @@ use berth_proto::{limits::ENDPOINT_GATEWAYS, schedule::Reason};
 use rand::Rng;
 use thiserror::Error;
 
+pub(crate) use self::gray::may_take;
 pub use self::{
     gray::Verdict,
     load::{Dropped, MAX_FAILED},

@@ -14,7 +14,7 @@ use std::{
 
 use berth_proto::{
     carry::{Record, kind},
-    wire::{CarriedRecord, Drain, Introduction, MoveOrder, MoveProgress},
+    wire::{CarriedRecord, Drain, Introduction, MoveOrder, MoveProgress, MovePurpose},
 };
 
 use self::{arrivals::Arrivals, homes::Homes};
@@ -34,7 +34,18 @@ pub(crate) struct Moving {
     /// By gateway, as it reported last.
     progress: Mutex<HashMap<String, Vec<MoveProgress>>>,
     /// The last rebalance, by gateway.
-    orders: Mutex<HashMap<String, MoveOrder>>,
+    orders: Mutex<HashMap<String, Ordered>>,
+}
+
+/// After so long an order is not told any more, in milliseconds: what it evens out is another fleet by then.
+const ORDER_MS: i64 = 10 * 60_000;
+
+/// An order, for the boot that was there when it was issued.
+#[derive(Clone, Copy)]
+struct Ordered {
+    boot: u64,
+    issued_ms: i64,
+    order: MoveOrder,
 }
 
 impl Moving {
@@ -51,6 +62,10 @@ impl Moving {
 
     /// A gateway reported how far it is.
     pub fn progressed(&self, gateway_id: &str, progress: &[MoveProgress]) {
+        let through = |one: &MoveProgress| one.purpose() == MovePurpose::Rebalance && one.phase == "done";
+        for done in progress.iter().filter(|one| through(one)) {
+            lock(&self.orders).retain(|id, known| id != gateway_id || known.order.id != done.order);
+        }
         let mut known = lock(&self.progress);
         if progress.is_empty() {
             known.remove(gateway_id);
@@ -66,18 +81,21 @@ impl Moving {
         known.clone()
     }
 
-    /// Gateways are to let go of some connections, each as its order says; those who had orders before are to end them.
-    pub fn order(&self, orders: HashMap<String, MoveOrder>, id: u64) {
+    /// Gateways are to let go of some connections, each (of that boot) as its order says; those who had orders before are to end them.
+    pub fn order(&self, orders: HashMap<String, (u64, MoveOrder)>, id: u64, now_ms: i64) {
         let mut known = lock(&self.orders);
-        for order in known.values_mut() {
-            *order = MoveOrder { id, ..MoveOrder::default() };
+        for known in known.values_mut() {
+            (known.order, known.issued_ms) = (MoveOrder { id, ..MoveOrder::default() }, now_ms);
         }
-        known.extend(orders);
+        let ordered = |(gateway_id, (boot, order))| (gateway_id, Ordered { boot, issued_ms: now_ms, order });
+        known.extend(orders.into_iter().map(ordered));
     }
 
-    /// The order of a gateway.
-    pub fn order_of(&self, gateway_id: &str) -> Option<MoveOrder> {
-        lock(&self.orders).get(gateway_id).copied()
+    /// The order of a gateway, until it is carried out or too old. A boot that came since has none.
+    pub fn order_of(&self, gateway_id: &str, boot: u64, now_ms: i64) -> Option<MoveOrder> {
+        let mut known = lock(&self.orders);
+        known.retain(|_, known| now_ms - known.issued_ms < ORDER_MS);
+        known.get(gateway_id).filter(|known| known.boot == boot).map(|known| known.order)
     }
 }
 
@@ -116,4 +134,33 @@ impl Core {
 /// Nothing panics while it holds one of these locks halfway through a change.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_is_of_one_boot_and_ends_when_it_is_done_or_old() {
+        let moving = Moving::default();
+        let order = |id| MoveOrder { id, count: 10, ..MoveOrder::default() };
+        let give = |id| moving.order(HashMap::from([("gw-1".to_owned(), (7, order(id)))]), id, 1_000);
+        give(1);
+        assert_eq!(moving.order_of("gw-1", 7, 2_000), Some(order(1)));
+        assert_eq!(moving.order_of("gw-1", 8, 2_000), None, "started since");
+        let progress = |order, phase: &str| {
+            let purpose = MovePurpose::Rebalance.into();
+            let one = MoveProgress { purpose, order, phase: phase.to_owned(), ..MoveProgress::default() };
+            moving.progressed("gw-1", &[one]);
+        };
+        progress(1, "moving");
+        progress(2, "done");
+        assert_eq!(moving.order_of("gw-1", 7, 2_000), Some(order(1)), "another one is done");
+        progress(1, "done");
+        assert_eq!(moving.order_of("gw-1", 7, 2_000), None);
+        give(3);
+        moving.order(HashMap::new(), 4, 2_000);
+        assert_eq!(moving.order_of("gw-1", 7, 3_000), Some(MoveOrder { count: 0, ..order(4) }));
+        assert_eq!(moving.order_of("gw-1", 7, 2_000 + ORDER_MS), None);
+    }
 }

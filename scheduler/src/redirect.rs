@@ -11,7 +11,7 @@ use tracing::debug;
 use crate::{
     assign::{NotAssigned, Terms},
     core::{Ask, Core},
-    decide::{Decision, Request},
+    decide::{Decision, Request, may_take},
     fleet::{Dimension, Fleet, Gateway, Profile},
     moving::plan::{Band, Filled},
     policy::{Client, Platform, STABLE, app_version},
@@ -75,7 +75,11 @@ pub(crate) fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> Redi
         wait_ms: ask.retry_after_ms,
         moved: connected,
     };
-    let judge = |fleet: &Fleet, decision: &Decision<'_>| judge(core, fleet, decision, here, ask);
+    let asked = request.clone();
+    let judge = |fleet: &Fleet, decision: &Decision<'_>| {
+        let unknown = |pool: &str| may_take(&core.policy.load(), &asked, pool);
+        judge(core, fleet, decision, (here, &unknown), ask)
+    };
     match core.assign_if(request, &terms, judge) {
         Ok(Ok(assigned)) => RedirectAnswer {
             handle: ask.handle,
@@ -101,11 +105,12 @@ pub(crate) fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> Redi
     }
 }
 
+/// `unknown`: whether he may be in that pool by what is not known of him here.
 fn judge(
     core: &Core,
     fleet: &Fleet,
     decision: &Decision<'_>,
-    here: Option<&Gateway>,
+    (here, unknown): (Option<&Gateway>, &dyn Fn(&str) -> bool),
     ask: &RedirectAsk,
 ) -> Result<(), Unmoved> {
     let first = decision.ranked.as_slice()[0];
@@ -113,7 +118,7 @@ fn judge(
     match ask.purpose() {
         MovePurpose::Stray => return Ok(()),
         MovePurpose::Home | MovePurpose::Sweep => {
-            if here.is_some_and(|here| belongs(decision, &here.profile)) {
+            if here.is_some_and(|here| belongs(decision, &here.profile, unknown)) {
                 return Err(Unmoved::Stays);
             }
         }
@@ -123,7 +128,11 @@ fn judge(
                 return Err(Unmoved::Stays);
             }
         }
-        MovePurpose::Drain => {}
+        MovePurpose::Drain => {
+            if here.is_some_and(|here| here.profile.id == there.profile.id) {
+                return Err(Unmoved::Held("no other gateway can take them".to_owned()));
+            }
+        }
     }
     if ask.purpose() == MovePurpose::Home {
         return Ok(());
@@ -153,10 +162,10 @@ fn busy(fleet: &Fleet, gateway: u32) -> Option<(&'static str, f64)> {
 }
 
 /// Whether the user is in the pool and, as far as that can be, the region that are his.
-fn belongs(decision: &Decision<'_>, here: &Profile) -> bool {
+fn belongs(decision: &Decision<'_>, here: &Profile, unknown: &dyn Fn(&str) -> bool) -> bool {
     let wanted = decision.rule.map_or(STABLE, |rule| &rule.pool);
     // Where the pool has no room, whoever is in it stays, and so does whoever would only be sent back.
-    let in_pool = here.pool == wanted || here.pool == decision.pool;
+    let in_pool = here.pool == wanted || here.pool == decision.pool || unknown(&here.pool);
     let at_home = decision.home.is_empty() || here.region == decision.home || decision.elsewhere;
     in_pool && at_home
 }

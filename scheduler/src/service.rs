@@ -195,9 +195,9 @@ impl GatewayLink {
         {
             told.introduction = Some(introduction);
         }
-        let order =
-            self.core.moving.order_of(&self.gateway.gateway_id).filter(|order| order.id != told.order);
-        if let Some(order) = order
+        let AttachGateway { gateway_id, boot } = &self.gateway;
+        let order = self.core.moving.order_of(gateway_id, *boot, self.core.clock.wall_ms());
+        if let Some(order) = order.filter(|order| order.id != told.order)
             && say(from_scheduler::Message::Order(order))
         {
             told.order = order.id;

@@ -14,6 +14,9 @@ struct World {
     serves: bool,
     told: u64,
     granted: Vec<(i64, u64)>,
+    /// The workers are slow to list whom a job is about.
+    late: bool,
+    placed: usize,
 }
 
 const STARTED: i64 = 1_000_000;
@@ -41,6 +44,8 @@ impl World {
             serves: true,
             told: 0,
             granted: vec![],
+            late: false,
+            placed: 0,
         }
     }
 
@@ -50,16 +55,18 @@ impl World {
 
     fn list(&self, job: &Job) {
         for (worker, left) in (0..).zip(&self.left) {
-            job.left(worker, usize::try_from(*left).expect("small"));
+            job.open(worker, usize::try_from(*left).expect("small"), 0);
         }
     }
 
     fn turn(&mut self) {
-        for act in self.mover.turn(self.now, &[true], self.connections()) {
+        for act in self.mover.turn(self.now, &[true, true], self.connections()) {
             match act {
                 Act::Serve(serves) => self.serves = serves,
                 Act::Begin(job) => {
-                    self.list(&job);
+                    if !self.late {
+                        self.list(&job);
+                    }
                     self.job = Some(job);
                 }
                 Act::Grant(shares) => self.grant(&shares),
@@ -68,7 +75,7 @@ impl World {
                     self.told += self.connections();
                     self.left.fill(0);
                 }
-                Act::Placed => {}
+                Act::Placed => self.placed += 1,
             }
         }
     }
@@ -176,7 +183,6 @@ fn a_gateway_that_is_started_again_goes_on_where_its_drain_is() {
 
 #[test]
 fn a_rebalance_moves_as_many_as_were_ordered_and_a_drain_goes_before_it() {
-    let order = |id, count| MoveOrder { id, count, per_second: 100, within_permille: 100, spread_ms: 0 };
     let mut world = World::new(&[300, 200]);
     world.mover.ordered(order(5, 120));
     world.pass(3_000);
@@ -199,14 +205,12 @@ fn a_rebalance_moves_as_many_as_were_ordered_and_a_drain_goes_before_it() {
     assert_eq!((world.connections(), world.phase()), (0, Some("done")));
 }
 
+fn word(placement: u64) -> Introduction {
+    Introduction { policy_version: 1, placement, moves_per_second: 100, ..Introduction::default() }
+}
+
 #[test]
 fn a_sweep_asks_about_everybody_once() {
-    let word = |placement| Introduction {
-        policy_version: 1,
-        placement,
-        moves_per_second: 100,
-        ..Introduction::default()
-    };
     let mut world = World::new(&[50, 50]);
     world.mover.introduced(0, &word(1));
     world.pass(500);
@@ -216,4 +220,145 @@ fn a_sweep_asks_about_everybody_once() {
     assert_eq!(world.granted.iter().map(|(_, count)| count).sum::<u64>(), 100);
     assert_eq!(world.mover.progress()[0].purpose(), MovePurpose::Sweep);
     assert!(!world.mover.busy());
+}
+
+fn told(world: &World, purpose: MovePurpose) -> MoveProgress {
+    let progress = world.mover.progress();
+    progress.into_iter().find(|one| one.purpose() == purpose).expect("told")
+}
+
+fn order(id: u64, count: u64) -> MoveOrder {
+    MoveOrder { id, count, per_second: 100, within_permille: 100, spread_ms: 0 }
+}
+
+#[test]
+fn a_drain_that_is_stopped_moves_nobody_more() {
+    let mut world = World::new(&[100]);
+    let begun = Drain { wait_lb_ms: 0, ..drain(50) };
+    world.mover.drain(1, begun.clone());
+    world.pass(1_000);
+    let half = world.connections();
+    assert!((30..70).contains(&half), "{half}");
+    world.mover.drain(2, Drain { active: false, ..begun });
+    world.pass(5_000);
+    assert_eq!((world.serves, world.connections(), world.job.is_some()), (true, half, false));
+    let progress = told(&world, MovePurpose::Drain);
+    assert_eq!((progress.phase.as_str(), progress.left, progress.moved), ("done", 0, 100 - half));
+    assert!(!world.mover.busy());
+}
+
+#[test]
+fn an_order_that_is_told_again_is_carried_out_once() {
+    let mut world = World::new(&[500]);
+    for _ in 0..3 {
+        world.mover.ordered(order(5, 50));
+        world.pass(2_000);
+        assert_eq!(world.connections(), 450);
+    }
+    // One that comes while the gateway is emptied is not kept for when it serves again.
+    world.held = Some("nowhere");
+    world.mover.drain(1, Drain { wait_lb_ms: 0, ..drain(50) });
+    world.pass(100);
+    world.mover.ordered(order(6, 50));
+    world.pass(100);
+    world.held = None;
+    world.mover.drain(2, Drain { active: false, ..drain(50) });
+    world.pass(2_000);
+    assert_eq!(world.connections(), 450);
+}
+
+#[test]
+fn nothing_is_over_before_every_worker_has_listed() {
+    for rebalance in [false, true] {
+        let mut world = World::new(&[50, 50]);
+        world.mover.introduced(0, &word(1));
+        world.turn();
+        world.late = true;
+        match rebalance {
+            true => world.mover.ordered(order(1, 100)),
+            false => world.mover.introduced(0, &word(2)),
+        }
+        world.pass(1_000);
+        let job = world.job.clone().expect("begun");
+        job.open(0, 0, 0);
+        world.pass(1_000);
+        assert!(world.job.is_some(), "the other worker has not listed");
+        world.list(&job);
+        world.pass(3_000);
+        assert_eq!((world.connections(), world.job.is_some()), (0, false));
+    }
+}
+
+#[test]
+fn a_sweep_that_something_goes_before_goes_on_afterwards() {
+    let begun = || {
+        let mut world = World::new(&[1_000]);
+        world.mover.introduced(0, &word(1));
+        world.turn();
+        world.mover.introduced(0, &word(2));
+        world.pass(1_000);
+        assert_eq!((told(&world, MovePurpose::Sweep).phase.as_str(), world.placed), ("moving", 1));
+        world
+    };
+    let mut stopped = begun();
+    let before = stopped.connections();
+    stopped.mover.ordered(order(1, 0));
+    stopped.pass(1_000);
+    assert!(stopped.connections() < before, "an order of nobody ends no sweep");
+
+    let mut evened = begun();
+    evened.mover.ordered(order(1, 100));
+    evened.turn();
+    assert_eq!(told(&evened, MovePurpose::Sweep).phase, "paused");
+    evened.pass(20_000);
+    assert_eq!((evened.connections(), told(&evened, MovePurpose::Sweep).phase.as_str()), (0, "done"));
+
+    let mut drained = begun();
+    drained.held = Some("nowhere");
+    drained.mover.drain(1, Drain { wait_lb_ms: 0, ..drain(50) });
+    drained.pass(1_000);
+    drained.held = None;
+    drained.mover.drain(2, Drain { active: false, ..drain(50) });
+    drained.pass(20_000);
+    assert_eq!((drained.connections(), told(&drained, MovePurpose::Sweep).phase.as_str()), (0, "done"));
+}
+
+#[test]
+fn a_sweep_keeps_to_what_the_policy_says_now() {
+    let at = |policy_version, moves_per_second| Introduction { policy_version, moves_per_second, ..word(2) };
+    let mut world = World::new(&[1_000]);
+    world.mover.introduced(0, &word(1));
+    world.turn();
+    world.mover.introduced(0, &at(2, 0));
+    world.pass(1_000);
+    assert_eq!((world.connections(), world.placed), (1_000, 0), "it waits");
+    let moved = |world: &mut World, policy_version, per_second| {
+        let before = world.connections();
+        world.mover.introduced(0, &at(policy_version, per_second));
+        world.pass(2_000);
+        before - world.connections()
+    };
+    let fast = moved(&mut world, 3, 100);
+    assert!((150..=230).contains(&fast), "{fast}");
+    let slow = moved(&mut world, 4, 10);
+    assert!((15..=30).contains(&slow), "{slow}");
+    assert_eq!(moved(&mut world, 5, 0), 0);
+    assert_eq!(told(&world, MovePurpose::Sweep).phase, "paused");
+    moved(&mut world, 6, 10_000);
+    assert_eq!(world.connections(), 0);
+}
+
+#[test]
+fn only_schedulers_that_place_so_are_asked() {
+    let mut world = World::new(&[1_000]);
+    world.mover.introduced(0, &word(1));
+    world.mover.introduced(1, &word(1));
+    world.turn();
+    world.mover.introduced(1, &Introduction { policy_version: 2, ..word(2) });
+    world.pass(11_000);
+    let job = world.job.clone().expect("the newest policy is believed");
+    assert_eq!(job.among(), 0b10);
+    world.mover.introduced(0, &Introduction { policy_version: 2, ..word(2) });
+    world.turn();
+    assert_eq!(job.among(), 0b11);
 }

@@ -63,6 +63,14 @@ enum Why {
     Doubted(Box<Admitted>),
 }
 
+/// What it showed in its hello.
+struct Shown {
+    identity: Identity,
+    ticket: link::Ticket,
+    /// It reaches no scheduler: it could not do better than come here.
+    no_scheduler: bool,
+}
+
 /// Of a ticket that would let it in.
 struct Admitted {
     identity: Identity,
@@ -154,15 +162,14 @@ impl Arriving {
         };
         enter(cx, &ticket)?;
         cx.env.door.shown(ticket.issued_at_ms, cx.now.wall_ms);
-        self.place(cx, identity, &ticket, ask, grace)
+        self.place(cx, Shown { identity, ticket, no_scheduler: hello.no_scheduler }, ask, grace)
     }
 
     /// Its ticket is good here: it is let in, unless it is better off elsewhere.
     fn place(
         &mut self,
         cx: &mut Cx<'_>,
-        identity: Identity,
-        ticket: &link::Ticket,
+        Shown { identity, ticket, no_scheduler }: Shown,
         ask: link::RedirectAsk,
         grace: Option<Grace>,
     ) -> Result<(), Goodbye> {
@@ -171,11 +178,9 @@ impl Arriving {
             return Ok(());
         }
         let away = !ticket.home.is_empty() && ticket.home != cx.env.region;
-        let &link::Ticket { schedule_id, auth_expires_at_ms, elsewhere, issued_at_ms, .. } = ticket;
+        let link::Ticket { schedule_id, auth_expires_at_ms, .. } = ticket;
         let admitted = Admitted { identity, schedule_id, auth_expires_at_ms, away, grace };
-        // Served elsewhere on purpose it stays; but not by a ticket that is older than what decides where it belongs.
-        let doubted = (away && !elsewhere) || issued_at_ms < cx.env.placed_ms;
-        if doubted && grace.is_none() {
+        if grace.is_none() && !no_scheduler && doubted(&ticket, away, cx.env) {
             self.ask_redirect(cx, MovePurpose::Home, ask, Why::Doubted(Box::new(admitted)));
             return Ok(());
         }
@@ -282,10 +287,13 @@ impl Arriving {
         answer: link::RedirectAnswer,
     ) -> Result<(), Goodbye> {
         let link::RedirectAnswer { endpoints, ticket, ticket_expires_at_ms, .. } = answer;
+        let here = endpoints.first().is_some_and(|first| first.gateway_id == cx.env.gateway_id);
         let code = match &self.step {
             Step::Redirecting(Why::Stray) => CloseCode::Moved,
             Step::Redirecting(_) if endpoints.is_empty() => return self.undirected(cx),
             Step::Redirecting(Why::Drained) => CloseCode::Draining,
+            // A scheduler that does not know the question says so that it is well here.
+            Step::Redirecting(Why::Doubted(_)) if here => return self.undirected(cx),
             Step::Redirecting(Why::Doubted(_)) => CloseCode::Moved,
             _ => return Ok(()),
         };
@@ -356,6 +364,14 @@ fn good_for_ms(cx: &Cx<'_>, ticket: &link::Ticket) -> i64 {
     // Past its time it is good for the grace, or it would have been refused.
     let left_ms = if left_ms > 0 { left_ms } else { left_ms.saturating_add(cx.env.grace_ms) };
     left_ms.max(SHORTEST_WAIT_MS)
+}
+
+/// Whether its user may belong elsewhere. Served elsewhere on purpose it stays; so does whoever walked the list of a ticket to
+/// here: what is before this gateway failed, and it would be sent back there. But not by a ticket that is older than what
+/// decides where users belong.
+fn doubted(ticket: &link::Ticket, away: bool, env: &Env) -> bool {
+    let first = ticket.gateway_ids.first().is_some_and(|first| *first == env.gateway_id);
+    (away && first && env.placed && !ticket.elsewhere) || ticket.issued_at_ms < env.placed_ms
 }
 
 fn check_hello(hello: &Hello) -> Result<(), Goodbye> {

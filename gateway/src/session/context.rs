@@ -28,6 +28,8 @@ pub(crate) struct Env {
     pub(crate) evacuating: bool,
     /// Its region; may be empty.
     pub(crate) region: String,
+    /// Whether any scheduler said that it decides where users belong: one that does not would send them to and fro.
+    pub(crate) placed: bool,
     /// Tickets issued before, by the wall clock, may lead where their user no longer belongs.
     pub(crate) placed_ms: i64,
     /// Who is sent away by a drain or a stop comes back within so many milliseconds.

@@ -47,6 +47,7 @@ impl Harness {
             draining: false,
             evacuating: false,
             region: String::new(),
+            placed: true,
             placed_ms: 0,
             stopping: false,
             spread_ms: 2_000,
@@ -83,27 +84,37 @@ impl Harness {
 
     /// A session of a client that speaks TCP, welcomed.
     pub(crate) fn welcomed(&mut self) -> Session {
-        let mut session = Session::new(self.now, &self.env.timeouts, (Ipv4Addr::LOCALHOST, 1).into(), false);
-        let hello = Hello { ticket: self.ticket(), device_id: "d".into(), ..Hello::default() };
-        let mut payload = Vec::new();
-        encode_client(Encoding::Proto, client_frame::Frame::Hello(hello), &mut payload);
-        let mut bytes = [&tcp::prefix(payload.len())[..], &payload].concat();
-        self.with(&mut session, |session, cx| session.receive(cx, &mut bytes));
+        let mut session = self.arrived(Hello { ticket: self.sign(&self.ticket()), ..Hello::default() });
         let opened = link::SessionOpened { handle: 42, session_epoch: 1, ..link::SessionOpened::default() };
         self.with(&mut session, |session, cx| session.deliver(cx, to_gateway::Message::Opened(opened)));
         assert!(matches!(session.stage, Stage::Identified(_)));
         session
     }
 
-    fn ticket(&self) -> String {
-        self.signer.sign(&link::Ticket {
+    /// A session of a client that speaks TCP and said that hello, from device `d`.
+    pub(crate) fn arrived(&mut self, hello: Hello) -> Session {
+        let mut session = Session::new(self.now, &self.env.timeouts, (Ipv4Addr::LOCALHOST, 1).into(), false);
+        let hello = Hello { device_id: "d".into(), ..hello };
+        let mut payload = Vec::new();
+        encode_client(Encoding::Proto, client_frame::Frame::Hello(hello), &mut payload);
+        let mut bytes = [&tcp::prefix(payload.len())[..], &payload].concat();
+        self.with(&mut session, |session, cx| session.receive(cx, &mut bytes));
+        session
+    }
+
+    pub(crate) fn sign(&self, ticket: &link::Ticket) -> String {
+        self.signer.sign(ticket)
+    }
+
+    pub(crate) fn ticket(&self) -> link::Ticket {
+        link::Ticket {
             user_id: "alice".into(),
             device_id: "d".into(),
             gateway_ids: vec!["gw-1".into()],
             expires_at_ms: self.now.wall_ms + 1_000,
             auth_expires_at_ms: self.now.wall_ms + 600_000,
             ..link::Ticket::default()
-        })
+        }
     }
 }
 
@@ -176,7 +187,7 @@ impl World {
                 .with(&mut self.session, |session, cx| session.receive(cx, &mut head.into_bytes()));
             assert!(out.starts_with(b"HTTP/1.1 101 ") && out.ends_with(b"\r\n\r\n"));
         }
-        let ticket = self.harness.ticket();
+        let ticket = self.harness.sign(&self.harness.ticket());
         self.say(client_frame::Frame::Hello(Hello { ticket, device_id: "d".into(), ..Hello::default() }));
     }
 

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use berth_proto::client::{Endpoint, Hello};
+
 use super::*;
 
 #[test]
@@ -82,5 +84,47 @@ fn who_takes_a_byte_now_and_then_is_closed_as_slow_and_who_takes_a_kilobyte_a_se
         let waited = harness.now.steady_ms - begun;
         assert_eq!(!session.closing(), stays, "{bytes} bytes each {every_ms} ms: {waited} ms");
         assert!(stays || (timeout..timeout + 2_000).contains(&waited), "{waited} ms");
+    }
+}
+
+#[test]
+fn who_is_away_from_home_is_asked_about_unless_he_could_not_do_better() {
+    let mut harness = simulation::Harness::new(1);
+    harness.env.region = "eu".to_owned();
+    let there = |gateway_ids: &[&str], elsewhere| link::Ticket {
+        home: "us".to_owned(),
+        gateway_ids: gateway_ids.iter().map(|id| (*id).to_owned()).collect(),
+        elsewhere,
+        issued_at_ms: 1_900_000,
+        ..simulation::Harness::new(1).ticket()
+    };
+    let asked = |harness: &mut simulation::Harness, ticket: &link::Ticket, no_scheduler| {
+        let hello = Hello { ticket: harness.sign(ticket), no_scheduler, ..Hello::default() };
+        harness.arrived(hello);
+        let ups = std::mem::take(&mut harness.ups);
+        assert_eq!(ups.redirects.len() + ups.logic.len(), 1, "asked about, or let in");
+        !ups.redirects.is_empty()
+    };
+    assert!(asked(&mut harness, &there(&["gw-1", "gw-2"], false), false));
+    assert!(!asked(&mut harness, &there(&["gw-1", "gw-2"], true), false), "on purpose");
+    assert!(!asked(&mut harness, &there(&["gw-us", "gw-1"], false), false), "he walked his list");
+    assert!(!asked(&mut harness, &there(&["gw-1"], false), true), "he reaches no scheduler");
+    harness.env.placed = false;
+    assert!(!asked(&mut harness, &there(&["gw-1"], false), false), "no scheduler knows of homes");
+    harness.env.placed_ms = 1_950_000;
+    assert!(asked(&mut harness, &there(&["gw-us", "gw-1"], true), false), "it is older than what decides");
+}
+
+#[test]
+fn an_answer_that_names_this_gateway_first_lets_in() {
+    for (first, stays) in [("gw-1", true), ("gw-2", false)] {
+        let mut harness = simulation::Harness::new(1);
+        harness.env.region = "eu".to_owned();
+        let ticket = link::Ticket { home: "us".to_owned(), ..harness.ticket() };
+        let mut session = harness.arrived(Hello { ticket: harness.sign(&ticket), ..Hello::default() });
+        let endpoint = Endpoint { gateway_id: first.to_owned(), ..Endpoint::default() };
+        let answer = link::RedirectAnswer { endpoints: vec![endpoint], ..link::RedirectAnswer::default() };
+        harness.with(&mut session, |session, cx| session.redirected(cx, answer));
+        assert_eq!((harness.ups.logic.len(), session.closing()), (usize::from(stays), !stays), "{first}");
     }
 }

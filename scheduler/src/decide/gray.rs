@@ -3,7 +3,7 @@
 use berth_proto::{bucket::bucket, schedule::Reason};
 
 use super::{Observer, Request};
-use crate::policy::{GrayRule, HOME_SALT, Home, Policy, Takes};
+use crate::policy::{Client, GrayRule, HOME_SALT, Home, Policy, Takes};
 
 /// What a gray rule said of a request.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -65,6 +65,17 @@ pub(super) fn rule<'a>(
         let verdict = verdict(rule, request);
         observer.rule(rule, verdict);
         verdict.reason().map(|reason| (rule, reason))
+    })
+}
+
+/// Whether a rule of that pool takes the user, or would in another region: which one he named himself is known only when he asks
+/// for a place.
+pub(crate) fn may_take(policy: &Policy, request: &Request<'_>, pool: &str) -> bool {
+    policy.gray.iter().filter(|rule| rule.pool == pool).any(|rule| {
+        let origin = rule.matcher.regions.first().map_or("", String::as_str);
+        let client = Client { origin, ..request.client.clone() };
+        let request = Request { client, ..*request };
+        verdict(rule, &request).reason().is_some()
     })
 }
 

@@ -71,13 +71,36 @@ users = ["alice"]
 }
 
 #[tokio::test]
+async fn who_is_in_a_pool_by_the_region_that_he_named_stays_until_its_rule_takes_him_no_more() {
+    let policy = r#"
+version = 1
+[[gray]]
+id = "canary"
+pool = "canary"
+percent = 100
+match = { regions = ["eu"], platforms = ["ios"] }
+"#;
+    let (fixture, _path, _directory) = Fixture::with_policy(policy).await;
+    fixture.gateway(at("stable", "stable", "")).await;
+    let canary = fixture.gateway(at("canary", "canary", "")).await;
+    for (platform, moved) in [("ios", false), ("android", true)] {
+        let question = RedirectAsk { platform: platform.to_owned(), ..asks(MovePurpose::Sweep) };
+        let answer = answer_to(&canary, question).await;
+        assert_eq!((first(&answer), answer.stay), (if moved { "stable" } else { "" }, !moved), "{platform}");
+    }
+}
+
+#[tokio::test]
 async fn a_place_is_kept_for_who_is_moved_and_a_busy_gateway_gets_nobody() {
     let fixture = Fixture::start(config()).await;
     let leaving = fixture.gateway(report("gw-1")).await;
     let other = fixture.gateway(report("gw-2")).await;
     let question = RedirectAsk { retry_after_ms: 60_000, ..asks(MovePurpose::Drain) };
+    let asked_ms = fixture.scheduler.core.clock.wall_ms();
     let answer = answer_to(&leaving, question.clone()).await;
     assert_eq!(first(&answer), "gw-2", "not back to where it leaves");
+    let lives_ms = answer.ticket_expires_at_ms - asked_ms;
+    assert!(lives_ms >= fixture.scheduler.core.ticket_ttl_ms + 60_000, "he is told to wait: {lives_ms}");
     let verifier = TicketVerifier::new(&[TicketSigner::from_secret(TICKET_KEY).public_key()]);
     let ticket = verifier.verify(&answer.ticket, answer.ticket_expires_at_ms - 1).expect("genuine");
     assert!(!ticket.gateway_ids.is_empty() && !ticket.elsewhere);
@@ -106,6 +129,12 @@ async fn with_nowhere_to_go_a_drain_holds_and_the_rest_stays() {
     eventually("it drains", || fixture.scheduler.core.fleet.load().candidates.is_empty()).await;
     let answer = answer_to(&only, asks(MovePurpose::Drain)).await;
     assert!(answer.hold.contains("no gateway"), "{answer:?}");
+    only.report(GatewayReport { draining: false, ..report("gw-1") });
+    eventually("it serves", || !fixture.scheduler.core.fleet.load().candidates.is_empty()).await;
+    let answer = answer_to(&only, asks(MovePurpose::Drain)).await;
+    assert!(answer.endpoints.is_empty() && answer.hold.contains("no other gateway"), "{answer:?}");
+    only.report(GatewayReport { draining: true, ..report("gw-1") });
+    eventually("it drains", || fixture.scheduler.core.fleet.load().candidates.is_empty()).await;
     for purpose in [MovePurpose::Rebalance, MovePurpose::Sweep] {
         assert!(answer_to(&only, asks(purpose)).await.stay);
     }

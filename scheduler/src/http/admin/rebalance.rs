@@ -55,9 +55,9 @@ pub(super) fn start(core: &Core, asked: &Asked) -> Result<Value, Refusal> {
                 within_permille: (order.within * 1_000.0).round() as u32,
                 spread_ms: order.spread_ms,
             };
-            (gateway.profile.id.to_string(), order)
+            (gateway.profile.id.to_string(), (gateway.profile.boot, order))
         });
-        core.moving.order(orders.collect::<HashMap<_, _>>(), id);
+        core.moving.order(orders.collect::<HashMap<_, _>>(), id, core.clock.wall_ms());
         tracing::info!(connections = total, within = order.within, "an operator evens gateways out");
     }
     Ok(json!({ "dryRun": order.dry_run, "connections": total, "gateways": shown }))
@@ -65,7 +65,7 @@ pub(super) fn start(core: &Core, asked: &Asked) -> Result<Value, Refusal> {
 
 /// Whoever has an order ends it; those told already are on their way.
 pub(super) fn stop(core: &Core) -> Value {
-    core.moving.order(HashMap::new(), rand::rng().random());
+    core.moving.order(HashMap::new(), rand::rng().random(), core.clock.wall_ms());
     json!({})
 }
 
