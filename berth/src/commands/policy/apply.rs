@@ -100,6 +100,14 @@ fn put(path: &str, mut body: Value, who: &Who, admin: &AdminArgs, json: bool) ->
     if all { Ok(()) } else { Err(Failure::Check) }
 }
 
+/// Says so if what a scheduler took is not on its disk.
+pub fn kept(answer: &Value) -> &'static str {
+    if answer["onDisk"] == true {
+        return "";
+    }
+    "not on this scheduler's disk (it has no scheduler.data_dir, or cannot write there): the gateways carry it\n"
+}
+
 fn holds(replica: &Value, taken: &Value) -> bool {
     ["policyVersion", "policyHash"].iter().all(|field| replica[field] == taken[field])
 }
@@ -110,7 +118,7 @@ fn readable(taken: &Value, replicas: &[Value]) -> String {
         format!("version {} ({:.12})", text("policyVersion"), text("policyHash"))
     };
     let how = if taken["taken"] == true { "is in force" } else { "was in force already" };
-    let mut text = format!("{} {how}\n", identity(taken));
+    let mut text = format!("{} {how}\n{}", identity(taken), kept(taken));
     for replica in replicas {
         let id = replica["schedulerId"].as_str().unwrap_or_default();
         let word = if holds(replica, taken) { "holds it" } else { "DOES NOT HOLD IT: it has" };
@@ -134,9 +142,11 @@ mod tests {
             replica("s-3", "5", "another text"),
         ];
         let text = readable(&taken, &replicas);
-        for line in
-            ["version 5 (abcdef012345) is in force", "s-2 ", "DOES NOT HOLD IT: it has version 4 (99)"]
-        {
+        for line in [
+            "version 5 (abcdef012345) is in force\nnot on this scheduler's disk",
+            "s-2 ",
+            "DOES NOT HOLD IT: it has version 4 (99)",
+        ] {
             assert!(text.contains(line), "{line:?} in\n{text}");
         }
         let held: Vec<_> = replicas.iter().map(|replica| holds(replica, &taken)).collect();

@@ -60,8 +60,18 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 pub fn resume(args: &ResumeArgs) -> Result<(), Failure> {
     let by = args.by.clone().unwrap_or_else(super::apply::user);
     let body = json!({ "ruleId": args.rule, "by": by });
-    AdminClient::new(&args.admin)?.ask("POST", "/policy:resume", &body)?;
-    output::written(output::print(format_args!("rule {} goes on", args.rule)))
+    let answer = AdminClient::new(&args.admin)?.ask("POST", "/policy:resume", &body)?;
+    output::written(output::print(format_args!("{}", resumed(&answer).trim_end())))
+}
+
+fn resumed(answer: &Value) -> String {
+    let rule = text_of(&answer["ruleId"]);
+    let now = if answer["resumed"] == true {
+        format!("rule {rule} goes on: it takes {}% of those that match", answer["percent"])
+    } else {
+        format!("rule {rule} takes nobody all the same: it was stopped again, or is gone, meanwhile")
+    };
+    format!("{now}\n{}", super::apply::kept(answer))
 }
 
 /// What is in force.
@@ -160,6 +170,18 @@ mod tests {
             assert!(text.contains(line), "{line:?} in\n{text}");
         }
         assert!(!readable(&answer, 1).contains("alice"));
+    }
+
+    #[test]
+    fn a_rule_that_goes_on_is_told_with_what_it_takes() {
+        let going = json!({ "ruleId": "a", "resumed": true, "percent": 25.0, "onDisk": true });
+        assert_eq!(resumed(&going), "rule a goes on: it takes 25.0% of those that match\n");
+        let stopped = json!({ "ruleId": "a", "resumed": false, "percent": null, "onDisk": false });
+        let text = resumed(&stopped);
+        assert!(
+            text.contains("takes nobody all the same") && text.contains("not on this scheduler's disk"),
+            "{text}"
+        );
     }
 
     #[test]
