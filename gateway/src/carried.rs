@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use berth_proto::{
-    carry::{Record, kind},
+    carry::{self, Record, Said, kind},
     wire::{Carried, CarriedRecord, Drain, ToScheduler, to_scheduler},
 };
 
@@ -15,26 +15,40 @@ use crate::{
 
 /// What a scheduler told.
 pub(crate) fn heard(shared: &Shared, scheduler: usize, carried: Carried) {
-    let mut carried = carried;
-    let records = std::mem::take(&mut carried.records);
-    let asked = carried.whole != 0;
-    // Kept only where it is needed to see what is missing.
-    carried.records = if asked { records.clone() } else { Vec::new() };
-    let (news, missing) = {
-        let mut store = lock(&shared.carried);
-        let news = store.merge(records, shared.clock.now().wall_ms);
-        (news, if asked { store.missing(&carried) } else { Vec::new() })
-    };
-    tell(shared, |index| index == scheduler, &missing);
+    let said = Said::of(&carried);
+    let news = merge(shared, carried.records);
+    if let Some(said) = said {
+        let missing = lock(&shared.carried).missing(&said);
+        tell(shared, |index| index == scheduler, &missing);
+    }
     tell(shared, |index| index != scheduler, &news);
     news.iter().filter_map(Record::read).for_each(|record| act(shared, record));
 }
 
-/// A logic told revocations.
+/// A logic told revocations; of anything else it has no say.
 pub(crate) fn revoked(shared: &Shared, carried: Carried) {
-    let news = lock(&shared.carried).merge(carried.records, shared.clock.now().wall_ms);
+    let mut records = carried.records;
+    records.retain(|record| record.kind == kind::REVOCATION);
+    let news = merge(shared, records);
     tell(shared, |_| true, &news);
     news.iter().filter_map(Record::read).for_each(|record| act(shared, record));
+}
+
+/// Takes records in, some at a time; those that were news.
+fn merge(shared: &Shared, records: Vec<CarriedRecord>) -> Vec<CarriedRecord> {
+    let now_ms = shared.clock.now().wall_ms;
+    let mut news = Vec::new();
+    for piece in carry::pieces(records) {
+        let mut store = lock(&shared.carried);
+        let evicted = store.evicted();
+        news.extend(store.merge(piece, now_ms));
+        if evicted == 0 && store.evicted() > 0 {
+            tracing::warn!(
+                "more records are carried than there is room for: those that expire first are let go of"
+            );
+        }
+    }
+    news
 }
 
 /// The digests of what is held now.
@@ -54,17 +68,20 @@ pub(crate) fn own_drain(shared: &Shared) -> Option<(u64, Drain)> {
     }
 }
 
-/// A link that does not take it is told again once its scheduler sees that the digests differ.
+/// A link that is down, or does not take it, is told again once its scheduler sees that the digests differ.
 fn tell(shared: &Shared, whom: impl Fn(usize) -> bool, records: &[CarriedRecord]) {
     if records.is_empty() {
         return;
     }
     let schedulers = shared.rare().schedulers;
-    for (_, link) in schedulers.iter().enumerate().filter(|(index, _)| whom(*index)) {
-        let carried = Carried { records: records.to_vec(), whole: 0 };
-        let message = Some(to_scheduler::Message::Carried(carried));
-        if link.send(vec![ToScheduler { message }]).is_err() {
-            shared.metrics.links.refused.one(LinkRefused::Carried);
+    let messages = carry::messages(records.iter().cloned());
+    let linked = schedulers.iter().enumerate().filter(|(index, link)| whom(*index) && link.connected());
+    for (_, link) in linked {
+        for carried in &messages {
+            let message = Some(to_scheduler::Message::Carried(carried.clone()));
+            if link.send(vec![ToScheduler { message }]).is_err() {
+                shared.metrics.links.refused.one(LinkRefused::Carried);
+            }
         }
     }
 }

@@ -3,13 +3,14 @@
 //! The wait is a place in a virtual queue: behind everybody who was told one before, so that those who were sent away come
 //! back at the rate, here or at the other gateways of their lists, which send them here alike. Nobody waits in here, and
 //! whoever comes while there is room is let in: the queue is a promise to come back to a gateway that has room, not a slot.
+//! Whose ticket ends before such a place gets none: he is to ask a scheduler then.
 
 use std::sync::{
     Mutex,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use berth_proto::limits::LONGEST_WAIT_MS;
+use berth_proto::{lateness::Lateness, limits::LONGEST_WAIT_MS};
 
 use crate::{guard::Rate, shared::lock};
 
@@ -17,10 +18,25 @@ use crate::{guard::Rate, shared::lock};
 /// scheduler waits for the one it gave a ticket to.
 const RETURNING_AFTER_MS: i64 = 10_000;
 
+/// A scheduler's clock is believed to be behind this gateway's by so much at the most, in milliseconds. What looks further behind is an
+/// old ticket, also where no fresh one came lately.
+const CLOCKS_APART_MS: i64 = 60_000;
+
+/// Why somebody is not let in now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shut {
+    /// He has the place in so many milliseconds.
+    Place(u32),
+    /// There is no place for him; any would be further away than so many milliseconds.
+    Beyond(u32),
+}
+
 /// The gateway's, shared by its workers. The default lets everybody in.
 #[derive(Debug, Default)]
 pub(crate) struct Door {
     queue: Mutex<Queue>,
+    /// How old tickets look, by this gateway's clock.
+    ages: Mutex<Lateness>,
     /// Let in since the start.
     pub(crate) let_in: AtomicU64,
     /// Those of them who came back with a ticket that they had.
@@ -36,19 +52,22 @@ impl Door {
         }
     }
 
-    /// Somebody says hello.
+    /// Somebody says hello, with a ticket that is good for so long, in milliseconds.
     ///
     /// # Errors
-    /// When he is to come again, in milliseconds from now.
-    pub(crate) fn enter(&self, now_ms: i64) -> Result<(), u32> {
-        lock(&self.queue).enter(now_ms)?;
+    /// When he is to come again.
+    pub(crate) fn enter(&self, now_ms: i64, good_for_ms: i64) -> Result<(), Shut> {
+        lock(&self.queue).enter(now_ms, good_for_ms)?;
         self.let_in.fetch_add(1, Relaxed);
         Ok(())
     }
 
-    /// Who was let in has a good ticket of that time.
+    /// Who was let in has a good ticket of that time. The newest ones of late are the measure of what is old: schedulers' clocks are
+    /// others than ours.
     pub(crate) fn shown(&self, issued_at_ms: i64, wall_ms: i64) {
-        if wall_ms - issued_at_ms > RETURNING_AFTER_MS {
+        let oldest_ms = wall_ms.saturating_sub(CLOCKS_APART_MS);
+        let late_ms = lock(&self.ages).heard(issued_at_ms.max(oldest_ms), wall_ms);
+        if late_ms + oldest_ms.saturating_sub(issued_at_ms).max(0) > RETURNING_AFTER_MS {
             self.returned.fetch_add(1, Relaxed);
         }
     }
@@ -70,7 +89,7 @@ struct Queue {
 }
 
 impl Queue {
-    fn enter(&mut self, now_ms: i64) -> Result<(), u32> {
+    fn enter(&mut self, now_ms: i64, good_for_ms: i64) -> Result<(), Shut> {
         let wait_ms = match self.rate.take(self.due_us, now_ms) {
             Ok(due_us) => {
                 self.due_us = due_us;
@@ -78,11 +97,18 @@ impl Queue {
             }
             Err(wait_ms) => wait_ms,
         };
-        let (now_us, longest_us) = (now_ms * 1_000, i64::from(LONGEST_WAIT_MS) * 1_000);
+        let now_us = now_ms * 1_000;
         let first_us = now_us + i64::from(wait_ms) * 1_000;
         let next_us = first_us.max(self.told_us + self.rate.interval_us());
-        self.told_us = next_us.min(now_us + longest_us);
-        Err(u32::try_from((self.told_us - now_us + 999) / 1_000).unwrap_or(LONGEST_WAIT_MS))
+        let wait_ms = (next_us - now_us + 999) / 1_000;
+        let longest_ms = u32::try_from(good_for_ms.max(1)).unwrap_or(u32::MAX).min(LONGEST_WAIT_MS);
+        match u32::try_from(wait_ms) {
+            Ok(wait_ms) if wait_ms <= longest_ms => {
+                self.told_us = next_us;
+                Err(Shut::Place(wait_ms))
+            }
+            _ => Err(Shut::Beyond(longest_ms)),
+        }
     }
 
     fn length_ms(&self, now_ms: i64) -> i64 {
@@ -100,32 +126,72 @@ mod tests {
         Queue { rate: Rate::new(per_second), ..Queue::default() }
     }
 
+    /// Of a ticket that outlives every wait.
+    const LONG_MS: i64 = i64::MAX;
+
+    fn place(told: &Result<(), Shut>) -> Option<u32> {
+        match told {
+            Err(Shut::Place(wait_ms)) => Some(*wait_ms),
+            _ => None,
+        }
+    }
+
     #[test]
     fn a_crowd_gets_one_place_after_the_other() {
         let mut queue = queue(100);
         let now = 50_000;
-        let told: Vec<_> = (0..300).map(|_| queue.enter(now)).collect();
+        let told: Vec<_> = (0..300).map(|_| queue.enter(now, LONG_MS)).collect();
         assert!(told[..100].iter().all(Result::is_ok), "a second's worth at once");
-        let waits: Vec<u32> = told[100..].iter().filter_map(|told| told.err()).collect();
+        let waits: Vec<u32> = told[100..].iter().filter_map(place).collect();
         assert_eq!(waits.len(), 200);
         assert_eq!((waits[0], waits[1], waits[199]), (10, 20, 2_000));
         assert_eq!(queue.length_ms(now), 2_000);
         assert_eq!(queue.length_ms(now + 3_000), 0);
-        assert_eq!(queue.enter(now + 10), Ok(()));
+        assert_eq!(queue.enter(now + 10, LONG_MS), Ok(()));
     }
 
     #[test]
-    fn nobody_is_told_more_than_the_longest_wait() {
+    fn beyond_the_longest_wait_there_is_no_place() {
         let mut queue = queue(1);
-        let most = (0..1_000).filter_map(|_| queue.enter(0).err()).max();
-        assert_eq!(most, Some(LONGEST_WAIT_MS));
+        let told: Vec<_> = (0..1_000).map(|_| queue.enter(0, LONG_MS)).collect();
+        assert_eq!(told.iter().filter_map(place).max(), Some(LONGEST_WAIT_MS));
+        assert_eq!(told[999], Err(Shut::Beyond(LONGEST_WAIT_MS)));
+    }
+
+    #[test]
+    fn whose_ticket_ends_before_takes_no_place_from_those_behind() {
+        let mut queue = queue(10);
+        let told: Vec<_> = (0..60).map(|_| queue.enter(0, LONG_MS)).collect();
+        assert_eq!(told[59], Err(Shut::Place(5_000)));
+        for _ in 0..100 {
+            assert_eq!(queue.enter(0, 4_000), Err(Shut::Beyond(4_000)));
+        }
+        assert_eq!(queue.enter(0, LONG_MS), Err(Shut::Place(5_100)));
+        assert_eq!(queue.enter(1_500, 0), Ok(()), "while there is room it does not matter");
     }
 
     #[test]
     fn without_a_rate_everybody_is_let_in() {
         let door = Door::default();
-        assert!((0..10_000).all(|_| door.enter(5).is_ok()));
+        assert!((0..10_000).all(|_| door.enter(5, 0).is_ok()));
         assert_eq!(door.queue_ms(5), 0);
+    }
+
+    /// How many of these tickets, by their age, are taken for old where the gateway's clock is ahead of the scheduler's.
+    fn returned(ahead_ms: i64, ages_ms: &[i64]) -> u64 {
+        let door = Door::default();
+        let wall_ms = 1_795_000_000_000;
+        ages_ms.iter().for_each(|age_ms| door.shown(wall_ms - age_ms - ahead_ms, wall_ms));
+        door.returned.load(Relaxed)
+    }
+
+    #[test]
+    fn old_tickets_are_told_from_fresh_ones_whatever_the_clocks() {
+        for ahead_ms in [-25_000, 0, 25_000] {
+            assert_eq!(returned(ahead_ms, &[0, 500, 3_000, 9_000]), 0, "{ahead_ms}");
+            assert_eq!(returned(ahead_ms, &[0, 11_000, 200_000]), 2, "{ahead_ms}");
+        }
+        assert_eq!(returned(0, &[80_000; 5]), 5, "where nobody is sent, and all come back");
     }
 
     proptest! {
@@ -135,11 +201,11 @@ mod tests {
         fn who_comes_as_told_finds_room(rate in 10u32..1_000, crowd in 1usize..2_000) {
             let mut queue = queue(rate);
             let start = 1_000_000;
-            let mut told: Vec<i64> =
-                (0..crowd).filter_map(|_| queue.enter(start).err()).map(|wait| start + i64::from(wait)).collect();
+            let told = (0..crowd).map(|_| queue.enter(start, LONG_MS));
+            let mut told: Vec<i64> = told.filter_map(|told| place(&told)).map(|wait| start + i64::from(wait)).collect();
             told.sort_unstable();
             for (nth, at) in told.iter().enumerate() {
-                let entered = queue.enter(*at);
+                let entered = queue.enter(*at, LONG_MS);
                 prop_assert!(entered.is_ok(), "number {nth} of {}, at {at}: {entered:?}", told.len());
             }
         }

@@ -34,6 +34,8 @@ pub(crate) struct Keyring {
     current: Vec<(usize, Told)>,
     /// Replaced, with the time from which on they are no good, oldest first.
     retired: Vec<(Key, i64)>,
+    /// This gateway takes tickets so long past their life when no scheduler is linked, in milliseconds.
+    grace_ms: i64,
 }
 
 #[derive(Debug)]
@@ -44,6 +46,11 @@ struct Told {
 }
 
 impl Keyring {
+    /// Of a gateway that takes tickets `grace_ms` past their life.
+    pub(crate) fn new(grace_ms: i64) -> Self {
+        Self { grace_ms, ..Self::default() }
+    }
+
     /// A scheduler says its keys; returns whether there was a usable one. Without any, those it said before stay.
     pub(crate) fn told(&mut self, scheduler: usize, said: &TicketKeys, now_ms: i64) -> bool {
         let keys = said.public_keys.iter().filter_map(|key| key.as_slice().try_into().ok());
@@ -52,7 +59,8 @@ impl Keyring {
             return false;
         }
         let ttl_ms = i64::from(said.ticket_ttl_ms).min(LONGEST_TTL_MS);
-        let told = Told { keys, retired_ms: RETIRED_MS.max(ttl_ms + AFTER_LAST_MS) };
+        let lives_ms = ttl_ms.saturating_add(self.grace_ms).saturating_add(AFTER_LAST_MS);
+        let told = Told { keys, retired_ms: RETIRED_MS.max(lives_ms) };
         let before = match self.current.iter_mut().find(|(other, _)| *other == scheduler) {
             Some((_, known)) => std::mem::replace(known, told),
             None => {
@@ -92,7 +100,15 @@ impl Keyring {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use berth_proto::{
+        link::{Link, Refused},
+        wire::ToScheduler,
+    };
+
     use super::*;
+    use crate::testing::Site;
 
     fn keys(names: &[u8]) -> TicketKeys {
         let public_keys = names.iter().map(|name| vec![*name; PUBLIC_KEY]).collect();
@@ -148,6 +164,35 @@ mod tests {
         assert_eq!(ring.verifier(), good(&[2, 3]));
         assert!(ring.forget(28 * hours), "never for longer than a ticket can live");
         assert_eq!(ring.verifier(), good(&[2]));
+    }
+
+    #[test]
+    fn a_replaced_key_outlives_the_grace_of_its_last_tickets() {
+        let mut ring = Keyring::new(3_600_000);
+        assert!(ring.told(0, &keys(&[1]), 0));
+        assert!(ring.told(0, &keys(&[2]), 0));
+        assert!(
+            !ring.forget(3_600_000 + 300_000),
+            "a ticket signed at the last moment, at the end of its grace"
+        );
+        assert!(ring.forget(3_600_000 + 300_000 + AFTER_LAST_MS));
+    }
+
+    #[test]
+    fn while_no_scheduler_is_linked_nothing_is_forgotten() {
+        struct Up;
+        impl Link<ToScheduler> for Up {
+            fn send(&self, _: Vec<ToScheduler>) -> Result<(), Refused<ToScheduler>> {
+                Ok(())
+            }
+        }
+        let shared = Site::new(1).shared;
+        assert!(shared.ticket_keys(0, &keys(&[1])) && shared.ticket_keys(0, &keys(&[2])));
+        shared.forget_keys(i64::MAX);
+        assert_eq!(*shared.rare().verifier, good(&[1, 2]));
+        shared.change(|rare| rare.schedulers = Arc::new(vec![Arc::new(Up)]));
+        shared.forget_keys(i64::MAX);
+        assert_eq!(*shared.rare().verifier, good(&[2]));
     }
 
     #[test]

@@ -6,6 +6,10 @@
 /// This much of the rate is kept for those who come back, however few they are; and as much is leased, however many.
 const KEPT: u64 = 8;
 
+/// A rate is measured over so long at least, in milliseconds, half a report's interval: over less, a handful that come together look
+/// like a flood.
+const MEASURED_OVER_MS: i64 = 250;
+
 /// How fast a measured rate of those who come back is forgotten, in milliseconds; it is followed upwards at once.
 const FORGET_MS: f64 = 4_000.0;
 
@@ -26,9 +30,12 @@ impl Spare {
     /// What is spare now, a second, when so many have come back since the start.
     pub(crate) fn measure(&mut self, returned: u64, now_ms: i64) -> u64 {
         let (last_ms, last_returned) = self.last;
-        let passed_ms = (now_ms - last_ms) as f64;
-        if passed_ms > 0.0 {
+        let passed_ms = now_ms - last_ms;
+        if passed_ms >= MEASURED_OVER_MS {
+            let passed_ms = passed_ms as f64;
             let rate = returned.saturating_sub(last_returned) as f64 * 1_000.0 / passed_ms;
+            // The burst that may come at once is above the rate for a moment.
+            let rate = rate.min(self.per_second as f64);
             self.returning = rate.max(self.returning * (-passed_ms / FORGET_MS).exp());
             self.last = (now_ms, returned);
         }
@@ -80,6 +87,17 @@ mod tests {
         assert!((100..700).contains(&later), "it is not forgotten at once: {later}");
         assert_eq!(spare.measure(2_000, 60_000), 700);
         assert_eq!(Spare::new(1, 0).measure(0, 0), 1);
+    }
+
+    #[test]
+    fn a_handful_that_come_together_are_no_flood() {
+        let mut spare = Spare::new(2_000, 0);
+        assert_eq!(spare.measure(0, 500), 1_750);
+        assert_eq!(spare.measure(64, 503), 1_750, "64 within 3 ms");
+        assert_eq!(spare.measure(64, 1_000), 1_750, "are 128 within a second");
+        assert_eq!(spare.measure(10_000, 1_500), 250);
+        let forgotten = spare.measure(10_000, 1_500 + 4_000);
+        assert!((1_200..1_300).contains(&forgotten), "from the rate downwards, not from 20,000: {forgotten}");
     }
 
     proptest! {

@@ -10,7 +10,10 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use berth_proto::wire::{Drain, Introduction, MoveOrder, MoveProgress, MovePurpose};
 
@@ -29,6 +32,9 @@ const HOLD_MS: i64 = 2_000;
 
 /// Between two looks for who has come since, or is still there, in milliseconds.
 const RELIST_MS: i64 = 2_000;
+
+/// Orders that are known again: a scheduler repeats its last one whenever a link is made anew.
+const ORDERS: usize = 16;
 
 /// What the supervisor is to do.
 #[derive(Debug)]
@@ -117,6 +123,12 @@ struct Running {
     held: Option<Held>,
 }
 
+impl Running {
+    fn sweeps(&self) -> bool {
+        self.job.order.purpose == MovePurpose::Sweep
+    }
+}
+
 /// What this gateway moves.
 #[derive(Debug)]
 pub(crate) struct Mover {
@@ -124,6 +136,8 @@ pub(crate) struct Mover {
     draining: Option<Draining>,
     running: Option<Running>,
     rebalance: Option<MoveOrder>,
+    /// The ids of the last orders.
+    orders: VecDeque<u64>,
     sweep: Option<Sweep>,
     sweeps: Sweeps,
     progress: BTreeMap<i32, MoveProgress>,
@@ -136,6 +150,7 @@ impl Mover {
             draining: None,
             running: None,
             rebalance: None,
+            orders: VecDeque::with_capacity(ORDERS),
             sweep: None,
             sweeps: Sweeps::default(),
             progress: BTreeMap::new(),
@@ -153,8 +168,15 @@ impl Mover {
         self.sweeps.hear(scheduler, word);
     }
 
-    /// A rebalance is ordered; one of nobody ends the one before.
+    /// A rebalance is ordered; one of nobody ends the one before. One that was heard already changes nothing.
     pub(crate) fn ordered(&mut self, order: MoveOrder) {
+        if self.orders.contains(&order.id) {
+            return;
+        }
+        if self.orders.len() == ORDERS {
+            self.orders.pop_front();
+        }
+        self.orders.push_back(order.id);
         self.rebalance = Some(order);
     }
 
@@ -185,21 +207,21 @@ impl Mover {
     pub(crate) fn turn(&mut self, now: Now, up: &[bool], connections: u64) -> Vec<Act> {
         let mut acts = vec![];
         if let Some(sweep) = self.sweeps.due(up, now.steady_ms) {
-            if !sweep.only_away {
-                acts.push(Act::Placed);
-            }
-            self.sweep = Some(sweep);
+            self.sweep = Some(sweep.after(self.sweep.take()));
         }
         match self.draining.take() {
             Some(mut draining) if draining.drain.active => {
                 acts.push(Act::Serve(false));
+                // It would even out an empty gateway, whenever that serves again.
+                self.rebalance = None;
                 self.empty(&mut draining, now, connections, &mut acts);
                 self.draining = Some(draining);
             }
             stopped => {
                 acts.push(Act::Serve(true));
                 self.draining = stopped;
-                self.even_out(now, &mut acts);
+                self.end(MovePurpose::Drain, &mut acts);
+                self.even_out(now, up, &mut acts);
             }
         }
         acts
@@ -210,8 +232,8 @@ impl Mover {
         let ours = |running: &Running| {
             (running.job.order.purpose, running.job.order.id) == (MovePurpose::Drain, *version)
         };
-        if self.running.take_if(|running| !ours(running)).is_some() {
-            acts.push(Act::End);
+        if self.running.as_ref().is_some_and(|running| !ours(running)) {
+            self.put_off("a drain goes first", acts);
         }
         let paused = self.running.as_ref().is_some_and(|running| running.held.is_some());
         let phase = phase(drain, now.wall_ms, connections, paused);
@@ -259,10 +281,11 @@ impl Mover {
     }
 
     /// Rebalances and sweeps.
-    fn even_out(&mut self, now: Now, acts: &mut Vec<Act>) {
+    fn even_out(&mut self, now: Now, up: &[bool], acts: &mut Vec<Act>) {
         if let Some(order) = self.rebalance.take() {
-            self.replace(acts);
+            self.end(MovePurpose::Rebalance, acts);
             if order.count > 0 {
+                self.put_off("a rebalance goes first", acts);
                 let MoveOrder { id, count, per_second, within_permille, spread_ms } = order;
                 let order = Order {
                     purpose: MovePurpose::Rebalance,
@@ -275,11 +298,28 @@ impl Mover {
                 self.begin(order, per_second, count, now, acts);
             }
         }
-        let rebalances = |running: &Running| running.job.order.purpose == MovePurpose::Rebalance;
-        if !self.running.as_ref().is_some_and(rebalances)
-            && let Some(Sweep { placement, per_second, only_away }) = self.sweep.take()
+        self.sweep(now, up, acts);
+        self.step(now, acts);
+        self.look(now, acts);
+    }
+
+    /// Begins a sweep that waits, and keeps the one under way to what the policy says now.
+    fn sweep(&mut self, now: Now, up: &[bool], acts: &mut Vec<Act>) {
+        let per_second = self.sweeps.per_second(up);
+        if self.moves(MovePurpose::Sweep) {
+            if per_second == Some(0) {
+                self.put_off("the policy's [move] per_second is 0", acts);
+            } else if self.sweep.is_some() {
+                self.put_off("where users belong has changed again", acts);
+            }
+        }
+        let waits = self.running.is_none();
+        if let Some(per_second) = per_second.filter(|per_second| waits && *per_second > 0)
+            && let Some(Sweep { placement, only_away }) = self.sweep.take()
         {
-            self.replace(acts);
+            if !only_away {
+                acts.push(Act::Placed);
+            }
             let order = Order {
                 purpose: MovePurpose::Sweep,
                 id: placement,
@@ -290,10 +330,9 @@ impl Mover {
             };
             self.begin(order, per_second, u64::MAX, now, acts);
         }
-        // In the turn in which it begins the workers have not listed anybody yet.
-        if self.running.as_ref().is_some_and(|running| running.listed_ms < now.steady_ms) {
-            self.step(now, acts);
-            self.look(now, acts);
+        if let Some(running) = self.running.as_mut().filter(|running| running.sweeps()) {
+            running.job.ask_among(self.sweeps.who_place_by(running.job.order.id));
+            per_second.into_iter().for_each(|per_second| running.pacer.set(per_second));
         }
     }
 
@@ -301,7 +340,7 @@ impl Mover {
     fn look(&mut self, now: Now, acts: &mut Vec<Act>) {
         let Some(running) = &self.running else { return };
         let count = running.job.count();
-        let over = count.asked == 0 && (count.left == 0 || count.moved >= running.most);
+        let over = count.listed && count.asked == 0 && (count.left == 0 || count.moved >= running.most);
         let progress = MoveProgress {
             purpose: running.job.order.purpose.into(),
             order: running.job.order.id,
@@ -321,13 +360,40 @@ impl Mover {
         };
         self.tell(progress, now);
         if over {
-            self.replace(acts);
+            self.running = None;
+            acts.push(Act::End);
         }
     }
 
-    fn replace(&mut self, acts: &mut Vec<Act>) {
-        if self.running.take().is_some() {
+    fn moves(&self, purpose: MovePurpose) -> bool {
+        self.running.as_ref().is_some_and(|running| running.job.order.purpose == purpose)
+    }
+
+    /// Nobody is moved for that any more; those told already are on their way.
+    fn end(&mut self, purpose: MovePurpose, acts: &mut Vec<Act>) {
+        if self.moves(purpose) {
+            self.running = None;
             acts.push(Act::End);
+        }
+        if let Some(progress) = self.progress.get_mut(&purpose.into()) {
+            progress.phase = Phase::Done.name().to_owned();
+            progress.reason.clear();
+            progress.left = 0;
+        }
+    }
+
+    /// Something else goes before what is under way. A sweep goes on later; a rebalance ends.
+    fn put_off(&mut self, why: &str, acts: &mut Vec<Act>) {
+        let Some(running) = self.running.as_ref().filter(|running| running.sweeps()) else {
+            return self.end(MovePurpose::Rebalance, acts);
+        };
+        let older = Sweep { placement: running.job.order.id, only_away: running.job.order.only_away };
+        self.sweep = Some(self.sweep.take().map_or(older, |newer| newer.after(Some(older))));
+        self.running = None;
+        acts.push(Act::End);
+        if let Some(progress) = self.progress.get_mut(&MovePurpose::Sweep.into()) {
+            progress.phase = Phase::Paused.name().to_owned();
+            progress.reason = why.to_owned();
         }
     }
 
@@ -335,7 +401,7 @@ impl Mover {
     fn begin(&mut self, order: Order, per_second: u32, most: u64, now: Now, acts: &mut Vec<Act>) {
         if let Some(running) = &mut self.running {
             let count = running.job.count();
-            let through = count.left == 0 && count.asked == 0;
+            let through = count.listed && count.left == 0 && count.asked == 0;
             if through && now.steady_ms - running.listed_ms >= RELIST_MS {
                 running.listed_ms = now.steady_ms;
                 acts.push(Act::Begin(Arc::clone(&running.job)));

@@ -276,6 +276,10 @@ impl Session {
             return;
         }
         let code = CloseCode::from_number(close.code).unwrap_or(CloseCode::Internal);
+        if code == CloseCode::Unauthenticated && self.identity().is_some() {
+            // Logic says so of one that a revocation voids, in case that itself is not known here.
+            cx.env.metrics.sessions_revoked.increment(1);
+        }
         self.close(cx, Goodbye::new(code).because(close.reason));
     }
 

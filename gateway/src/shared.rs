@@ -111,7 +111,9 @@ pub(crate) struct Shared {
     used_tickets: Mutex<Vec<u64>>,
     keyring: Mutex<Keyring>,
     /// What outlives schedulers.
-    pub(crate) carried: Arc<Mutex<carry::Store>>,
+    pub(crate) carried: Mutex<carry::Store>,
+    /// What of that is revoked.
+    pub(crate) revoked: Arc<carry::Revoked>,
     /// How each scheduler introduced itself, by its index.
     introductions: Mutex<HashMap<usize, Introduction>>,
 }
@@ -131,6 +133,8 @@ impl Shared {
     pub(crate) fn new(parts: Parts) -> Self {
         let Parts { config, boot, clock, metrics, inlets, endpoints, capacity } = parts;
         let rare = Rare { logics: Arc::default(), schedulers: Arc::default(), verifier: Arc::default() };
+        let carried = carry::Store::default();
+        let grace_ms = i64::try_from(config.ticket_grace.as_millis()).unwrap_or(i64::MAX);
         Self {
             rounds: inlets.iter().map(|_| AtomicU64::new(0)).collect(),
             lags_us: inlets.iter().map(|_| AtomicU64::new(0)).collect(),
@@ -159,8 +163,9 @@ impl Shared {
             version: AtomicU64::new(1),
             rare: Mutex::new(rare),
             used_tickets: Mutex::default(),
-            keyring: Mutex::default(),
-            carried: Arc::default(),
+            keyring: Mutex::new(Keyring::new(grace_ms)),
+            revoked: carried.revoked(),
+            carried: Mutex::new(carried),
             introductions: Mutex::default(),
         }
     }
@@ -225,8 +230,11 @@ impl Shared {
         lease::split(self.spare_per_second.load(Relaxed), &wanted)
     }
 
-    /// Lets go of replaced keys whose time is up.
+    /// Lets go of replaced keys whose time is up; of none while no scheduler is linked, whose clients come with what they have.
     pub(crate) fn forget_keys(&self, now_ms: i64) {
+        if !self.rare().schedulers.iter().any(|link| link.connected()) {
+            return;
+        }
         let mut keyring = lock(&self.keyring);
         if keyring.forget(now_ms) {
             self.change(|rare| rare.verifier = Arc::new(keyring.verifier()));
@@ -263,6 +271,7 @@ impl Shared {
                 scheduler_id: known.scheduler_id.clone(),
                 policy_version: known.policy_version,
                 policy_hash: known.policy_hash.clone(),
+                boot: known.boot,
             })
             .collect()
     }

@@ -153,6 +153,8 @@ pub(crate) struct Supervisor {
     leases: HashMap<usize, Lease>,
     next_report_ms: i64,
     watched: Vec<Watched>,
+    /// When it last came around itself.
+    turned_ms: i64,
     system: System,
     meter: Meter,
     spare: Spare,
@@ -185,7 +187,17 @@ impl Supervisor {
         let meter = Meter::new(capacities, totals(&shared, &system, now));
         let spare = Spare::new(shared.config.handshakes_per_second, now);
         let mover = Mover::new(shared.inlets.len());
-        Self { shared, leases: HashMap::new(), next_report_ms: now, watched, system, meter, spare, mover }
+        Self {
+            shared,
+            leases: HashMap::new(),
+            next_report_ms: now,
+            watched,
+            turned_ms: now,
+            system,
+            meter,
+            spare,
+            mover,
+        }
     }
 
     /// Runs until [`Mailbox::stop`].
@@ -211,6 +223,7 @@ impl Supervisor {
 
     fn turn(&mut self, mail: Mail) {
         let now = self.shared.clock.now().steady_ms;
+        self.forgive(now);
         for (scheduler, carried) in mail.carried {
             carried::heard(&self.shared, scheduler, carried);
         }
@@ -334,6 +347,16 @@ impl Supervisor {
         self.shared.spare_per_second.store(spare, Relaxed);
         self.shared.metrics.spare_handshakes.set(spare as f64);
         self.shared.metrics.handshake_queue_seconds.set(door.queue_ms(now) as f64 / 1_000.0);
+    }
+
+    /// While it stood still itself (the process was stopped, the machine slept) no worker was seen to come around: that is
+    /// not held against them.
+    fn forgive(&mut self, now: i64) {
+        let away_ms = now - self.turned_ms - REPORT_MS;
+        self.turned_ms = now;
+        if away_ms > WAKES_EVERY_MS {
+            self.watched.iter_mut().for_each(|watched| watched.since_ms += away_ms);
+        }
     }
 
     fn watch(&mut self, now: i64) {

@@ -129,7 +129,7 @@ impl Worker {
             grace_ms: i64::try_from(shared.config.ticket_grace.as_millis()).unwrap_or(i64::MAX),
             outage: Arc::clone(&shared.outage),
             logics: Vec::new(),
-            carried: Arc::clone(&shared.carried),
+            revoked: Arc::clone(&shared.revoked),
             guard: Arc::clone(&shared.guard),
             door: Arc::clone(&shared.door),
             levels: Levels::new(&shared.metrics),

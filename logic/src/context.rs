@@ -15,6 +15,7 @@ use crate::{
     gateways::Gateways,
     metrics::Metrics,
     queue::{Queue, QueueError},
+    revoke::Untold,
     routes::{Routes, RoutesError},
     spread::Spreads,
     store::{Store, StoreError},
@@ -72,6 +73,8 @@ pub(crate) struct Context {
     pub(crate) spreads: Arc<Spreads>,
     /// One change of members of a group at a time.
     pub(crate) memberships: Turnstiles,
+    /// Who is to be told what was revoked.
+    pub(crate) revocations: Arc<Untold>,
     /// The store's syncs.
     pub(crate) syncs: Syncs,
     /// Queue records committed: the sum of the store's marks.

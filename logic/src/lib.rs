@@ -27,7 +27,6 @@ mod http;
 mod ingest;
 pub mod kv;
 mod lane;
-mod lateness;
 mod logic;
 pub mod metrics;
 pub mod queue;

@@ -22,7 +22,7 @@ use crate::{
     gateways::Gateways,
     http, lane,
     metrics::Metrics,
-    serve,
+    revoke, serve,
     service::{CONTROLS, LANES, Service},
     spread::Spreads,
     synced::Syncs,
@@ -160,6 +160,7 @@ impl Logic {
             most_behind: config.most_behind,
             spreads: Arc::new(Spreads::new()),
             memberships: Turnstiles::default(),
+            revocations: Arc::default(),
             syncs: Syncs::default(),
             committed: AtomicU64::new(0),
             outbox: AtomicU64::new(0),
@@ -188,7 +189,7 @@ impl Logic {
 
     /// What its parts share, for tests that call below the HTTP API.
     #[cfg(test)]
-    pub(crate) fn context(&self) -> &Context {
+    pub(crate) fn context(&self) -> &Arc<Context> {
         &self.context
     }
 
@@ -270,6 +271,7 @@ fn begin(
     let lanes = (0..LANES).map(lane).collect();
     let (control, controls) = mpsc::channel(CONTROLS);
     tasks.spawn("lease control", upkeep::control(context.clone(), controls, stop.clone()));
+    tasks.spawn("telling revocations", revoke::tell_attached(context.clone(), stop.clone()));
     tasks.spawn("lease expiry", upkeep::leases(context.clone(), stop.clone()));
     let router = http::router(context.clone(), config);
     tasks.spawn("the back-end API", serve::serve(listener, router, stop.clone()));
@@ -279,6 +281,6 @@ fn begin(
     tasks.spawn_thread("logic-sync", sync)?;
     tasks.spawn_thread("logic-sweep", sweep)?;
     let (gateways, metrics) = (context.gateways.clone(), context.metrics.clone());
-    let steady = context.steady.clone();
-    Ok(Arc::new(Service { lanes, control, gateways, metrics, steady }))
+    let (steady, revocations) = (context.steady.clone(), context.revocations.clone());
+    Ok(Arc::new(Service { lanes, control, gateways, metrics, steady, revocations }))
 }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use berth_proto::{
+    lateness::Lateness,
     link::{Link, LogicService, Refused, RefusedReason},
     wire::{self, to_logic::Message as Up},
 };
@@ -18,8 +19,8 @@ use crate::{
     context::Clock,
     gateways::{Down, Gateways},
     lane::Arrived,
-    lateness::Lateness,
     metrics::Metrics,
+    revoke::Untold,
     routes::GatewayKey,
 };
 
@@ -45,6 +46,8 @@ pub(crate) struct Service {
     pub(crate) metrics: Metrics,
     /// The clock of leases and routes.
     pub(crate) steady: Clock,
+    /// Told of each that attaches, whatever the control queue takes.
+    pub(crate) revocations: Arc<Untold>,
 }
 
 impl LogicService for Service {
@@ -52,6 +55,7 @@ impl LogicService for Service {
         let key = GatewayKey { id: gateway.gateway_id, boot: gateway.boot };
         let attachment = self.gateways.attach(key.clone(), down);
         tracing::info!(gateway = key.id, boot = key.boot, "a gateway attached");
+        self.revocations.attached(key.clone());
         if self.control.try_send(Control::Attached(key.clone())).is_err() {
             // Its lease begins with its first session or renewal then, after that of an older boot that took its place;
             // otherwise older boots of it only live on until theirs end.
@@ -217,6 +221,22 @@ mod tests {
     }
 
     #[test]
+    fn a_gateway_that_the_control_queue_has_no_room_for_is_told_of_revocations_all_the_same() {
+        let (control, mut controls) = mpsc::channel(1);
+        let (metrics, revocations) = (no_metrics(), Arc::<Untold>::default());
+        let gateways = Arc::new(Gateways::new(metrics.clone()));
+        let (lanes, steady): (Arc<[_]>, Clock) = (Arc::new([]), Arc::new(|| 0));
+        let service = Service { lanes, control, gateways, metrics, steady, revocations: revocations.clone() };
+        let _links = ["g1", "g2"].map(|id| {
+            service.attach(wire::AttachGateway { gateway_id: id.to_owned(), boot: 1 }, Arc::new(Nowhere))
+        });
+        assert!(controls.try_recv().is_ok() && controls.try_recv().is_err(), "only one had room");
+        for id in ["g1", "g2"] {
+            assert!(revocations.waits(&GatewayKey { id: id.to_owned(), boot: 1 }), "{id}");
+        }
+    }
+
+    #[test]
     fn a_full_lane_hands_back_what_it_has_no_room_for_in_order() {
         let receivers = Mutex::new(Vec::new());
         let lane = |_| {
@@ -229,7 +249,8 @@ mod tests {
         let metrics = no_metrics();
         let gateways = Arc::new(Gateways::new(metrics.clone()));
         let steady: Clock = Arc::new(|| 0);
-        let service = Service { lanes, control, gateways, metrics, steady };
+        let revocations = Arc::default();
+        let service = Service { lanes, control, gateways, metrics, steady, revocations };
         let attach = wire::AttachGateway { gateway_id: "g".to_owned(), boot: 1 };
         let link = service.attach(attach, Arc::new(Nowhere));
 

@@ -13,7 +13,6 @@ use crate::{
     context::{Context, Part},
     gateways::Downs,
     queue::QueueError,
-    revoke,
     routes::RoutesError,
     service::Control,
     store::StoreError,
@@ -146,12 +145,7 @@ pub(crate) async fn control(
 
 async fn take_up(context: &Context, control: Control, downs: &mut Downs) -> Result<(), RoutesError> {
     match control {
-        Control::Attached(gateway) => {
-            if let Err(error) = revoke::tell_recent(context, &gateway, downs).await {
-                drop(context.store_error(&error));
-            }
-            context.routes.attach(&gateway, context.steady_now()).await
-        }
+        Control::Attached(gateway) => context.routes.attach(&gateway, context.steady_now()).await,
         Control::Renew(gateway, renew) => {
             let wire::RenewLease { sessions, now_ms: said_ms } = renew;
             let forgotten = context.routes.renew(&gateway, sessions, context.steady_now()).await?;

@@ -5,13 +5,22 @@
 //! not matter in which order, how often and by which way records come (a last-writer-wins map, Shapiro et al., "A
 //! comprehensive study of Convergent and Commutative Replicated Data Types", 2011). Of each kind a bounded number is kept:
 //! those that expire last. That too does not depend on the order.
+//!
+//! A record expires no sooner than any other that was held of its key: else who was away would come back with the older one
+//! when the newer is forgotten.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod revoked;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use prost::Message;
 use ring::digest::{SHA256, digest};
 use thiserror::Error;
 
+pub use self::revoked::Revoked;
 use crate::wire::{Carried, CarriedRecord, Drain, PolicyText, Revocation, RuleStop};
 
 /// Kinds there may be, numbered from 1. A newer role may know more of them; all are carried.
@@ -22,6 +31,12 @@ pub const RECORDS_EACH: usize = 65_536;
 
 /// Bytes of the records of one kind, at the most.
 pub const BYTES_EACH: usize = 16 * 1024 * 1024;
+
+/// Records that are merged under one hold of a lock: about a millisecond's work.
+pub const PIECE: usize = 256;
+
+/// Bytes of the records in one message, at the most, but for a single one that is longer.
+pub const MESSAGE: usize = 4 * 1024 * 1024;
 
 /// Longest key, in bytes: two ids and a word.
 pub const KEY: usize = 192;
@@ -86,7 +101,13 @@ impl Record {
     }
 }
 
-/// The records of [`Store::to_bytes`].
+/// Records, for a disk.
+#[must_use]
+pub fn to_bytes(records: Vec<CarriedRecord>) -> Vec<u8> {
+    Carried { records, ..Carried::default() }.encode_to_vec()
+}
+
+/// The records of [`to_bytes`].
 ///
 /// # Errors
 /// What does not read.
@@ -106,6 +127,10 @@ pub const EMPTY: u64 = 0;
 #[derive(Debug, Default)]
 pub struct Store {
     kinds: [Kind; KINDS],
+    /// Those of [`kind::REVOCATION`], to be read without this store.
+    revoked: Arc<Revoked>,
+    /// Records that were let go of for lack of room.
+    evicted: u64,
 }
 
 #[derive(Debug, Default)]
@@ -137,54 +162,69 @@ impl Ends {
 }
 
 impl Store {
-    /// Takes records in, and returns those that were news: to be acted on and passed on. What has expired at `now_ms`, is of
-    /// no possible kind, or is larger than may be, is left out.
+    /// Takes records in, and returns those that were news, as they are held now: to be acted on and passed on. What has expired
+    /// at `now_ms`, is of no possible kind, or is larger than may be, is left out.
     pub fn merge(&mut self, records: Vec<CarriedRecord>, now_ms: i64) -> Vec<CarriedRecord> {
         self.expire(now_ms);
         let mut news = Vec::new();
         for record in records {
             let expired = record.expires_at_ms != 0 && record.expires_at_ms <= now_ms;
-            let Some(kind) = self.kind_mut(record.kind) else { continue };
             let fits = record.key.len() <= KEY && record.value.len() <= VALUE;
-            if !expired && fits && kind.put(record.clone()) {
-                news.push(record);
+            if !expired && fits {
+                news.extend(self.put(record));
             }
         }
         news
     }
 
+    /// The record as it is held now, if that is news.
+    fn put(&mut self, record: CarriedRecord) -> Option<CarriedRecord> {
+        let (number, key) = (record.kind, record.key.clone());
+        let kind = self.kind_mut(number)?;
+        let record = kind.joined(record)?;
+        let before = kind.remove(&key);
+        kind.insert(record);
+        let evicted = kind.evict();
+        let held = kind.records.get(&key).map(|held| held.record.clone());
+        if number == kind::REVOCATION {
+            before.iter().chain(&evicted).for_each(|gone| self.revoked.remove(gone));
+            held.iter().for_each(|held| self.revoked.put(held));
+        }
+        self.evicted += evicted.len() as u64;
+        held
+    }
+
     /// Lets go of what has expired.
     pub fn expire(&mut self, now_ms: i64) {
-        for kind in &mut self.kinds {
+        for (number, kind) in (1..).zip(&mut self.kinds) {
             while let Some((Ends::At(at), key)) = kind.order.first()
                 && *at <= now_ms
             {
                 let key = key.clone();
-                kind.remove(&key);
+                let gone = kind.remove(&key);
+                if number == kind::REVOCATION {
+                    gone.iter().for_each(|gone| self.revoked.remove(gone));
+                }
             }
         }
+    }
+
+    /// What is revoked, to be read without this store.
+    #[must_use]
+    pub fn revoked(&self) -> Arc<Revoked> {
+        Arc::clone(&self.revoked)
+    }
+
+    /// How many records were let go of for lack of room, since it was made.
+    #[must_use]
+    pub fn evicted(&self) -> u64 {
+        self.evicted
     }
 
     /// The record of that kind and key.
     #[must_use]
     pub fn get(&self, kind: u32, key: &str) -> Option<&CarriedRecord> {
         self.kind(kind)?.records.get(key).map(|held| &held.record)
-    }
-
-    /// The revocation that voids what that user and device identified themselves with, if one does: `auth_issued_at_ms` as in
-    /// their ticket.
-    #[must_use]
-    pub fn revoked(&self, user_id: &str, device_id: &str, auth_issued_at_ms: i64) -> Option<Revocation> {
-        if self.count(kind::REVOCATION) == 0 {
-            return None;
-        }
-        let of = |device_id: &str| match Record::read(
-            self.get(kind::REVOCATION, &revocation_key(user_id, device_id))?,
-        ) {
-            Some(Record::Revocation(revoked)) if auth_issued_at_ms < revoked.not_before_ms => Some(revoked),
-            _ => None,
-        };
-        of("").or_else(|| of(device_id))
     }
 
     /// Every record of a kind, in the order of their keys.
@@ -195,12 +235,6 @@ impl Store {
     /// Every record.
     pub fn all(&self) -> impl Iterator<Item = &CarriedRecord> {
         self.kinds.iter().flat_map(|kind| kind.records.values()).map(|held| &held.record)
-    }
-
-    /// Every record, for a disk.
-    #[must_use]
-    pub fn to_bytes(&self) -> Vec<u8> {
-        Carried { records: self.all().cloned().collect(), whole: 0 }.encode_to_vec()
     }
 
     /// How many records there are of a kind.
@@ -215,29 +249,39 @@ impl Store {
         self.kinds.iter().map(|kind| kind.digest).collect()
     }
 
-    /// All records of the kinds of which the other's digest is another, to be answered by [`Store::missing`]; none: they agree.
+    /// All records of these kinds, each in messages of [`MESSAGE`] bytes, to be answered by [`Store::missing`].
     #[must_use]
-    pub fn differing(&self, digests: &[u64]) -> Option<Carried> {
-        let other = |index: usize| digests.get(index).copied().unwrap_or(EMPTY);
-        let mut whole = Carried::default();
-        for (index, kind) in self.kinds.iter().enumerate() {
-            if kind.digest != other(index) {
-                whole.whole |= 1 << (index + 1);
-                whole.records.extend(kind.records.values().map(|held| held.record.clone()));
+    pub fn whole(&self, kinds: &[u32]) -> Vec<Carried> {
+        let mut all = Vec::new();
+        for number in kinds {
+            let Some(kind) = self.kind(*number) else { continue };
+            let mut pieces = messages(kind.records.values().map(|held| held.record.clone()));
+            if pieces.is_empty() {
+                pieces.push(Carried::default());
             }
+            let firsts: Vec<_> = pieces.iter().skip(1).filter_map(first_key).collect();
+            for (at, piece) in pieces.iter_mut().enumerate() {
+                piece.whole = 1 << number;
+                // Together they span all keys.
+                piece.from = if at == 0 { String::new() } else { firsts[at - 1].clone() };
+                piece.until = firsts.get(at).cloned().unwrap_or_default();
+            }
+            all.extend(pieces);
         }
-        (whole.whole != 0).then_some(whole)
+        all
     }
 
-    /// What somebody lacks who said all that he holds of some kinds; to be asked after his records were merged.
+    /// What somebody lacks who said all that he holds of a kind, or of a part of its keys; to be asked after his records were merged.
     #[must_use]
-    pub fn missing(&self, whole: &Carried) -> Vec<CarriedRecord> {
-        let theirs: BTreeSet<(u32, &str, u64)> =
-            whole.records.iter().map(|record| (record.kind, record.key.as_str(), hash(record))).collect();
-        let asked = self.kinds.iter().enumerate().filter(|(index, _)| whole.whole & (1 << (index + 1)) != 0);
-        let ours = asked.flat_map(|(_, kind)| kind.records.values());
-        ours.filter(|held| !theirs.contains(&(held.record.kind, held.record.key.as_str(), held.hash)))
-            .map(|held| held.record.clone())
+    pub fn missing(&self, said: &Said) -> Vec<CarriedRecord> {
+        let asked = (1..).zip(&self.kinds).filter(|(number, _)| said.whole & (1 << *number) != 0);
+        let of_kind = asked.flat_map(|(_, kind)| {
+            let from = kind.records.range(said.from.clone()..);
+            from.take_while(|(key, _)| said.until.is_empty() || **key < said.until)
+        });
+        of_kind
+            .filter(|(key, held)| said.hashes.get(&(held.record.kind, (*key).clone())) != Some(&held.hash))
+            .map(|(_, held)| held.record.clone())
             .collect()
     }
 
@@ -251,31 +295,55 @@ impl Store {
 }
 
 impl Kind {
-    /// Whether it is newer than what was held, and still held after those that are too many went.
-    fn put(&mut self, record: CarriedRecord) -> bool {
-        let rank = |record: &CarriedRecord| (record.version, record.encoded_len(), record.encode_to_vec());
-        if self.records.get(&record.key).is_some_and(|held| rank(&held.record) >= rank(&record)) {
-            return false;
+    /// What is to be held once the record is heard of; none: what is held already.
+    fn joined(&self, mut record: CarriedRecord) -> Option<CarriedRecord> {
+        let Some(Held { record: held, .. }) = self.records.get(&record.key) else { return Some(record) };
+        let ends = Ends::of(held).max(Ends::of(&record));
+        let content = |record: &CarriedRecord| {
+            let record = CarriedRecord { expires_at_ms: 0, ..record.clone() };
+            (record.encoded_len(), record.encode_to_vec())
+        };
+        let newer =
+            record.version.cmp(&held.version).then_with(|| content(&record).cmp(&content(held))).is_gt();
+        if !newer && ends == Ends::of(held) {
+            return None;
         }
-        self.remove(&record.key);
+        if !newer {
+            record = held.clone();
+        }
+        record.expires_at_ms = match ends {
+            Ends::At(ms) => ms,
+            Ends::Never => 0,
+        };
+        Some(record)
+    }
+
+    /// Takes one in of whose key there is none.
+    fn insert(&mut self, record: CarriedRecord) {
         let (key, hash) = (record.key.clone(), hash(&record));
         self.order.insert((Ends::of(&record), key.clone()));
         self.bytes += record.encoded_len();
         self.digest ^= hash;
-        self.records.insert(key.clone(), Held { record, hash });
+        self.records.insert(key, Held { record, hash });
+    }
+
+    /// Lets go of those that are too many; which.
+    fn evict(&mut self) -> Vec<CarriedRecord> {
+        let mut evicted = Vec::new();
         while (self.records.len() > RECORDS_EACH || self.bytes > BYTES_EACH)
             && let Some((_, first)) = self.order.first().cloned()
         {
-            self.remove(&first);
+            evicted.extend(self.remove(&first));
         }
-        self.records.contains_key(&key)
+        evicted
     }
 
-    fn remove(&mut self, key: &str) {
-        let Some(Held { record, hash }) = self.records.remove(key) else { return };
+    fn remove(&mut self, key: &str) -> Option<CarriedRecord> {
+        let Held { record, hash } = self.records.remove(key)?;
         self.bytes -= record.encoded_len();
         self.digest ^= hash;
-        self.order.remove(&(Ends::of(&record), record.key));
+        self.order.remove(&(Ends::of(&record), record.key.clone()));
+        Some(record)
     }
 }
 
@@ -283,6 +351,61 @@ impl Kind {
 #[must_use]
 pub fn stop_key(rule_id: &str, rule_hash: &str) -> String {
     format!("{rule_id}/{rule_hash}")
+}
+
+/// What somebody said that he holds of a kind: made without the store that answers him, since it takes a while.
+#[derive(Debug)]
+pub struct Said {
+    whole: u32,
+    from: String,
+    until: String,
+    hashes: HashMap<(u32, String), u64>,
+}
+
+impl Said {
+    /// None: he did not say all of anything.
+    #[must_use]
+    pub fn of(carried: &Carried) -> Option<Self> {
+        let held = |record: &CarriedRecord| ((record.kind, record.key.clone()), hash(record));
+        (carried.whole != 0).then(|| Self {
+            whole: carried.whole,
+            from: carried.from.clone(),
+            until: carried.until.clone(),
+            hashes: carried.records.iter().map(held).collect(),
+        })
+    }
+}
+
+/// Records in messages of [`MESSAGE`] bytes.
+#[must_use]
+pub fn messages(records: impl IntoIterator<Item = CarriedRecord>) -> Vec<Carried> {
+    let mut all: Vec<Carried> = Vec::new();
+    let mut bytes = 0;
+    for record in records {
+        let length = record.encoded_len();
+        match all.last_mut() {
+            Some(last) if bytes + length <= MESSAGE => last.records.push(record),
+            _ => {
+                bytes = 0;
+                all.push(Carried { records: vec![record], ..Carried::default() });
+            }
+        }
+        bytes += length;
+    }
+    all
+}
+
+/// Records in pieces of [`PIECE`], each to be merged under a lock of its own.
+pub fn pieces(records: Vec<CarriedRecord>) -> impl Iterator<Item = Vec<CarriedRecord>> {
+    let mut rest = records.into_iter();
+    std::iter::from_fn(move || {
+        let piece: Vec<_> = rest.by_ref().take(PIECE).collect();
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+fn first_key(carried: &Carried) -> Option<String> {
+    carried.records.first().map(|record| record.key.clone())
 }
 
 /// No id has a slash.

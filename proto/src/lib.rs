@@ -13,6 +13,7 @@ pub mod fuzz;
 pub mod handle;
 pub mod health;
 pub mod id;
+pub mod lateness;
 pub mod limits;
 pub mod link;
 pub mod metric;

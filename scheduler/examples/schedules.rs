@@ -92,7 +92,7 @@ fn main() {
 
 /// A server on a thread of its own, asked for so long.
 fn measure(who: Who, span: Duration) -> Measured {
-    let (ready, listening) = mpsc::channel();
+    let (ready, listening) = mpsc::sync_channel(1);
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
     let server = thread::spawn(move || {
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -225,6 +225,7 @@ async fn serve_berth(listening: impl FnOnce(SocketAddr), ended: tokio::sync::one
         heartbeat: Default::default(),
         reconnect: Default::default(),
         requests_per_second_per_user: 1_000_000,
+        spread_max_ms: berth_scheduler::LONGEST_SPREAD_MS,
         extra_routes: None,
     };
     let metrics = Registry::new(Box::leak(Box::new(metrics::NoopRecorder)));

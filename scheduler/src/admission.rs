@@ -15,24 +15,29 @@ mod token;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 use berth_proto::limits::LONGEST_WAIT_MS;
+use rand::Rng;
 use serde::Serialize;
 
 use self::places::Places;
+pub use self::spread::LONGEST_SPREAD_MS;
 pub(crate) use self::{
     spread::spread_ms,
     token::{Owner, Place, QueueTokens, Shown, TOKEN},
 };
 
-/// So long after its time a place is kept, in milliseconds: the SDK's jitter, a round trip over a bad network, and a client
-/// whose first scheduler did not answer. So many seconds' worth may come at once, if all who were told dawdle alike.
-pub(crate) const KEPT_MS: i64 = 5_000;
+/// So long after its time a place is kept at the least, in milliseconds: the SDK's jitter, a round trip over a bad network, and a
+/// client whose first scheduler did not answer. So many seconds' worth may come at once, if all who were told dawdle alike.
+const KEPT_MS: i64 = 5_000;
 
-/// Tokens that were used are remembered until they are too late, at most so many: 13,000 a second. Beyond, the oldest is
-/// forgotten early.
-const MAX_USED: usize = 65_536;
+/// Who waited for long has it kept for this part of his wait: timers of phones that sleep are late.
+const KEPT_PART: i64 = 10;
+
+/// Tokens that were used are remembered until they are too late, at most so many: 52,000 a second after short waits, 8,700 after the
+/// longest. Beyond, the oldest is forgotten early.
+const MAX_USED: usize = 262_144;
 
 /// Demand follows those who ask with this time constant, in milliseconds.
 const SMOOTH_MS: f64 = 1_000.0;
@@ -51,9 +56,20 @@ pub(crate) struct Now {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Showing {
     Nothing,
-    /// A token that is not of this user and device, or of no scheduler of ours.
+    /// A token that is not of this pool, user and device, or of no scheduler of ours.
     Forged,
     Place(Shown),
+    /// The same, given by a start of a scheduler that is over: nobody counts it any more.
+    Orphan(Shown),
+}
+
+impl Showing {
+    fn shown(self) -> Option<Shown> {
+        match self {
+            Self::Nothing | Self::Forged => None,
+            Self::Place(shown) | Self::Orphan(shown) => Some(shown),
+        }
+    }
 }
 
 /// What becomes of a client.
@@ -72,20 +88,23 @@ pub(crate) enum Turn {
 pub enum TokenSeen {
     /// Let in on it.
     Honoured,
+    /// Let in on it a second time: the answer may have been lost.
+    Again,
     /// Before its time; it is as good as before, unless there was room for anybody.
     Early,
-    /// More than five seconds after its time.
+    /// After the time for which its place was kept.
     Late,
-    /// Let in on it before.
+    /// Let in on it before, as often as may be.
     Used,
-    /// Not of this user and device, or of no scheduler of ours.
+    /// Not of this pool, user and device, or of no scheduler of ours.
     Forged,
 }
 
 impl TokenSeen {
     /// Every outcome with its label.
-    pub const ALL: [(Self, &'static str); 5] = [
+    pub const ALL: [(Self, &'static str); 6] = [
         (Self::Honoured, "honoured"),
+        (Self::Again, "again"),
         (Self::Early, "early"),
         (Self::Late, "late"),
         (Self::Used, "used"),
@@ -174,16 +193,19 @@ impl Admission {
         if let Some(seen) = seen {
             self.counts.tokens[seen as usize] += 1;
         }
-        let turn = match (seen, showing) {
-            (Some(TokenSeen::Honoured), Showing::Place(shown)) => {
+        let turn = match (seen, showing.shown()) {
+            (Some(TokenSeen::Honoured | TokenSeen::Again), Some(shown)) => {
+                if seen == Some(TokenSeen::Honoured) && matches!(showing, Showing::Orphan(_)) {
+                    queue.comes(now.monotonic_ms);
+                }
                 self.used.insert(shown, now.wall_ms);
                 Turn::Now
             }
             // Room may have come up that anybody would get.
-            (Some(TokenSeen::Early), Showing::Place(shown)) if queue.wait_ms(now.monotonic_ms) > 0 => {
+            (Some(TokenSeen::Early), Some(shown)) if queue.wait_ms(now.monotonic_ms) > 0 => {
                 Turn::At(shown.place)
             }
-            (Some(TokenSeen::Early), Showing::Place(shown)) => {
+            (Some(TokenSeen::Early), Some(shown)) => {
                 self.used.insert(shown, now.wall_ms);
                 queue.newcomer(now, || true)
             }
@@ -195,9 +217,7 @@ impl Admission {
     /// A client is sent to a pool who did not ask: a gateway sends it on. It is counted, and comes whatever the queue is.
     pub fn sent(&mut self, pool: &str, now_ms: i64) {
         if let Some(queue) = self.queues.get_mut(pool) {
-            queue.came = queue.came.saturating_add(1);
-            // Beyond the last place the queue is no shorter without this one.
-            let _ = queue.places.take(now_ms, now_ms + i64::from(LONGEST_WAIT_MS));
+            queue.comes(now_ms);
         }
     }
 
@@ -254,6 +274,13 @@ impl Queue {
         }
     }
 
+    /// Somebody comes now, whatever the queue is, and takes the next place.
+    fn comes(&mut self, now_ms: i64) {
+        self.came = self.came.saturating_add(1);
+        // Beyond the last place the queue is no shorter without this one.
+        let _ = self.places.take(now_ms, now_ms + i64::from(LONGEST_WAIT_MS));
+    }
+
     fn newcomer(&mut self, now: Now, may_hold: impl FnOnce() -> bool) -> Turn {
         self.came = self.came.saturating_add(1);
         let Now { monotonic_ms, wall_ms } = now;
@@ -294,14 +321,25 @@ pub(crate) fn wait_ms(ms: i64) -> u32 {
     u32::try_from(ms.clamp(1, LONGEST_WAIT_MS.into())).unwrap_or(LONGEST_WAIT_MS)
 }
 
-/// The tokens that somebody was let in on, for as long as they are good.
+/// When to come again for who is told a wait and has no place: not at one time with all the others who have none.
+pub(crate) fn anywhere_up_to(wait_ms: u32, rng: &mut impl Rng) -> u32 {
+    rng.random_range(wait_ms.div_ceil(2)..=wait_ms)
+}
+
+/// For how long after its time a place is kept, in milliseconds.
+fn kept_ms(place: Place) -> i64 {
+    KEPT_MS.max(place.due_ms.saturating_sub(place.issued_ms) / KEPT_PART)
+}
+
+/// The tokens that somebody was let in on, for as long as they are good: once, and once more if the answer was lost.
 ///
 /// Another replica does not know of them, nor does this one after a restart or beyond [`MAX_USED`]. What that is worth to
-/// who shows a token again: within [`KEPT_MS`] of its time one more ticket of the user and device that he has one of, past
+/// who shows a token again: within [`kept_ms`] of its time one more ticket of the user and device that he has one of, past
 /// the queue; a second connection of a device ends the first.
 #[derive(Debug, Default)]
 struct Used {
-    ids: HashSet<u64>,
+    /// And whether it was shown again.
+    ids: HashMap<u64, bool>,
     /// With the time until which they are good.
     order: VecDeque<(i64, u64)>,
 }
@@ -312,14 +350,16 @@ impl Used {
         let shown = match showing {
             Showing::Nothing => return None,
             Showing::Forged => return Some(TokenSeen::Forged),
-            Showing::Place(shown) => shown,
+            Showing::Place(shown) | Showing::Orphan(shown) => shown,
         };
-        let due_ms = shown.place.due_ms;
-        Some(match () {
-            () if self.ids.contains(&shown.id) => TokenSeen::Used,
-            () if !Places::is_now(due_ms, wall_ms) => TokenSeen::Early,
-            () if wall_ms.saturating_sub(due_ms) > KEPT_MS => TokenSeen::Late,
-            () => TokenSeen::Honoured,
+        let early = !Places::is_now(shown.place.due_ms, wall_ms);
+        let late = wall_ms.saturating_sub(shown.place.due_ms) > kept_ms(shown.place);
+        Some(match self.ids.get(&shown.id) {
+            Some(false) if !early && !late => TokenSeen::Again,
+            Some(_) => TokenSeen::Used,
+            None if early => TokenSeen::Early,
+            None if late => TokenSeen::Late,
+            None => TokenSeen::Honoured,
         })
     }
 
@@ -330,7 +370,11 @@ impl Used {
             self.order.pop_front();
             self.ids.remove(&id);
         }
-        self.ids.insert(shown.id);
-        self.order.push_back((shown.place.due_ms.saturating_add(KEPT_MS), shown.id));
+        if let Some(again) = self.ids.get_mut(&shown.id) {
+            *again = true;
+            return;
+        }
+        self.ids.insert(shown.id, false);
+        self.order.push_back((shown.place.due_ms.saturating_add(kept_ms(shown.place)), shown.id));
     }
 }

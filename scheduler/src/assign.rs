@@ -78,8 +78,8 @@ impl Core {
         if let Err(no) = judge(&fleet, &decision) {
             return Ok(Err(no));
         }
-        let owner = Owner { user: request.user_id, device: request.client.device_id };
-        self.admit(decision.pool, owner, terms.ask, terms.now_ms).map_err(NotAssigned::Queued)?;
+        let owner = Owner { pool: decision.pool, user: request.user_id, device: request.client.device_id };
+        self.admit(owner, terms.ask, terms.now_ms).map_err(NotAssigned::Queued)?;
         let ranked = decision.ranked.as_slice();
         let schedule_id = rng.random();
         let expires_at_ms = (terms.now_ms + self.ticket_ttl_ms).min(terms.auth_expires_at_ms);
@@ -115,7 +115,7 @@ impl Core {
             ticket,
             expires_at_ms,
             decision: describe(&decision),
-            spread_ms: spread_ms(&fleet, ranked[0]),
+            spread_ms: spread_ms(&fleet, ranked[0], self.spread_max_ms),
         }))
     }
 }

@@ -60,6 +60,7 @@ pub(crate) struct Core {
     pub ticket_ttl_ms: i64,
     pub heartbeat: HeartbeatParameters,
     pub reconnect: ReconnectParameters,
+    pub spread_max_ms: u32,
     pub limiter: RateLimiter,
     /// Places in the queue that one user may take.
     places: RateLimiter,
@@ -100,6 +101,7 @@ pub(crate) struct Parts {
     pub ticket_ttl_ms: i64,
     pub heartbeat: HeartbeatParameters,
     pub reconnect: ReconnectParameters,
+    pub spread_max_ms: u32,
     pub limiter: RateLimiter,
 }
 
@@ -120,6 +122,7 @@ impl Core {
             ticket_ttl_ms,
             heartbeat,
             reconnect,
+            spread_max_ms,
             limiter,
         } = parts;
         metrics.policy.version.set(policy.load().version as f64);
@@ -152,6 +155,7 @@ impl Core {
             ticket_ttl_ms,
             heartbeat,
             reconnect,
+            spread_max_ms,
             limiter,
         }
     }
@@ -187,7 +191,7 @@ impl Core {
     /// # Errors
     /// The revocation.
     pub fn check_revoked(&self, user_id: &str, device_id: &str, issued_at_ms: i64) -> Result<(), Revocation> {
-        self.carried.read(|store| store.revoked(user_id, device_id, issued_at_ms)).map_or(Ok(()), Err)
+        self.carried.revoked.find(user_id, device_id, issued_at_ms).map_or(Ok(()), Err)
     }
 
     /// Counts an assignment until a gateway sees its ticket.
@@ -200,28 +204,42 @@ impl Core {
     ///
     /// # Errors
     /// The wait, and the token that keeps the place.
-    pub fn admit(&self, pool: &str, owner: Owner<'_>, ask: Ask<'_>, wall_ms: i64) -> Result<(), Wait> {
+    pub fn admit(&self, owner: Owner<'_>, ask: Ask<'_>, wall_ms: i64) -> Result<(), Wait> {
         let now = Now { monotonic_ms: self.clock.monotonic_ms(), wall_ms };
         let queue_token = match ask {
             Ask::SentOn => {
-                lock(&self.admission).sent(pool, now.monotonic_ms);
+                lock(&self.admission).sent(owner.pool, now.monotonic_ms);
                 return Ok(());
             }
             Ask::LetIn { queue_token } => queue_token,
         };
-        let showing = match queue_token {
-            "" => Showing::Nothing,
-            token => self.queue_tokens.read(token, owner).map_or(Showing::Forged, Showing::Place),
-        };
+        let showing = self.showing(queue_token, owner, now.monotonic_ms);
         let may_hold = || self.places.take(owner.user, now.monotonic_ms).is_ok();
-        let turn = lock(&self.admission).ask(pool, showing, now, may_hold);
+        let turn = lock(&self.admission).ask(owner.pool, showing, now, may_hold);
         match turn {
             Turn::Now => Ok(()),
             Turn::At(place) => Err(Wait {
                 ms: admission::wait_ms(place.due_ms - wall_ms),
                 queue_token: self.queue_tokens.make(place, owner),
             }),
-            Turn::Later(ms) => Err(Wait { ms, queue_token: String::new() }),
+            Turn::Later(ms) => {
+                let ms = admission::anywhere_up_to(ms, &mut rand::rng());
+                Err(Wait { ms, queue_token: String::new() })
+            }
+        }
+    }
+
+    /// What a client shows. A place that another start of a scheduler gave is counted there for as long as that one lives.
+    fn showing(&self, queue_token: &str, owner: Owner<'_>, now_ms: i64) -> Showing {
+        if queue_token.is_empty() {
+            return Showing::Nothing;
+        }
+        let Some(shown) = self.queue_tokens.read(queue_token, owner) else { return Showing::Forged };
+        let own = shown.issuer == self.queue_tokens.issuer();
+        if own || lock(&self.replicas).lives(shown.issuer, now_ms) {
+            Showing::Place(shown)
+        } else {
+            Showing::Orphan(shown)
         }
     }
 
@@ -411,7 +429,34 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use berth_proto::wire::SchedulerSeen;
+
     use super::*;
+    use crate::testing::{Fixture, config, report};
+
+    #[tokio::test]
+    async fn what_another_start_of_a_scheduler_gave_is_counted_there_while_gateways_hear_of_it() {
+        let (giver, other) = (Fixture::start(config()).await, Fixture::start(config()).await);
+        let owner = Owner { pool: "stable", user: "alice", device: "d" };
+        let place = admission::Place { due_ms: 2_000, issued_ms: 1_000 };
+        let token = giver.scheduler.core.queue_tokens.make(place, owner);
+        let is_orphan = |fixture: &Fixture, later_ms: i64| {
+            let core = &fixture.scheduler.core;
+            match core.showing(&token, owner, core.clock.monotonic_ms() + later_ms) {
+                Showing::Place(_) => false,
+                Showing::Orphan(_) => true,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(!is_orphan(&giver, 60_000) && is_orphan(&other, 0));
+        let boot = giver.scheduler.core.introduction().boot;
+        let seen = SchedulerSeen { scheduler_id: "giver".to_owned(), boot, ..SchedulerSeen::default() };
+        other.gateway(GatewayReport { schedulers: vec![seen], ..report("gw-1") }).await;
+        assert!(!is_orphan(&other, 0));
+        assert!(is_orphan(&other, 60_000), "not heard of any more");
+        let elsewhere = Owner { pool: "canary", ..owner };
+        assert_eq!(giver.scheduler.core.showing(&token, elsewhere, 0), Showing::Forged, "of another pool");
+    }
 
     #[test]
     fn a_slow_moment_is_no_absence() {

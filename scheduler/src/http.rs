@@ -109,6 +109,7 @@ async fn answer(core: &Core, request: Request, started: &mut Instant) -> Result<
     *started = Instant::now();
     let asked: ScheduleRequest = input::json(&bytes)?;
     input::check(&asked)?;
+    user.check_device(&asked.device_id).map_err(Refusal::Forbidden)?;
     core.check_revoked(&user.id, &asked.device_id, user.issued_at_ms).map_err(revoked)?;
     core.settled().map_err(starting)?;
     let terms = Terms {

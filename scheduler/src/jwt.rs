@@ -90,6 +90,23 @@ pub struct User {
     pub expires_at_ms: i64,
     /// `iat`, in milliseconds since the Unix epoch; 0: the token has none that can be believed.
     pub issued_at_ms: i64,
+    /// `device`: the only device that may come with it; none: any may.
+    pub device_id: Option<String>,
+}
+
+impl User {
+    /// Whether that device may come with this token.
+    ///
+    /// # Errors
+    /// Says which may.
+    pub fn check_device(&self, device_id: &str) -> Result<(), String> {
+        match &self.device_id {
+            Some(own) if own != device_id => Err(format!(
+                "deviceId is {device_id:?}, but the token is of device {own:?} (its claim device)"
+            )),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The keys that user tokens are verified with.
@@ -142,6 +159,7 @@ struct Claims {
     sub: Option<String>,
     exp: Option<f64>,
     nbf: Option<f64>,
+    device: Option<serde_json::Value>,
     #[serde(default)]
     iat: serde_json::Value,
 }
@@ -263,7 +281,19 @@ fn accept(claims: Claims, now_ms: i64) -> Result<User, JwtError> {
     if not_before_ms > now_ms.saturating_add(CLOCK_LEEWAY_MS) {
         return Err(JwtError::TooEarly);
     }
-    Ok(User { id, expires_at_ms, issued_at_ms: issued_at_ms(&claims.iat, now_ms) })
+    let device_id = claims.device.map(device).transpose()?;
+    Ok(User { id, expires_at_ms, issued_at_ms: issued_at_ms(&claims.iat, now_ms), device_id })
+}
+
+/// One that does not read binds to nothing, so it must not pass as one that is not there.
+fn device(claim: serde_json::Value) -> Result<String, JwtError> {
+    let serde_json::Value::String(device_id) = claim else {
+        return Err(JwtError::Claim(
+            "device is no text; it is the id of the only device that may come".to_owned(),
+        ));
+    };
+    id::check(&device_id).map_err(|e| JwtError::Claim(format!("device {e}")))?;
+    Ok(device_id)
 }
 
 /// Only revocations ask when a token was issued, so one that does not say is good; it counts as the oldest, and so does one

@@ -55,6 +55,7 @@ use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info};
 
+pub use crate::admission::LONGEST_SPREAD_MS;
 pub use crate::jwt::{JwtKeys, JwtKeysError, MIN_SECRET, sign_user_token, watch::JwksFile};
 use crate::{
     admission::QueueTokens,
@@ -113,6 +114,9 @@ pub struct Config {
     pub reconnect: ReconnectParameters,
     /// Requests one user may make in a second.
     pub requests_per_second_per_user: u32,
+    /// The longest [`ReconnectParameters::spread_ms`] that is made of what gateways take, in milliseconds; at most
+    /// [`LONGEST_SPREAD_MS`].
+    pub spread_max_ms: u32,
     /// More routes on the same port: dev's token endpoint. It must have no fallback of its own.
     pub extra_routes: Option<axum::Router>,
 }
@@ -221,12 +225,13 @@ impl Scheduler {
             metrics: Metrics::register(metrics),
             jwt: JwtStore::new(config.jwt, metrics),
             signer: TicketSigner::from_secret(&config.ticket_key),
-            queue_tokens: QueueTokens::from_secret(&config.ticket_key),
+            queue_tokens: QueueTokens::new(&config.ticket_key, &config.other_ticket_keys, rand::random()),
             ticket_keys: ticket_keys().map(|key| TicketSigner::from_secret(key).public_key()).collect(),
             admin_key: config.admin_key,
             ticket_ttl_ms: i64::try_from(config.ticket_ttl.as_millis()).unwrap_or(i64::MAX / 2),
             heartbeat: config.heartbeat,
             reconnect: config.reconnect,
+            spread_max_ms: config.spread_max_ms.min(LONGEST_SPREAD_MS),
             limiter: RateLimiter::new(config.requests_per_second_per_user),
         }));
         core.carry(records);

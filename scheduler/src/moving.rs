@@ -92,6 +92,7 @@ impl Core {
             placement: policy.placement,
             moves_per_second: policy.moves_per_second,
             homes: self.moving.homes_there.load(Relaxed),
+            boot: self.queue_tokens.issuer(),
         }
     }
 

@@ -14,6 +14,9 @@ const HASH: usize = 64;
 /// Who has not been heard of for this long, in milliseconds, is gone: gateways tell it twice a second.
 const GONE_AFTER_MS: i64 = 5_000;
 
+/// A start of a scheduler that no gateway has told of for this long, in milliseconds, is not believed to count any more: three reports.
+const LIVES_MS: i64 = 1_500;
+
 /// A scheduler and the identity of its policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -28,11 +31,21 @@ pub(crate) struct Replica {
 #[derive(Debug, Default)]
 pub(crate) struct Replicas {
     seen: HashMap<String, (i64, Replica)>,
+    /// When their starts were told of last.
+    boots: HashMap<u64, i64>,
 }
 
 impl Replicas {
     /// A gateway told which schedulers it has links to.
     pub fn hear(&mut self, seen: &[SchedulerSeen], now_ms: i64) {
+        for one in seen.iter().take(MOST).filter(|one| one.boot != 0) {
+            if self.boots.len() >= MOST {
+                self.boots.retain(|_, at_ms| now_ms - *at_ms <= LIVES_MS);
+            }
+            if self.boots.len() < MOST || self.boots.contains_key(&one.boot) {
+                self.boots.insert(one.boot, now_ms);
+            }
+        }
         for one in seen.iter().take(MOST).filter(|one| id::check(&one.scheduler_id).is_ok()) {
             if self.seen.len() >= MOST && !self.seen.contains_key(&one.scheduler_id) {
                 self.seen.retain(|_, (at_ms, _)| now_ms - *at_ms <= GONE_AFTER_MS);
@@ -47,6 +60,11 @@ impl Replicas {
             };
             self.seen.insert(one.scheduler_id.clone(), (now_ms, replica));
         }
+    }
+
+    /// Whether this start of a scheduler is heard of.
+    pub fn lives(&self, boot: u64, now_ms: i64) -> bool {
+        self.boots.get(&boot).is_some_and(|at_ms| now_ms - at_ms <= LIVES_MS)
     }
 
     /// Those that are there, with `own` as it is now, by id.
@@ -65,7 +83,8 @@ mod tests {
     use super::*;
 
     fn seen(id: &str, version: u64) -> SchedulerSeen {
-        SchedulerSeen { scheduler_id: id.to_owned(), policy_version: version, policy_hash: "h".repeat(100) }
+        let policy_hash = "h".repeat(100);
+        SchedulerSeen { scheduler_id: id.to_owned(), policy_version: version, policy_hash, boot: 0 }
     }
 
     fn own() -> Replica {
@@ -85,6 +104,20 @@ mod tests {
         assert_eq!(listed(&replicas, 5_000), all, "this one as it is now, not as it was heard of");
         assert_eq!(listed(&replicas, 9_001), [("b".to_owned(), 9)], "the others are gone");
         assert!(replicas.seen.values().all(|(_, one)| one.policy_hash.len() == HASH));
+    }
+
+    #[test]
+    fn a_start_lives_for_as_long_as_it_is_told_of() {
+        let mut replicas = Replicas::default();
+        let start = |boot| SchedulerSeen { boot, ..seen("a", 1) };
+        replicas.hear(&[start(1)], 0);
+        replicas.hear(&[start(2), seen("old", 1)], 1_000);
+        let lives = |now_ms| [0, 1, 2].map(|boot| replicas.lives(boot, now_ms));
+        assert_eq!((lives(1_500), lives(1_501)), ([false, true, true], [false, false, true]));
+        (10..1_000).for_each(|boot| replicas.hear(&[start(boot)], 2_000));
+        assert_eq!(replicas.boots.len(), MOST);
+        replicas.hear(&[start(3)], 9_000);
+        assert_eq!(replicas.boots.len(), 1);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use berth_proto::{
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use crate::{carried, core::Core, metrics::Redirect, redirect::redirect};
+use crate::{admission::Now, carried, core::Core, metrics::Redirect, redirect::redirect};
 
 /// Redirects that may wait for the task that answers them: at about 50 µs each, the last waits 50 ms, far below the
 /// gateways' patience. Those beyond are refused as full.
@@ -142,15 +142,13 @@ impl GatewayLink {
     /// Says what the gateway lacks of the records that outlive schedulers; what the link does not take now is said again.
     fn tell_carried(&self, digests: &[u64]) {
         let mut told = self.carried.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut telling = self.core.carried.tell(&told, digests, self.core.clock.wall_ms());
-        let said = match telling.carried.take() {
-            Some(carried) => {
-                let message = from_scheduler::Message::Carried(carried);
-                self.down.send(vec![FromScheduler { message: Some(message) }]).is_ok()
-            }
-            None => true,
+        let now = Now { monotonic_ms: self.core.clock.monotonic_ms(), wall_ms: self.core.clock.wall_ms() };
+        let mut telling = self.core.carried.tell(&told, digests, now);
+        let say = |carried| {
+            let message = Some(from_scheduler::Message::Carried(carried));
+            self.down.send(vec![FromScheduler { message }]).is_ok()
         };
-        if said {
+        if std::mem::take(&mut telling.carried).into_iter().all(say) {
             *told = telling.done();
         }
     }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use berth_proto::{
+    carry::{EMPTY, KINDS},
     client::Endpoint,
     link::{Link, Refused, RefusedReason},
     metric::Registry,
@@ -62,6 +63,7 @@ pub(crate) fn config() -> Config {
         heartbeat: Default::default(),
         reconnect: Default::default(),
         requests_per_second_per_user: crate::DEFAULT_REQUESTS_PER_SECOND,
+        spread_max_ms: crate::LONGEST_SPREAD_MS,
         extra_routes: None,
     }
 }
@@ -237,7 +239,7 @@ impl FakeGateway {
 
     /// Says records that outlive schedulers.
     pub fn carry(&self, records: Vec<CarriedRecord>) {
-        let carried = to_scheduler::Message::Carried(Carried { records, whole: 0 });
+        let carried = to_scheduler::Message::Carried(Carried { records, ..Default::default() });
         self.up.send(vec![ToScheduler { message: Some(carried) }]).expect("records are always taken");
     }
 
@@ -280,6 +282,7 @@ pub(crate) fn report(id: &str) -> GatewayReport {
         pool: "stable".to_owned(),
         endpoints: vec![endpoint("ws", "ws://127.0.0.1:7710/v1/ws"), endpoint("tcp", "tcp://127.0.0.1:7710")],
         ready: true,
+        carried_digests: vec![EMPTY; KINDS],
         capacity: 1_000,
         uptime_ms: 3_600_000,
         ..GatewayReport::default()

@@ -1,6 +1,6 @@
 //! A client's task: schedule, connect, serve, and again, until something ends it.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use berth_proto::{
     client::{Disconnect, Hello, Welcome, client_frame, server_frame},
@@ -8,21 +8,23 @@ use berth_proto::{
     schedule::{HeartbeatParameters, Problem, ScheduleRequest},
 };
 use tokio::{
+    pin,
     sync::watch,
     time::{sleep, timeout},
 };
 
 use crate::{
-    bootstrap,
     client::RequestError,
     clock::from_ms,
-    endpoints::{Attempt, Endpoints},
+    endpoints::Attempt,
     event::{Connected, Disconnected, Event, State, StopReason},
-    http,
     keeping::{keep_cursor, keep_schedule},
     live::{Core, Live},
-    reconnect::{Next, Reconnect, after_close},
+    plan::Plan,
+    reconnect::{Next, Toward, after_close, voids_ticket},
+    renewal::Renewal,
     schedule::{self, ScheduleError},
+    schedulers::{Schedulers, in_line},
     store::StoredSchedule,
     token::{self, TokenError},
     transport::{Close, Connection, Incoming, Transport, TransportError},
@@ -33,9 +35,6 @@ const VERSION: u32 = 1;
 
 /// What this SDK calls itself in schedule requests.
 const SDK: &str = concat!("rust/", env!("CARGO_PKG_VERSION"));
-
-/// Why a scheduler refuses a client for whom it has a place in its queue.
-const OVERLOADED: &str = "OVERLOADED";
 
 /// How long closing may take, goodbye included, until a store that has not stored the last cursor or schedule is left. Room
 /// for two more attempts after a failed one.
@@ -74,37 +73,17 @@ impl Ending {
 pub(crate) struct Driver {
     core: Core,
     state: watch::Sender<State>,
-    endpoints: Endpoints,
-    reconnect: Reconnect,
-    heartbeat: HeartbeatParameters,
-    /// Which scheduler to ask.
-    scheduler: usize,
-    /// Asks in a row that no scheduler answered.
-    unanswered: usize,
-    /// Keeps this client's place in the schedulers' queue; empty: it has none.
-    queue_token: String,
-    /// Of an earlier run, until it is known whose it is.
-    stored: Option<StoredSchedule>,
-    /// Whom the gateways welcomed; empty: nobody yet.
-    user_id: String,
-    /// What is to be stored.
-    kept: watch::Sender<Option<StoredSchedule>>,
+    plan: Plan,
+    schedulers: Schedulers,
 }
 
 impl Driver {
     pub fn new(core: Core, state: watch::Sender<State>, stored: Option<StoredSchedule>) -> Self {
         Self {
-            endpoints: Endpoints::new(core.options.transports.clone()),
+            plan: Plan::new(&core.options, stored),
+            schedulers: Schedulers::new(core.options.schedulers.len()),
             core,
             state,
-            reconnect: Reconnect::default(),
-            heartbeat: HeartbeatParameters::default(),
-            scheduler: 0,
-            unanswered: 0,
-            queue_token: String::new(),
-            kept: watch::Sender::new(stored.clone()),
-            stored,
-            user_id: String::new(),
         }
     }
 
@@ -113,7 +92,7 @@ impl Driver {
         let mailbox = Arc::clone(&self.core.mailbox);
         let (cursors, schedules) =
             (Arc::clone(&self.core.options.cursor), Arc::clone(&self.core.options.schedule));
-        let newest = self.kept.subscribe();
+        let newest = self.plan.to_store();
         let cancel = self.core.cancel.clone();
         let live = async {
             let reason = self.until_stopped().await;
@@ -152,7 +131,7 @@ impl Driver {
     async fn until_stopped(&mut self) -> StopReason {
         loop {
             let cancel = self.core.cancel.clone();
-            let step = match self.endpoints.next(self.core.clock.now_ms()) {
+            let step = match self.plan.endpoints.next(self.core.clock.now_ms()) {
                 None => cancel.run_until_cancelled(self.schedule()).await,
                 Some(attempt) => match cancel.run_until_cancelled(self.open(&attempt)).await {
                     None => None,
@@ -181,7 +160,7 @@ impl Driver {
             device_id: options.device_id.clone(),
             platform: options.platform.clone(),
             app_version: options.app_version.clone(),
-            no_scheduler: self.no_scheduler(),
+            no_scheduler: self.schedulers.none_answers(),
         };
         let opening = async {
             let failed = |error: TransportError| Ending::Failed(error.to_string());
@@ -215,8 +194,8 @@ impl Driver {
         let Welcome { session_id, user_id, inbox_seq, inbox_epoch, server_time_ms, .. } = welcome;
         tracing::debug!(session_id, gateway_id = attempt.endpoint.gateway_id, "connected");
         let resync = self.core.puller.welcomed(&user_id, inbox_epoch, inbox_seq);
-        self.user_id.clone_from(&user_id);
-        self.keep();
+        self.plan.user_id.clone_from(&user_id);
+        self.plan.keep();
         let connected = Connected {
             user_id,
             session_id,
@@ -231,36 +210,57 @@ impl Driver {
             self.core.resync(resync);
         }
         self.state.send_replace(State::Connected);
-        let mut heartbeat = self.heartbeat;
+        let mut heartbeat = self.plan.heartbeat;
         if welcome.heartbeat_interval_ms > 0 {
             heartbeat.interval_ms = welcome.heartbeat_interval_ms;
         }
-        let ending = Live::new(&mut self.core, connection, heartbeat).run().await;
+        let ending = self.live(connection, heartbeat).await;
         self.state.send_replace(State::Connecting { last_failure: None });
         (ending, self.core.clock.now_ms() - since)
     }
 
+    /// Serves the connection, and renews the ticket beside it.
+    async fn live(&mut self, connection: Connection, heartbeat: HeartbeatParameters) -> Ending {
+        let (options, request, user_id) =
+            (self.core.options.clone(), self.request(""), self.plan.user_id.clone());
+        let mut renewal = Renewal::new(options, request, user_id, self.schedulers.at(), &mut self.core.rng);
+        let clock = self.core.clock;
+        let live = Live::new(&mut self.core, connection, heartbeat).run();
+        pin!(live);
+        loop {
+            tokio::select! {
+                ending = &mut live => return ending,
+                answer = renewal.next() => {
+                    tracing::debug!(schedule_id = answer.schedule_id, "the ticket was renewed");
+                    self.plan.renewed(&answer, clock.now_ms());
+                }
+            }
+        }
+    }
+
     /// Decides what follows an end, and waits as long as it takes.
     async fn ended(&mut self, ending: Ending, open_ms: Option<i64>) -> Result<(), StopReason> {
-        if open_ms.is_some_and(|open_ms| self.reconnect.session_ended(open_ms)) {
-            self.endpoints.stable();
+        if open_ms.is_some_and(|open_ms| self.plan.reconnect.session_ended(open_ms)) {
+            self.plan.endpoints.stable();
         }
+        let now_ms = self.core.clock.now_ms();
+        let before = self.plan.endpoints.here(now_ms).map(str::to_owned);
         let (code, reason, retry_after_ms) = match ending {
             Ending::Stop(reason) => return Err(reason),
             Ending::Failed(reason) => {
-                self.endpoints.failed();
+                self.plan.endpoints.failed();
                 (None, reason, 0)
             }
             Ending::Unreachable(reason) => {
-                self.endpoints.failed_altogether();
+                self.plan.endpoints.failed_altogether();
                 (None, reason, 0)
             }
             Ending::Silent => {
-                self.endpoints.failed();
+                self.plan.endpoints.failed();
                 (None, "the gateway does not answer heartbeats".to_owned(), 0)
             }
             Ending::Lost(reason) => {
-                self.endpoints.suspect();
+                self.plan.endpoints.suspect();
                 (None, reason, 0)
             }
             Ending::Closed(disconnect) => {
@@ -270,10 +270,19 @@ impl Driver {
                     tracing::debug!(code, reason, "following a redirect");
                     return Ok(());
                 }
+                if in_line_at_gateway(code, retry_after_ms) {
+                    let wait_ms = self.plan.reconnect.told(retry_after_ms, &mut self.core.rng);
+                    self.pause(u16::try_from(code).ok(), format!("closed with {code}: {reason}"), wait_ms)
+                        .await;
+                    return Ok(());
+                }
                 (u16::try_from(code).ok(), format!("closed with {code}: {reason}"), retry_after_ms)
             }
         };
-        self.pause(code, reason, retry_after_ms).await;
+        let stays = before.is_some() && before.as_deref() == self.plan.endpoints.here(now_ms);
+        let toward = if stays { Toward::Same } else { Toward::Another };
+        let wait_ms = self.plan.reconnect.wait(toward, retry_after_ms, &mut self.core.rng);
+        self.pause(code, reason, wait_ms).await;
         Ok(())
     }
 
@@ -281,55 +290,60 @@ impl Driver {
     fn closed(&mut self, disconnect: &Disconnect) -> Result<bool, StopReason> {
         let code = u16::try_from(disconnect.code).ok();
         let next = after_close(code);
-        if code == Some(CloseCode::Unauthenticated.number()) && self.endpoints.doubtful() {
-            self.endpoints.forget_ticket();
-            self.keep();
+        let endpoints = &mut self.plan.endpoints;
+        if code == Some(CloseCode::Unauthenticated.number()) && endpoints.doubtful() {
+            if !endpoints.refused() {
+                self.plan.forget_ticket();
+            }
             return Ok(false);
         }
         if next == Next::Stop {
+            if voids_ticket(code) {
+                self.plan.forget_ticket();
+            }
             let reason = disconnect.reason.clone();
             return Err(StopReason::Gateway { code: code.unwrap_or_default(), reason });
         }
-        if !disconnect.redirect.is_empty() && self.endpoints.redirected(disconnect) {
+        if !disconnect.redirect.is_empty() && endpoints.redirected(disconnect) {
             return Ok(next == Next::Redirect && disconnect.retry_after_ms == 0);
         }
         match next {
-            Next::Redirect | Next::Schedule => self.endpoints.forget(),
-            Next::Another => self.endpoints.failed_altogether(),
-            Next::Same | Next::Stop => self.endpoints.suspect(),
+            Next::Redirect | Next::Schedule => endpoints.forget(),
+            Next::Another if in_line_at_gateway(disconnect.code, disconnect.retry_after_ms) => {
+                endpoints.busy()
+            }
+            Next::Another => endpoints.failed_altogether(),
+            Next::Same | Next::Stop => endpoints.suspect(),
         }
         Ok(false)
     }
 
-    async fn pause(&mut self, code: Option<u16>, reason: String, retry_after_ms: u32) {
-        let wait = from_ms(self.reconnect.wait(retry_after_ms, &mut self.core.rng));
+    async fn pause(&mut self, code: Option<u16>, reason: String, wait_ms: i64) {
+        let wait = from_ms(wait_ms);
         tracing::debug!(reason, ?wait, "not connected");
         self.state.send_replace(State::Connecting { last_failure: Some(reason.clone()) });
         self.core.mailbox.push(Event::Disconnected(Disconnected { code, reason, retry_in: wait }), None);
         sleep(wait).await;
     }
 
-    /// Asks a scheduler once. If it was in vain, waits, or goes to a bootstrap gateway where no scheduler answers at all.
+    /// Asks for a schedule. If it was in vain, waits, or goes to a bootstrap gateway where no scheduler answers at all.
     async fn schedule(&mut self) -> Result<(), StopReason> {
-        let (reason, retry_after_ms) = match self.ask().await? {
-            Ok(()) => return Ok(()),
-            Err(ScheduleError::Refused(problem)) => {
-                let retry_after_ms = problem.retry_after_ms.unwrap_or_default();
-                // Whatever else a scheduler says, a place that another one gave stays good.
-                if problem.reason == OVERLOADED {
-                    self.queue_token.clone_from(&problem.queue_token);
-                }
-                (ScheduleError::Refused(problem).to_string(), retry_after_ms)
-            }
-            Err(error) => (error.to_string(), 0),
-        };
-        self.scheduler = self.scheduler.wrapping_add(1);
-        if self.no_scheduler() && self.bootstrap() {
+        let Err(error) = self.ask().await? else { return Ok(()) };
+        let reason = error.to_string();
+        if self.schedulers.none_answers() && self.plan.bootstrap(&self.core.options) {
             tracing::debug!(reason, "no scheduler answers: on to a bootstrap gateway");
             self.state.send_replace(State::Connecting { last_failure: Some(reason) });
             return Ok(());
         }
-        self.pause(None, reason, retry_after_ms).await;
+        let (reconnect, rng) = (&mut self.plan.reconnect, &mut self.core.rng);
+        let wait_ms = match error {
+            ScheduleError::Refused(problem) => match in_line(&problem) {
+                Some(told_ms) => reconnect.told(told_ms, rng),
+                None => reconnect.wait(Toward::Another, problem.retry_after_ms.unwrap_or_default(), rng),
+            },
+            _ => reconnect.wait(Toward::Another, 0, rng),
+        };
+        self.pause(None, reason, wait_ms).await;
         Ok(())
     }
 
@@ -337,23 +351,22 @@ impl Driver {
     async fn ask(&mut self) -> Result<Result<(), ScheduleError>, StopReason> {
         if !self.core.options.user_id.is_empty() {
             let user_id = self.core.options.user_id.clone();
-            if self.restore(Some(&user_id)) {
+            if self.plan.restore(Some(&user_id), self.core.clock.now_ms()) {
                 return Ok(Ok(()));
             }
         }
         let mut refused: Option<(String, Box<Problem>)> = None;
         loop {
             let rejected = refused.as_ref().map(|(token, _)| token.as_str());
-            let token = match self.token(rejected).await {
+            let token = match token::ask(&self.core.options, rejected).await {
                 Ok(token) => token,
                 Err(TokenError::Permanent(problem)) => return Err(StopReason::Token(problem)),
                 Err(TokenError::Temporary(problem)) => {
-                    // Without a token no scheduler can be asked, which is as good as none.
-                    self.unanswered = self.unanswered.saturating_add(1);
+                    self.schedulers.cannot_ask();
                     return Ok(Err(ScheduleError::Unreachable(format!("no user token: {problem}"))));
                 }
             };
-            if self.restore(token::user_of(&token).as_deref()) {
+            if self.plan.restore(token::user_of(&token).as_deref(), self.core.clock.now_ms()) {
                 return Ok(Ok(()));
             }
             if let Some((rejected, problem)) = &refused
@@ -361,18 +374,18 @@ impl Driver {
             {
                 return Err(refusal(problem));
             }
-            let options = &self.core.options;
-            let schedulers = &options.schedulers;
-            let scheduler = &schedulers[self.scheduler % schedulers.len()];
-            let within = patience(schedulers.len(), self.unanswered);
-            let answer = schedule::fetch_within(within, scheduler, &token, &self.request()).await;
-            self.unanswered = match &answer {
-                Err(error) if error.unanswered() => self.unanswered.saturating_add(1),
-                _ => 0,
-            };
-            match answer {
+            let scheduler = &self.core.options.schedulers[self.schedulers.at()];
+            let request = self.request(self.schedulers.queue_token());
+            match schedule::fetch_within(self.schedulers.patience(), scheduler, &token, &request).await {
                 Ok(answer) => return Ok(self.scheduled(&answer)),
+                Err(error) if error.unanswered() => {
+                    if !self.schedulers.unanswered() {
+                        return Ok(Err(error));
+                    }
+                    tracing::debug!(%error, "a place in the queue is not to be lost: the next scheduler is asked at once");
+                }
                 Err(ScheduleError::Refused(problem)) if matches!(problem.status, 401 | 403) => {
+                    self.schedulers.answered();
                     if refused.is_some() {
                         return Err(refusal(&problem));
                     }
@@ -381,62 +394,20 @@ impl Driver {
                 Err(ScheduleError::Refused(problem)) if problem.status == 400 => {
                     return Err(refusal(&problem));
                 }
-                Err(error) => return Ok(Err(error)),
+                Err(ScheduleError::Refused(problem)) => {
+                    self.schedulers.refused(&problem);
+                    return Ok(Err(ScheduleError::Refused(problem)));
+                }
+                Err(error) => {
+                    self.schedulers.answered();
+                    self.schedulers.pass();
+                    return Ok(Err(error));
+                }
             }
         }
     }
 
-    /// Whether each scheduler was asked and none answered.
-    fn no_scheduler(&self) -> bool {
-        self.unanswered >= self.core.options.schedulers.len()
-    }
-
-    /// Goes to the next bootstrap gateway; where none is configured, those of the last list are. `false`: there is nothing to go
-    /// there with.
-    fn bootstrap(&mut self) -> bool {
-        let options = &self.core.options;
-        let configured = options.bootstrap_gateways.iter().flat_map(|url| bootstrap::endpoint(url));
-        let mut gateways: Vec<_> = configured.collect();
-        if gateways.is_empty() {
-            gateways = self.endpoints.told().to_vec();
-        }
-        let order = bootstrap::order(gateways, &options.transports, &self.user_id, &options.device_id);
-        self.endpoints.bootstrap(&order)
-    }
-
-    /// Goes on with the schedule of an earlier run, if it is this user's and device's; nobody else's is looked at again. Whether
-    /// that makes asking a scheduler needless.
-    fn restore(&mut self, user_id: Option<&str>) -> bool {
-        let Some(stored) = self.stored.take() else { return false };
-        if user_id != Some(&*stored.user_id) || stored.device_id != self.core.options.device_id {
-            return false;
-        }
-        self.user_id.clone_from(&stored.user_id);
-        self.reconnect.set_parameters(stored.reconnect);
-        self.heartbeat = stored.heartbeat;
-        self.endpoints.restored(&stored, self.core.clock.now_ms())
-    }
-
-    /// Has the schedule stored, if it is another one than before: once a gateway has welcomed its user, or refused it.
-    fn keep(&mut self) {
-        let (user_id, device_id) = (&self.user_id, &self.core.options.device_id);
-        let stored = self.endpoints.stored(user_id, device_id, self.reconnect.parameters(), self.heartbeat);
-        self.kept.send_if_modified(|kept| {
-            let changed = *kept != stored;
-            *kept = stored;
-            changed
-        });
-    }
-
-    async fn token(&self, rejected: Option<&str>) -> Result<String, TokenError> {
-        let within = self.core.options.token_timeout;
-        let token = timeout(within, self.core.options.token.token(rejected)).await;
-        token.unwrap_or_else(|_| {
-            Err(TokenError::Temporary(format!("the provider gave none within {within:?}")))
-        })
-    }
-
-    fn request(&self) -> ScheduleRequest {
+    fn request(&self, queue_token: &str) -> ScheduleRequest {
         let options = &self.core.options;
         ScheduleRequest {
             device_id: options.device_id.clone(),
@@ -445,51 +416,31 @@ impl Driver {
             sdk: SDK.to_owned(),
             transports: options.transports.iter().map(|transport| transport.as_str().to_owned()).collect(),
             region: options.region.clone(),
-            attempt: self.endpoints.asked(),
-            failed: self.endpoints.failed_gateways(),
-            queue_token: self.queue_token.clone(),
+            attempt: self.plan.endpoints.asked(),
+            failed: self.plan.endpoints.failed_gateways(),
+            queue_token: queue_token.to_owned(),
             ..Default::default()
         }
     }
 
     fn scheduled(&mut self, answer: &schedule::ScheduleAnswer) -> Result<(), ScheduleError> {
         tracing::debug!(schedule_id = answer.schedule_id, endpoints = answer.endpoints.len(), "scheduled");
-        self.queue_token.clear();
-        self.reconnect.set_parameters(answer.reconnect);
-        self.heartbeat = answer.heartbeat;
-        if self.endpoints.scheduled(answer, self.core.clock.now_ms()) {
+        self.schedulers.scheduled();
+        if self.plan.scheduled(answer, self.core.clock.now_ms()) {
             return Ok(());
         }
+        self.schedulers.pass();
         Err(ScheduleError::BadAnswer("it has no endpoint of the transports asked for".to_owned()))
     }
 }
 
-/// How long to wait for a scheduler's answer. Where another one can be asked, one that is slow is not worth waiting for, until
-/// all of them were: then it is the network.
-fn patience(schedulers: usize, unanswered: usize) -> Duration {
-    if unanswered < schedulers && schedulers > 1 { http::DEADLINE_OF_SEVERAL } else { http::DEADLINE }
+/// Whether a gateway that closes has more to do than it takes now, and has said when to come.
+fn in_line_at_gateway(code: u32, retry_after_ms: u32) -> bool {
+    code == u32::from(CloseCode::Overloaded.number()) && retry_after_ms > 0
 }
 
 /// A scheduler's answer that no repeat would change.
 fn refusal(problem: &Problem) -> StopReason {
     let Problem { status, reason, detail, .. } = problem.clone();
     StopReason::Scheduler { status, reason, detail }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_network_too_slow_for_every_scheduler_is_waited_for() {
-        assert_eq!(patience(1, 0), http::DEADLINE);
-        for (unanswered, within) in [
-            (0, http::DEADLINE_OF_SEVERAL),
-            (2, http::DEADLINE_OF_SEVERAL),
-            (3, http::DEADLINE),
-            (9, http::DEADLINE),
-        ] {
-            assert_eq!(patience(3, unanswered), within, "{unanswered} in a row");
-        }
-    }
 }

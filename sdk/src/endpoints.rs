@@ -1,6 +1,6 @@
 //! Where to connect next: walks the scheduler's list with its ticket until a new schedule is needed. Pure.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, mem};
 
 use berth_proto::{
     client::Disconnect,
@@ -28,27 +28,62 @@ pub struct Attempt {
     pub ticket: String,
 }
 
+/// What a server told.
+#[derive(Debug, Clone)]
+struct Told {
+    endpoints: Vec<ScheduleEndpoint>,
+    ticket: String,
+    /// In this client's time.
+    expires_at_ms: i64,
+    /// What to add to a server's time to get this client's.
+    offset_ms: i64,
+    reschedule_after: u32,
+}
+
+impl Default for Told {
+    fn default() -> Self {
+        Self {
+            endpoints: Vec::new(),
+            ticket: String::new(),
+            expires_at_ms: 0,
+            offset_ms: 0,
+            reschedule_after: 1,
+        }
+    }
+}
+
+/// Where the list that is walked comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// A server told it to this client.
+    Told,
+    /// It was kept by an earlier run.
+    Kept,
+    /// It is one bootstrap gateway, of so many.
+    Bootstrap(usize),
+}
+
 /// The list being walked, its ticket, and what failed.
 #[derive(Debug, Clone)]
 pub struct Endpoints {
     transports: Vec<Transport>,
-    /// The last list that a server told.
-    told: Vec<ScheduleEndpoint>,
-    /// What is left of it to be walked, or the bootstrap gateway whose turn it is.
+    /// The last that a server told.
+    told: Told,
+    /// It was told while there was a connection: it takes the list's place once that is of no use.
+    renewed: bool,
+    /// What is walked.
     list: Vec<ScheduleEndpoint>,
     at: usize,
     ticket: String,
     /// In this client's time.
     expires_at_ms: i64,
+    origin: Origin,
     /// The list has not been used yet: its ticket is used, however short its life.
     fresh: bool,
-    /// The ticket is of an earlier run, or used at a bootstrap gateway: see [`Endpoints::doubtful`].
-    doubtful: bool,
     /// Bootstrap gateways tried since the last schedule or stable session.
     bootstraps: usize,
-    /// What to add to a server's time to get this client's.
-    offset_ms: i64,
-    reschedule_after: u32,
+    /// Bootstrap gateways in a row that refused the ticket.
+    refusals: usize,
     failures: u32,
     redirects: u32,
     failed: VecDeque<String>,
@@ -61,16 +96,16 @@ impl Endpoints {
     pub fn new(transports: Vec<Transport>) -> Self {
         Self {
             transports,
-            told: Vec::new(),
+            told: Told::default(),
+            renewed: false,
             list: Vec::new(),
             at: 0,
             ticket: String::new(),
             expires_at_ms: 0,
+            origin: Origin::Told,
             fresh: false,
-            doubtful: false,
             bootstraps: 0,
-            offset_ms: 0,
-            reschedule_after: 1,
+            refusals: 0,
             failures: 0,
             redirects: 0,
             failed: VecDeque::new(),
@@ -79,25 +114,66 @@ impl Endpoints {
     }
 
     /// Where to connect now; `None`: a scheduler must be asked, since there is no list, its ticket has expired, or it
-    /// failed too often.
+    /// failed too often, and none was told since.
     pub fn next(&mut self, now_ms: i64) -> Option<Attempt> {
-        let live = self.fresh || now_ms < self.expires_at_ms - MARGIN_MS;
-        if !live || self.failures >= self.reschedule_after {
+        if !self.usable(now_ms) {
             self.list.clear();
+            if mem::take(&mut self.renewed) && lives(self.told.expires_at_ms, now_ms) {
+                self.walk();
+            }
         }
         self.fresh = false;
         let endpoint = self.list.get(self.at)?.clone();
         Some(Attempt { endpoint, ticket: self.ticket.clone() })
     }
 
+    /// The address that the next attempt goes to, if that is known without asking a scheduler.
+    #[must_use]
+    pub fn here(&self, now_ms: i64) -> Option<&str> {
+        let endpoint = self.usable(now_ms).then(|| self.list.get(self.at)).flatten();
+        endpoint.map(|endpoint| endpoint.url.as_str())
+    }
+
+    fn usable(&self, now_ms: i64) -> bool {
+        (self.fresh || lives(self.expires_at_ms, now_ms)) && self.failures < self.told.reschedule_after
+    }
+
     /// Takes a scheduler's answer. Whether any of its endpoints can be used.
     pub fn scheduled(&mut self, answer: &ScheduleAnswer, now_ms: i64) -> bool {
-        self.offset_ms = now_ms.saturating_sub(answer.server_time_ms);
-        self.reschedule_after = answer.reconnect.reschedule_after_failures.max(1);
         self.redirects = 0;
         self.bootstraps = 0;
         self.asked = self.asked.saturating_add(1);
-        self.replace(answer.endpoints.clone(), &answer.ticket, answer.ticket_expires_at_ms)
+        self.told = self.read(answer, now_ms);
+        self.replace()
+    }
+
+    /// Takes a scheduler's answer while there is a connection, which stays where it is. Whether there is anything in it.
+    pub fn renewed(&mut self, answer: &ScheduleAnswer, now_ms: i64) -> bool {
+        let told = self.read(answer, now_ms);
+        if told.endpoints.is_empty() {
+            return false;
+        }
+        self.told = told;
+        self.renewed = true;
+        true
+    }
+
+    fn read(&self, answer: &ScheduleAnswer, now_ms: i64) -> Told {
+        let offset_ms = now_ms.saturating_sub(answer.server_time_ms);
+        Told {
+            endpoints: self.of_our_transports(answer.endpoints.clone()),
+            ticket: answer.ticket.clone(),
+            expires_at_ms: answer.ticket_expires_at_ms.saturating_add(offset_ms),
+            offset_ms,
+            reschedule_after: answer.reconnect.reschedule_after_failures.max(1),
+        }
+    }
+
+    fn of_our_transports(&self, mut list: Vec<ScheduleEndpoint>) -> Vec<ScheduleEndpoint> {
+        list.retain(|endpoint| {
+            Transport::from_name(&endpoint.transport).is_some_and(|t| self.transports.contains(&t))
+        });
+        list
     }
 
     /// Follows a redirect. `false`: it leads nowhere, or is the fourth in a row.
@@ -107,47 +183,79 @@ impl Endpoints {
         }
         self.redirects += 1;
         let list = disconnect.redirect.iter().cloned().map(Into::into).collect();
-        self.replace(list, &disconnect.ticket, disconnect.ticket_expires_at_ms)
+        self.told.endpoints = self.of_our_transports(list);
+        self.told.ticket.clone_from(&disconnect.ticket);
+        self.told.expires_at_ms = disconnect.ticket_expires_at_ms.saturating_add(self.told.offset_ms);
+        self.replace()
     }
 
     /// Goes on with a schedule of an earlier run. Whether it can be used without asking anybody.
     pub fn restored(&mut self, stored: &StoredSchedule, now_ms: i64) -> bool {
-        self.offset_ms = stored.offset_ms;
-        self.reschedule_after = stored.reconnect.reschedule_after_failures.max(1);
-        self.replace(stored.endpoints.clone(), &stored.ticket, stored.ticket_expires_at_ms);
-        self.fresh = false;
-        self.doubtful = true;
+        self.told = Told {
+            endpoints: self.of_our_transports(stored.endpoints.clone()),
+            ticket: stored.ticket.clone(),
+            expires_at_ms: stored.ticket_expires_at_ms.saturating_add(stored.offset_ms),
+            offset_ms: stored.offset_ms,
+            reschedule_after: stored.reconnect.reschedule_after_failures.max(1),
+        };
+        self.walk();
+        self.origin = Origin::Kept;
         self.next(now_ms).is_some()
     }
 
     /// Goes to the next bootstrap gateway of `order` with the ticket there is, in time or not, until it fails once: then a
-    /// scheduler's turn comes again. `false`: there is no ticket, or no gateway.
+    /// scheduler's turn comes again. `false`: there is no ticket, or no gateway. A new row of redirects begins: a client waits
+    /// before each of these gateways, so it does not go in circles at full speed.
     pub fn bootstrap(&mut self, order: &[ScheduleEndpoint]) -> bool {
-        if self.ticket.is_empty() || order.is_empty() {
+        if self.told.ticket.is_empty() || order.is_empty() {
             return false;
         }
+        self.walk();
         self.list = vec![order[self.bootstraps % order.len()].clone()];
-        self.at = 0;
+        self.origin = Origin::Bootstrap(order.len());
         self.bootstraps += 1;
-        self.failures = self.reschedule_after - 1;
+        self.failures = self.told.reschedule_after - 1;
+        self.redirects = 0;
         self.fresh = true;
-        self.doubtful = true;
         true
     }
 
-    fn replace(&mut self, list: Vec<ScheduleEndpoint>, ticket: &str, expires_at_ms: i64) -> bool {
-        self.list = list;
-        self.list.retain(|endpoint| {
-            Transport::from_name(&endpoint.transport).is_some_and(|t| self.transports.contains(&t))
-        });
-        self.told.clone_from(&self.list);
-        self.at = 0;
-        self.failures = 0;
-        self.doubtful = false;
-        ticket.clone_into(&mut self.ticket);
-        self.expires_at_ms = expires_at_ms.saturating_add(self.offset_ms);
+    fn replace(&mut self) -> bool {
+        self.walk();
         self.fresh = true;
+        self.refusals = 0;
         !self.list.is_empty()
+    }
+
+    /// Begins with what was told.
+    fn walk(&mut self) {
+        self.list.clone_from(&self.told.endpoints);
+        self.at = 0;
+        self.ticket.clone_from(&self.told.ticket);
+        self.expires_at_ms = self.told.expires_at_ms;
+        self.origin = Origin::Told;
+        self.fresh = false;
+        self.renewed = false;
+        self.failures = 0;
+    }
+
+    /// The gateway has more to do than it takes: on to another, which is nobody's failure. A bootstrap gateway is left for a
+    /// scheduler's turn.
+    pub fn busy(&mut self) {
+        match self.origin {
+            Origin::Bootstrap(_) => self.failed_altogether(),
+            Origin::Told | Origin::Kept => self.at = self.elsewhere().unwrap_or(self.at),
+        }
+    }
+
+    /// The gateway refuses the ticket, which is [`Endpoints::doubtful`]. Whether the ticket is of use all the same: one
+    /// bootstrap gateway that has other keys, or is another system's by now, does not speak for the rest.
+    pub fn refused(&mut self) -> bool {
+        let Origin::Bootstrap(count) = self.origin else { return false };
+        let refusals = self.refusals + 1;
+        self.failed_altogether();
+        self.refusals = refusals;
+        refusals < count
     }
 
     /// The current endpoint failed, or its gateway is leaving: on to the next, round and round.
@@ -161,12 +269,7 @@ impl Endpoints {
     /// Nobody answered at the current endpoint's `host:port`, or all of its gateway is leaving: on to the next endpoint that
     /// is not there. A gateway's transports share one port, so another transport would only cost one more attempt.
     pub fn failed_altogether(&mut self) {
-        let place = |endpoint: &ScheduleEndpoint| transport::address(endpoint).ok().map(|(_, place)| place);
-        let failed = self.list.get(self.at).and_then(place);
-        let elsewhere = (1..self.list.len())
-            .map(|step| (self.at + step) % self.list.len())
-            .find(|at| failed.is_none() || self.list.get(*at).and_then(place) != failed);
-        match elsewhere {
+        match self.elsewhere() {
             Some(at) => {
                 self.suspect();
                 self.at = at;
@@ -175,9 +278,19 @@ impl Endpoints {
         }
     }
 
+    /// The next endpoint of another `host:port`.
+    fn elsewhere(&self) -> Option<usize> {
+        let place = |endpoint: &ScheduleEndpoint| transport::address(endpoint).ok().map(|(_, place)| place);
+        let here = self.list.get(self.at).and_then(place);
+        (1..self.list.len())
+            .map(|step| (self.at + step) % self.list.len())
+            .find(|at| here.is_none() || self.list.get(*at).and_then(place) != here)
+    }
+
     /// The current endpoint dropped a session too early; it is tried again, but it counts.
     pub fn suspect(&mut self) {
         self.failures = self.failures.saturating_add(1);
+        self.refusals = 0;
         let Some(endpoint) = self.list.get(self.at) else { return };
         // Which gateway answers at a bootstrap address is not known.
         if !endpoint.gateway_id.is_empty() && !self.failed.contains(&endpoint.gateway_id) {
@@ -206,20 +319,21 @@ impl Endpoints {
     /// The ticket is of no use anywhere.
     pub fn forget_ticket(&mut self) {
         self.list.clear();
-        self.ticket.clear();
+        self.told = Told::default();
+        self.renewed = false;
     }
 
     /// Whether a gateway that refuses the ticket (4500) may be wrong about the user: keys change while a ticket is stored, and
     /// a user who was thrown out may be back. Then a scheduler is asked.
     #[must_use]
     pub fn doubtful(&self) -> bool {
-        self.doubtful
+        self.origin != Origin::Told
     }
 
     /// The endpoints that a server told last.
     #[must_use]
     pub fn told(&self) -> &[ScheduleEndpoint] {
-        &self.told
+        &self.told.endpoints
     }
 
     /// What is to be kept of this user's and device's schedule; `None`: there is no ticket.
@@ -231,13 +345,14 @@ impl Endpoints {
         reconnect: ReconnectParameters,
         heartbeat: HeartbeatParameters,
     ) -> Option<StoredSchedule> {
-        (!self.ticket.is_empty()).then(|| StoredSchedule {
+        let Told { endpoints, ticket, expires_at_ms, offset_ms, .. } = &self.told;
+        (!ticket.is_empty()).then(|| StoredSchedule {
             user_id: user_id.to_owned(),
             device_id: device_id.to_owned(),
-            endpoints: self.told.clone(),
-            ticket: self.ticket.clone(),
-            ticket_expires_at_ms: self.expires_at_ms.saturating_sub(self.offset_ms),
-            offset_ms: self.offset_ms,
+            endpoints: endpoints.clone(),
+            ticket: ticket.clone(),
+            ticket_expires_at_ms: expires_at_ms.saturating_sub(*offset_ms),
+            offset_ms: *offset_ms,
             reconnect,
             heartbeat,
         })
@@ -254,6 +369,10 @@ impl Endpoints {
     pub fn failed_gateways(&self) -> Vec<String> {
         self.failed.iter().cloned().collect()
     }
+}
+
+fn lives(expires_at_ms: i64, now_ms: i64) -> bool {
+    now_ms < expires_at_ms.saturating_sub(MARGIN_MS)
 }
 
 #[cfg(test)]

@@ -37,8 +37,9 @@
 //! - **Reconnecting**: by the scheduler's parameters and the gateway's close codes. Close codes of 4500 and above, and a
 //!   scheduler's 400, 401 and 403, end the client with [`Event::Stopped`].
 //! - **Without a scheduler**: the last list and ticket are kept ([`store`]) and used until the ticket expires, by a new process
-//!   too. After that, and when nobody on the list answers, the client goes through [`Options::bootstrap_gateways`] with the
-//!   ticket it has, asking schedulers in between: gateways accept it for a while as long as they know no scheduler either.
+//!   too. After that, and when nobody on the list answers, the client goes through [`Options::bootstrap_gateways`] and the last
+//!   list with the ticket it has, asking schedulers in between: gateways accept it for a while as long as they know no scheduler
+//!   either. While connected it renews the ticket ([`Options::renew_every`]), so that a long session has one too.
 //!
 //! # How it is built
 //!
@@ -70,6 +71,9 @@ mod live;
 mod mailbox;
 mod options;
 mod outbox;
+mod plan;
+mod renewal;
+mod schedulers;
 
 pub use berth_proto::{client as record, frame::Encoding};
 pub use client::{Client, ConnectError, RequestError, To};

@@ -22,8 +22,8 @@ pub struct Options {
     /// answer within 3 s (10 s where there is only one).
     pub schedulers: Vec<String>,
     /// Gateways to go to when no scheduler answers and the last schedule's ticket has expired or its list failed:
-    /// `ws://host:port/v1/ws` or `tcp://host:port`. Each device goes through them in an order of its own. Empty: those of the
-    /// last list.
+    /// `ws://host:port/v1/ws` or `tcp://host:port`. Each device goes through them in an order of its own, and then through those
+    /// of the last list.
     pub bootstrap_gateways: Vec<String>,
     /// Where user tokens come from.
     pub token: Arc<dyn TokenProvider>,
@@ -56,6 +56,10 @@ pub struct Options {
     pub request_timeout: Duration,
     /// How long [`crate::Client::send`] tries.
     pub send_timeout: Duration,
+    /// While connected, a scheduler is asked again about so often (a random part of a sixth more or less), so that whoever
+    /// loses a long session while no scheduler answers has a ticket that gateways still take. Well below the gateways'
+    /// grace; 30 minutes go with its hour. `Duration::MAX`: never.
+    pub renew_every: Duration,
     /// How long the token provider may take; past it the token counts as not to be had for now, and the client tries again.
     pub token_timeout: Duration,
 }
@@ -125,6 +129,7 @@ impl Options {
             attempt_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(15),
             send_timeout: Duration::from_secs(60),
+            renew_every: Duration::from_secs(30 * 60),
             token_timeout: Duration::from_secs(15),
         }
     }
@@ -164,10 +169,11 @@ impl Options {
             ("attempt_timeout", self.attempt_timeout),
             ("request_timeout", self.request_timeout),
             ("send_timeout", self.send_timeout),
+            ("renew_every", self.renew_every),
             ("token_timeout", self.token_timeout),
         ] {
             if value.is_zero() {
-                return bad(field, &"is 0: nothing would ever be in time; give some seconds");
+                return bad(field, &"is 0; give some seconds");
             }
         }
         self.limits.check()

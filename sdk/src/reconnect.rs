@@ -34,11 +34,31 @@ pub fn after_close(code: Option<u16>) -> Next {
     }
 }
 
+/// Whether a close code says that the sign-in is over or the user is not wanted: then the ticket is of no use in a later run
+/// either.
+#[must_use]
+pub fn voids_ticket(code: Option<u16>) -> bool {
+    let known = code.and_then(|code| CloseCode::from_number(u32::from(code)));
+    matches!(known, Some(CloseCode::Unauthenticated | CloseCode::Kicked | CloseCode::Forbidden))
+}
+
+/// Where an attempt goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Toward {
+    /// The endpoint that the client was at.
+    Same,
+    /// Another one, or one that a scheduler is to name.
+    Another,
+}
+
 /// A wait of U(0, min(max, base x 2^attempt)) milliseconds: "full jitter" (M. Brooker, AWS Architecture Blog, 2015).
 pub fn full_jitter(base_ms: u32, max_ms: u32, attempt: u32, rng: &mut impl Rng) -> i64 {
+    i64::from(rng.random_range(0..=longest(base_ms, max_ms, attempt)))
+}
+
+fn longest(base_ms: u32, max_ms: u32, attempt: u32) -> u32 {
     let doubled = u64::from(base_ms).saturating_mul(1 << attempt.min(32));
-    let most = doubled.min(u64::from(max_ms.max(base_ms)));
-    i64::from(rng.random_range(0..=u32::try_from(most).unwrap_or(u32::MAX)))
+    u32::try_from(doubled.min(u64::from(max_ms.max(base_ms)))).unwrap_or(u32::MAX)
 }
 
 /// How often a client has failed, and so how long it waits.
@@ -48,6 +68,8 @@ pub struct Reconnect {
     attempt: u32,
     /// The wait before the latest attempt.
     last_wait_ms: i64,
+    /// The client has waited for its turn among those who lost the same gateway.
+    spread_out: bool,
 }
 
 impl Reconnect {
@@ -62,25 +84,32 @@ impl Reconnect {
         self.parameters
     }
 
-    /// The wait before the next attempt, in milliseconds: the first U(0, max(spreadMs, baseMs)), then full jitter up to
-    /// maxMs. A server's own wait is kept in full (up to [`LONGEST_WAIT_MS`]) and the first jitter added to it, so that
-    /// clients told the same do not come back together.
-    pub fn wait(&mut self, retry_after_ms: u32, rng: &mut impl Rng) -> i64 {
-        self.last_wait_ms = self.draw(retry_after_ms, rng);
+    /// The wait before the next attempt, in milliseconds: full jitter from baseMs up to maxMs. The first time that a client
+    /// leaves its gateway it waits U(0, spreadMs) if that is longer: the others of a dead gateway do so too, and the rest take
+    /// so long to take them all. A gateway that is alive is soon come back to, and one that is dead takes no harm. A server's
+    /// own wait is kept in full ([`Reconnect::told`]).
+    pub fn wait(&mut self, toward: Toward, retry_after_ms: u32, rng: &mut impl Rng) -> i64 {
+        let ReconnectParameters { base_ms, max_ms, spread_ms, .. } = self.parameters;
+        let leaves = toward == Toward::Another && !self.spread_out;
+        self.last_wait_ms = match () {
+            () if retry_after_ms > 0 => self.told(retry_after_ms, rng),
+            () if leaves => {
+                let most = longest(base_ms, max_ms, self.attempt).max(spread_ms.min(LONGEST_WAIT_MS));
+                i64::from(rng.random_range(0..=most))
+            }
+            () => full_jitter(base_ms, max_ms, self.attempt, rng),
+        };
+        self.spread_out |= leaves || retry_after_ms > 0;
         self.attempt = self.attempt.saturating_add(1);
         self.last_wait_ms
     }
 
-    fn draw(&self, retry_after_ms: u32, rng: &mut impl Rng) -> i64 {
-        let ReconnectParameters { base_ms, max_ms, spread_ms, .. } = self.parameters;
-        if retry_after_ms > 0 {
-            let asked = i64::from(retry_after_ms.min(LONGEST_WAIT_MS));
-            return asked + full_jitter(base_ms, base_ms, 0, rng);
-        }
-        if self.attempt == 0 {
-            return i64::from(rng.random_range(0..=spread_ms.max(base_ms).min(LONGEST_WAIT_MS)));
-        }
-        full_jitter(base_ms, max_ms, self.attempt, rng)
+    /// A wait that a server told, in milliseconds, kept in full (up to [`LONGEST_WAIT_MS`]) and the first jitter added to it, so
+    /// that clients told the same do not come back together. By itself it does not count as a failure: who stands in line has
+    /// not failed.
+    pub fn told(&self, retry_after_ms: u32, rng: &mut impl Rng) -> i64 {
+        let base_ms = self.parameters.base_ms;
+        i64::from(retry_after_ms.min(LONGEST_WAIT_MS)) + full_jitter(base_ms, base_ms, 0, rng)
     }
 
     /// A session has ended that was open for `open_ms`. Whether it was a stable one: as long as the wait before it, and
@@ -90,6 +119,7 @@ impl Reconnect {
         let stable = open_ms >= self.last_wait_ms.max(4 * i64::from(self.parameters.base_ms));
         if stable {
             self.attempt = 0;
+            self.spread_out = false;
         }
         stable
     }
@@ -114,10 +144,11 @@ mod tests {
             let mut rng = SmallRng::seed_from_u64(seed);
             let mut reconnect = Reconnect::default();
             reconnect.set_parameters(p);
-            let first = reconnect.wait(0, &mut rng);
+            let first = reconnect.wait(Toward::Another, 0, &mut rng);
             prop_assert!((0..=i64::from(p.spread_ms.max(p.base_ms))).contains(&first));
             for attempt in 1..attempts {
-                let wait = reconnect.wait(0, &mut rng);
+                let toward = if attempt % 3 == 0 { Toward::Same } else { Toward::Another };
+                let wait = reconnect.wait(toward, 0, &mut rng);
                 let doubled = u64::from(p.base_ms) << attempt.min(32);
                 let most = doubled.min(u64::from(p.max_ms.max(p.base_ms)));
                 prop_assert!(wait >= 0 && wait.unsigned_abs() <= most, "{wait} of {most}");
@@ -130,10 +161,11 @@ mod tests {
             let mut reconnect = Reconnect::default();
             reconnect.set_parameters(p);
             for _ in 0..before {
-                reconnect.wait(0, &mut rng);
+                reconnect.wait(Toward::Another, 0, &mut rng);
             }
-            let wait = reconnect.wait(asked, &mut rng);
-            prop_assert!((asked..=asked + p.base_ms).contains(&u32::try_from(wait).expect("short")));
+            for wait in [reconnect.told(asked, &mut rng), reconnect.wait(Toward::Another, asked, &mut rng)] {
+                prop_assert!((asked..=asked + p.base_ms).contains(&u32::try_from(wait).expect("short")));
+            }
         }
 
         #[test]
@@ -141,8 +173,8 @@ mod tests {
             let mut rng = SmallRng::seed_from_u64(1);
             full_jitter(a, b, attempt, &mut rng);
             let p = ReconnectParameters { base_ms: a, max_ms: b, spread_ms: c, reschedule_after_failures: 0 };
-            let mut reconnect = Reconnect { parameters: p, attempt, last_wait_ms: 0 };
-            reconnect.wait(retry, &mut rng);
+            let mut reconnect = Reconnect { parameters: p, attempt, last_wait_ms: 0, spread_out: false };
+            reconnect.wait(Toward::Another, retry, &mut rng);
             reconnect.session_ended(open);
         }
 
@@ -165,13 +197,52 @@ mod tests {
         let mut reconnect = Reconnect::default();
         let mut wait = 0;
         while wait <= 2_000 {
-            wait = reconnect.wait(0, &mut rng);
+            wait = reconnect.wait(Toward::Another, 0, &mut rng);
         }
         assert!(!reconnect.session_ended(wait - 1), "shorter than the wait before it");
         assert!(reconnect.session_ended(wait));
-        assert!(reconnect.wait(0, &mut rng) <= 500);
+        assert!(reconnect.wait(Toward::Another, 0, &mut rng) <= 500);
         assert!(!reconnect.session_ended(1_999), "shorter than four times the first back-off");
         assert!(reconnect.session_ended(2_000));
+    }
+
+    #[test]
+    fn the_spread_is_waited_once_and_only_before_another_gateway() {
+        let p = ReconnectParameters { base_ms: 500, max_ms: 2_000, spread_ms: 60_000, ..Default::default() };
+        let mut longest = [0; 4];
+        for seed in 0..500 {
+            let mut rng = SmallRng::seed_from_u64(seed);
+            let mut reconnect = Reconnect::default();
+            reconnect.set_parameters(p);
+            for (longest, toward) in
+                longest.iter_mut().zip([Toward::Same, Toward::Another, Toward::Another, Toward::Same])
+            {
+                *longest = reconnect.wait(toward, 0, &mut rng).max(*longest);
+            }
+            assert!(reconnect.session_ended(60_000));
+            assert!(reconnect.wait(Toward::Same, 0, &mut rng) <= 500, "a stable session starts over");
+        }
+        let [same, another, again, back] = longest;
+        assert!(same <= 500 && again <= 2_000 && back <= 2_000, "{longest:?}");
+        assert!((50_000..=60_000).contains(&another), "{longest:?}");
+    }
+
+    #[test]
+    fn who_stands_in_line_has_not_failed() {
+        let mut rng = SmallRng::seed_from_u64(7);
+        let mut reconnect = Reconnect::default();
+        for _ in 0..20 {
+            reconnect.told(300_000, &mut rng);
+        }
+        assert!(reconnect.wait(Toward::Same, 0, &mut rng) <= 500, "the back-off is the first");
+        assert!(reconnect.session_ended(2_000), "and no session need be as long as the line was");
+    }
+
+    #[test]
+    fn codes_about_the_user_void_the_ticket() {
+        let codes = (4000..5000).filter(|code| voids_ticket(Some(*code)));
+        assert_eq!(codes.collect::<Vec<_>>(), [4500, 4503, 4505]);
+        assert!(!voids_ticket(None));
     }
 
     #[test]

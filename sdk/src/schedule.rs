@@ -27,12 +27,13 @@ pub enum ScheduleError {
 }
 
 impl ScheduleError {
-    /// Whether no scheduler had a say in it: nobody answered, or something before the schedulers (a load balancer) did.
+    /// Whether no scheduler had a say in it: nobody answered, or something before the schedulers (a load balancer) did, which
+    /// knows none of their reasons. Whoever says 401 has looked at the token, so that counts.
     pub(crate) fn unanswered(&self) -> bool {
         match self {
-            Self::Unreachable(_) => true,
-            Self::Refused(problem) => problem.status >= 500 && problem.reason.is_empty(),
-            Self::Invalid(_) | Self::BadAnswer(_) => false,
+            Self::Unreachable(_) | Self::BadAnswer(_) => true,
+            Self::Refused(problem) => problem.reason.is_empty() && problem.status != 401,
+            Self::Invalid(_) => false,
         }
     }
 }
@@ -73,7 +74,13 @@ pub(crate) async fn fetch_within(
 
 fn read(answer: &Answer) -> Result<ScheduleAnswer, ScheduleError> {
     if answer.status == 200 {
-        return serde_json::from_slice(&answer.body).map_err(|e| ScheduleError::BadAnswer(e.to_string()));
+        let schedule: ScheduleAnswer =
+            serde_json::from_slice(&answer.body).map_err(|e| ScheduleError::BadAnswer(e.to_string()))?;
+        // Any JSON object reads as a schedule of defaults.
+        if schedule.ticket.is_empty() {
+            return Err(ScheduleError::BadAnswer("it has no ticket".to_owned()));
+        }
+        return Ok(schedule);
     }
     let mut problem: Problem = serde_json::from_slice(&answer.body).unwrap_or_default();
     problem.status = answer.status;
@@ -103,16 +110,23 @@ mod tests {
 
     #[test]
     fn another_servers_words_leave_status_and_wait() {
-        let Err(ScheduleError::Refused(problem)) = read_text(502, "<html>bad gateway") else {
-            panic!("expected a refusal");
-        };
-        assert_eq!((problem.status, problem.reason.as_str()), (502, ""));
-        assert_eq!(problem.retry_after_ms, Some(2000));
-        assert!(ScheduleError::Refused(problem).unanswered(), "no scheduler said so");
+        for status in [400, 403, 404, 429, 502] {
+            let Err(ScheduleError::Refused(problem)) = read_text(status, "<html>what schedulers?") else {
+                panic!("expected a refusal");
+            };
+            assert_eq!((problem.status, problem.reason.as_str()), (status, ""));
+            assert_eq!(problem.retry_after_ms, Some(2000));
+            assert!(ScheduleError::Refused(problem).unanswered(), "{status}: no scheduler said so");
+        }
+        assert!(!read_text(401, "").expect_err("a refusal").unanswered(), "it looked at the token");
     }
 
     #[test]
     fn what_is_no_schedule_is_said() {
-        assert!(matches!(read_text(200, "hi"), Err(ScheduleError::BadAnswer(_))));
+        for text in ["<html>welcome", r#"{"status":"ok"}"#] {
+            let error = read_text(200, text).expect_err("no schedule");
+            assert!(matches!(error, ScheduleError::BadAnswer(_)) && error.unanswered(), "{text}");
+        }
+        assert!(read_text(200, r#"{"ticket":"t"}"#).is_ok());
     }
 }

@@ -5,8 +5,12 @@ use berth_proto::{id, schedule::Problem};
 use futures_util::future::BoxFuture;
 use serde::Deserialize;
 use thiserror::Error;
+use tokio::time::timeout;
 
-use crate::http::{self, Answer};
+use crate::{
+    http::{self, Answer},
+    options::Options,
+};
 
 /// Why there is no token.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -112,6 +116,14 @@ impl TokenProvider for DevToken {
     fn token<'a>(&'a self, _rejected: Option<&'a str>) -> BoxFuture<'a, Result<String, TokenError>> {
         Box::pin(self.fetch())
     }
+}
+
+/// Asks the provider, for as long as the options allow.
+pub(crate) async fn ask(options: &Options, rejected: Option<&str>) -> Result<String, TokenError> {
+    let within = options.token_timeout;
+    timeout(within, options.token.token(rejected))
+        .await
+        .unwrap_or_else(|_| Err(TokenError::Temporary(format!("the provider gave none within {within:?}"))))
 }
 
 /// Whose token it is: its `sub`, not verified, which is the scheduler's part. `None`: it is no JWT.

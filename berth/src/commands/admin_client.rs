@@ -72,6 +72,12 @@ impl AdminClient {
     }
 }
 
+/// What to say of an order that is in force though the scheduler's disk has not taken it; none: it has.
+pub fn not_on_disk(answer: &Value) -> Option<&'static str> {
+    let words = "in force, but not on the scheduler's disk (no scheduler.data_dir, or see its log): the gateways carry it";
+    (answer["onDisk"] == false).then_some(words)
+}
+
 /// The problem's own words, where it has some.
 fn refusal(base: &str, status: u16, text: &str, problem: Option<Value>) -> anyhow::Error {
     match problem.as_ref().and_then(|problem| problem["detail"].as_str()) {
@@ -96,4 +102,18 @@ pub fn configured_key(config: Option<&std::path::Path>) -> Result<String, Failur
         return Err(Failure::Configuration(anyhow!(missing)));
     }
     Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_an_order_that_is_not_on_disk_is_said_to_be() {
+        assert_eq!(not_on_disk(&json!({ "onDisk": true })), None);
+        assert_eq!(not_on_disk(&json!({})), None);
+        assert!(not_on_disk(&json!({ "onDisk": false })).is_some());
+    }
 }

@@ -55,6 +55,7 @@ pub fn scheduler(config: &Config, auth: &Auth) -> anyhow::Result<berth_scheduler
         heartbeat: heartbeat(config),
         reconnect: Default::default(),
         requests_per_second_per_user: scheduler.requests_per_second_per_user,
+        spread_max_ms: scheduler.spread_max_ms,
         extra_routes: None,
     })
 }

@@ -100,6 +100,8 @@ pub struct Scheduler {
     pub ticket_ttl_seconds: u32,
     /// Schedules one user may ask for, a second.
     pub requests_per_second_per_user: u32,
+    /// Clients of a lost gateway are told to come back within so many milliseconds at the most.
+    pub spread_max_ms: u32,
 }
 
 impl Default for Scheduler {
@@ -114,6 +116,7 @@ impl Default for Scheduler {
             data_dir: String::new(),
             ticket_ttl_seconds: 300,
             requests_per_second_per_user: 1_000,
+            spread_max_ms: berth_scheduler::LONGEST_SPREAD_MS,
         }
     }
 }
@@ -351,6 +354,8 @@ impl Config {
             1,
             1_000_000,
         );
+        let longest = berth_scheduler::LONGEST_SPREAD_MS.into();
+        range("scheduler.spread_max_ms", self.scheduler.spread_max_ms.into(), 0, longest);
         range("gateway.workers", self.gateway.workers.into(), 0, 128);
         range("gateway.handshakes_per_second", self.gateway.handshakes_per_second.into(), 1, 1_000_000);
         range("gateway.heartbeat_interval_ms", self.gateway.heartbeat_interval_ms.into(), 100, 3_600_000);

@@ -2,7 +2,10 @@
 
 use std::sync::{
     Mutex,
-    atomic::{AtomicU64, Ordering::Relaxed},
+    atomic::{
+        AtomicU64,
+        Ordering::{Acquire, Relaxed, Release},
+    },
 };
 
 use berth_proto::{code::CloseCode, wire::MovePurpose};
@@ -40,9 +43,11 @@ impl Order {
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) order: Order,
-    /// Of each worker, those to be asked about yet.
-    lefts: Vec<AtomicU64>,
-    asked: AtomicU64,
+    /// Of each worker, those to be asked about yet, and in the lower half those asked about: together, so that nobody is seen
+    /// to be neither on his way from one to the other. [`UNLISTED`] until it has listed them.
+    open: Vec<AtomicU64>,
+    /// The schedulers to ask, a bit each by their index.
+    among: AtomicU64,
     moved: AtomicU64,
     stayed: AtomicU64,
     unplaced: AtomicU64,
@@ -50,9 +55,14 @@ pub(crate) struct Job {
     hold: Mutex<Option<String>>,
 }
 
+/// A worker that has not listed anybody yet.
+const UNLISTED: u64 = u64::MAX;
+
 /// How far a job is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Count {
+    /// Every worker has listed whom it is about; before, the rest says little.
+    pub(crate) listed: bool,
     /// To be asked about yet.
     pub(crate) left: u64,
     /// Asked about, and not answered.
@@ -69,8 +79,8 @@ impl Job {
     pub(crate) fn new(order: Order, workers: usize) -> Self {
         Self {
             order,
-            lefts: (0..workers).map(|_| AtomicU64::new(0)).collect(),
-            asked: AtomicU64::new(0),
+            open: (0..workers).map(|_| AtomicU64::new(UNLISTED)).collect(),
+            among: AtomicU64::new(u64::MAX),
             moved: AtomicU64::new(0),
             stayed: AtomicU64::new(0),
             unplaced: AtomicU64::new(0),
@@ -78,22 +88,28 @@ impl Job {
         }
     }
 
-    /// A worker has so many left, and this more or fewer are being asked about.
-    pub(crate) fn left(&self, worker: u8, left: usize) {
-        self.lefts[usize::from(worker)].store(left as u64, Relaxed);
+    /// A worker has so many left, and so many are being asked about; said after what became of the others.
+    pub(crate) fn open(&self, worker: u8, left: usize, asked: usize) {
+        self.open[usize::from(worker)].store((left as u64) << 32 | asked as u64, Release);
+    }
+
+    /// Of each worker, those left and those being asked about; nothing of one that has not listed them yet.
+    fn opens(&self) -> impl Iterator<Item = Option<(u64, u64)>> {
+        let open = self.open.iter().map(|open| open.load(Acquire));
+        open.map(|open| (open != UNLISTED).then_some((open >> 32, open & u64::from(u32::MAX))))
     }
 
     pub(crate) fn lefts(&self) -> Vec<u64> {
-        self.lefts.iter().map(|left| left.load(Relaxed)).collect()
+        self.opens().map(|open| open.map_or(0, |(left, _)| left)).collect()
     }
 
-    pub(crate) fn asks(&self) {
-        self.asked.fetch_add(1, Relaxed);
+    /// Whom to ask: the schedulers of these bits.
+    pub(crate) fn ask_among(&self, schedulers: u64) {
+        self.among.store(schedulers, Relaxed);
     }
 
-    /// A question came to its end: answered, given up, or never taken.
-    pub(crate) fn asked(&self) {
-        self.asked.fetch_sub(1, Relaxed);
+    pub(crate) fn among(&self) -> u64 {
+        self.among.load(Relaxed)
     }
 
     pub(crate) fn moved(&self) {
@@ -118,9 +134,12 @@ impl Job {
     }
 
     pub(crate) fn count(&self) -> Count {
+        let opens: Vec<_> = self.opens().collect();
+        let (lefts, asked): (Vec<u64>, Vec<u64>) = opens.iter().flatten().copied().unzip();
         Count {
-            left: self.lefts().iter().sum(),
-            asked: self.asked.load(Relaxed),
+            listed: opens.iter().all(Option::is_some),
+            left: lefts.iter().sum(),
+            asked: asked.iter().sum(),
             moved: self.moved.load(Relaxed),
             stayed: self.stayed.load(Relaxed),
             unplaced: self.unplaced.load(Relaxed),

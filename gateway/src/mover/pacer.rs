@@ -30,6 +30,11 @@ impl Pacer {
         taken
     }
 
+    /// So many a second from the next look on.
+    pub(crate) fn set(&mut self, per_second: u32) {
+        self.per_second = per_second.into();
+    }
+
     /// After a pause: nothing was saved.
     pub(crate) fn restart(&mut self, now_ms: i64) {
         (self.at_ms, self.credit) = (now_ms, 0);

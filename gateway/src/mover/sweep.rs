@@ -23,9 +23,15 @@ pub(crate) struct Word {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sweep {
     pub(crate) placement: u64,
-    pub(crate) per_second: u32,
     /// Only those whose home is another region: what decides is the same, but a home came back, or went.
     pub(crate) only_away: bool,
+}
+
+impl Sweep {
+    /// In the place of an older one that is not through: whoever was to be asked about is.
+    pub(crate) fn after(self, older: Option<Self>) -> Self {
+        Self { only_away: self.only_away && older.is_none_or(|older| older.only_away), ..self }
+    }
 }
 
 /// What the schedulers said, and what was done about it.
@@ -49,8 +55,7 @@ impl Sweeps {
 
     /// The sweep that is due, if any; `up`: which schedulers' links are.
     pub(crate) fn due(&mut self, up: &[bool], now_ms: i64) -> Option<Sweep> {
-        let heard = self.words.iter().zip(up).filter(|(_, up)| **up).filter_map(|(word, _)| *word);
-        let heard: Vec<Word> = heard.collect();
+        let heard: Vec<Word> = self.heard(up).collect();
         let newest = *heard.iter().max_by_key(|word| word.policy_version)?;
         let agree = heard.iter().all(|word| (word.placement, word.homes) == (newest.placement, newest.homes));
         if agree {
@@ -64,13 +69,30 @@ impl Sweeps {
         // With the first word nobody is here who was placed by another one.
         let done = self.done.replace(newest)?;
         let placement = newest.placement;
-        let per_second = newest.per_second;
         let only_away = match (done.placement != placement, done.homes != newest.homes) {
             (true, _) => false,
             (false, true) => true,
             (false, false) => return None,
         };
-        (per_second > 0).then_some(Sweep { placement, per_second, only_away })
+        Some(Sweep { placement, only_away })
+    }
+
+    /// Connections a second as the newest policy says (0: none are moved), while any scheduler is heard.
+    pub(crate) fn per_second(&self, up: &[bool]) -> Option<u32> {
+        let newest = self.heard(up).max_by_key(|word| word.policy_version)?;
+        let newer = self.done.filter(|done| done.policy_version > newest.policy_version);
+        Some(newer.unwrap_or(newest).per_second)
+    }
+
+    /// The schedulers that place by that, a bit each by their index: the others would say what is no longer so.
+    pub(crate) fn who_place_by(&self, placement: u64) -> u64 {
+        let words = self.words.iter().take(64).enumerate();
+        let those = words.filter(|(_, word)| word.is_some_and(|word| word.placement == placement));
+        those.fold(0, |bits, (index, _)| bits | 1 << index)
+    }
+
+    fn heard(&self, up: &[bool]) -> impl Iterator<Item = Word> {
+        self.words.iter().zip(up).filter(|(_, up)| **up).filter_map(|(word, _)| *word)
     }
 }
 
@@ -83,7 +105,7 @@ mod tests {
     }
 
     fn sweep(placement: u64, only_away: bool) -> Option<Sweep> {
-        Some(Sweep { placement, per_second: 100, only_away })
+        Some(Sweep { placement, only_away })
     }
 
     #[test]
@@ -97,8 +119,13 @@ mod tests {
         assert_eq!(sweeps.due(&[true], 2), None);
         sweeps.hear(0, word(2, 22, 6));
         assert_eq!(sweeps.due(&[true], 3), sweep(22, true), "only a home came or went");
+        assert_eq!(sweeps.per_second(&[true]), Some(100));
         sweeps.hear(0, Word { per_second: 0, ..word(3, 33, 6) });
-        assert_eq!(sweeps.due(&[true], 4), None, "the policy moves nobody");
+        assert_eq!((sweeps.due(&[true], 4), sweeps.per_second(&[true])), (sweep(33, false), Some(0)));
+        sweeps.hear(1, word(2, 22, 6));
+        assert_eq!(sweeps.per_second(&[false, true]), Some(0), "an older policy is not gone back to");
+        assert_eq!(sweeps.per_second(&[false, false]), None);
+        assert_eq!((sweeps.who_place_by(33), sweeps.who_place_by(22), sweeps.who_place_by(1)), (1, 2, 0));
     }
 
     #[test]

@@ -23,10 +23,15 @@ use super::{
 use crate::{
     clock::Now,
     config::Timeouts,
+    door::Shut,
     metrics::{Grace, Handshake, Limited},
     notify::Outlook,
     rendezvous,
 };
+
+/// Who is above the handshake rate may be told to wait for so long even if his ticket ends sooner, in milliseconds: it costs him little
+/// to ask a scheduler then, and schedulers are not asked by all such clients at once.
+const SHORTEST_WAIT_MS: i64 = 5_000;
 
 /// What is known of it; dropped with its welcome.
 pub(super) struct Arriving {
@@ -130,7 +135,6 @@ impl Arriving {
         if cx.env.verifier.is_empty() {
             return Err(Goodbye::overloaded(cx.rng).because("no scheduler has told its keys yet"));
         }
-        enter(cx)?;
         let ticket = check_ticket(cx.env, cx.now, &hello)?;
         let identity = Identity::new(&ticket.user_id, ticket.auth_issued_at_ms, &hello);
         revoked::check(cx.env, &identity)?;
@@ -139,6 +143,7 @@ impl Arriving {
             Worth::Good => None,
             Worth::Grace(grace) => Some(grace),
             Worth::Ask => {
+                enter(cx, &ticket)?;
                 self.ask_redirect(cx, MovePurpose::Stray, ask, Why::Stray);
                 return Ok(());
             }
@@ -147,6 +152,7 @@ impl Arriving {
                 return Err(Goodbye::new(CloseCode::TicketExpired).because(problem));
             }
         };
+        enter(cx, &ticket)?;
         cx.env.door.shown(ticket.issued_at_ms, cx.now.wall_ms);
         self.place(cx, identity, &ticket, ask, grace)
     }
@@ -327,13 +333,29 @@ impl Arriving {
     }
 }
 
-/// Before the ticket is looked at, since that is a good part of what a handshake costs.
-fn enter(cx: &Cx<'_>) -> Result<(), Goodbye> {
-    cx.env.door.enter(cx.now.steady_ms).map_err(|wait_ms| {
-        cx.env.metrics.limited.one(Limited::Handshakes);
-        let goodbye = Goodbye::new(CloseCode::Overloaded).retry_after(wait_ms);
-        goodbye.because("more clients come than this gateway takes in a second")
-    })
+/// Only with a ticket that would let him in: whoever has none would make all the others wait. To verify one is a small part of a
+/// handshake, and connections are accepted at a rate, too.
+fn enter(cx: &mut Cx<'_>, ticket: &link::Ticket) -> Result<(), Goodbye> {
+    let shut = match cx.env.door.enter(cx.now.steady_ms, good_for_ms(cx, ticket)) {
+        Ok(()) => return Ok(()),
+        Err(shut) => shut,
+    };
+    cx.env.metrics.limited.one(Limited::Handshakes);
+    let wait_ms = match shut {
+        Shut::Place(wait_ms) => wait_ms,
+        // Whoever has no place of his own is not to come at one time with all the others who have none.
+        Shut::Beyond(longest_ms) => cx.rng.random_range(longest_ms / 2..=longest_ms),
+    };
+    let goodbye = Goodbye::new(CloseCode::Overloaded).retry_after(wait_ms);
+    Err(goodbye.because("more clients come than this gateway takes in a second"))
+}
+
+/// For how long the ticket would still let him in, in milliseconds.
+fn good_for_ms(cx: &Cx<'_>, ticket: &link::Ticket) -> i64 {
+    let left_ms = ticket.expires_at_ms.saturating_sub(cx.now.wall_ms);
+    // Past its time it is good for the grace, or it would have been refused.
+    let left_ms = if left_ms > 0 { left_ms } else { left_ms.saturating_add(cx.env.grace_ms) };
+    left_ms.max(SHORTEST_WAIT_MS)
 }
 
 fn check_hello(hello: &Hello) -> Result<(), Goodbye> {

@@ -1,6 +1,6 @@
 //! What a session is given and what it gives: its surroundings as values.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use berth_proto::{carry, schedule::HeartbeatParameters, ticket::TicketVerifier, wire as link};
 use link::to_logic;
@@ -42,8 +42,8 @@ pub(crate) struct Env {
     pub(crate) outage: Arc<Spell>,
     /// Which logic links are up.
     pub(crate) logics: Vec<bool>,
-    /// The records that outlive schedulers: which credentials are void.
-    pub(crate) carried: Arc<Mutex<carry::Store>>,
+    /// Which credentials are void.
+    pub(crate) revoked: Arc<carry::Revoked>,
     /// What one peer may cost.
     pub(crate) guard: Arc<Guard>,
     /// The handshake rate.

@@ -3,7 +3,6 @@
 use berth_proto::{code::CloseCode, wire::Revocation};
 
 use super::{Cx, Env, Goodbye, Session, Stage, identified::Identity};
-use crate::shared::lock;
 
 impl Session {
     /// Who identified himself here; none: nobody has, or he goes already.
@@ -25,7 +24,7 @@ impl Session {
 /// the revocation may come in between.
 pub(super) fn check(env: &Env, identity: &Identity) -> Result<(), Goodbye> {
     let (user, device, issued_at_ms) = (identity.user(), identity.device(), identity.auth_issued_at_ms());
-    let revoked = lock(&env.carried).revoked(user, device, issued_at_ms);
+    let revoked = env.revoked.find(user, device, issued_at_ms);
     revoked.map_or(Ok(()), |revocation| Err(goodbye(&revocation)))
 }
 

@@ -54,7 +54,7 @@ impl Harness {
             grace_ms: 0,
             outage: Arc::default(),
             logics: vec![true],
-            carried: Arc::default(),
+            revoked: Arc::default(),
             guard: Arc::default(),
             door: Arc::default(),
             levels: Levels::new(&metrics),

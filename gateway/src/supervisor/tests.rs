@@ -96,6 +96,26 @@ fn a_worker_that_hangs_is_a_lag() {
 }
 
 #[test]
+fn a_supervisor_that_stood_still_blames_no_worker() {
+    let site = crate::testing::Site::new(1);
+    let mut supervisor = Supervisor::new(Arc::clone(&site.shared));
+    let start = site.shared.clock.now().steady_ms;
+    let mut at = |ms: i64| {
+        supervisor.forgive(start + ms);
+        supervisor.watch(start + ms);
+    };
+    (1..=4).for_each(|halves| at(halves * 500));
+    at(62_000);
+    assert_eq!(site.recorder.value("berth_gateway_worker_stalls_total"), 0);
+    (1..=12).for_each(|halves| at(62_000 + halves * 500));
+    assert_eq!(
+        site.recorder.value("berth_gateway_worker_stalls_total"),
+        1,
+        "it does not come around now either"
+    );
+}
+
+#[test]
 fn a_renewal_does_not_hide_that_an_earlier_one_had_run_out() {
     let mailbox = Mailbox::default();
     mailbox.lease(0, &LeaseRenewed { lease_ms: 9_000, forgotten: true, said_ms: 0 });

@@ -61,7 +61,7 @@ impl Worker {
                 Goodbye::new(CloseCode::Draining).retry_after(self.rng.random_range(0..=eviction.spread_ms));
             let movable = self.table.get(place).is_some_and(|connection| connection.session.movable());
             self.with(place, |session, cx| session.evict(cx, goodbye));
-            if movable {
+            if movable && self.env.evacuating {
                 self.shared.metrics.moves.one(Moved::Unplaced);
                 if let Some(moving) = &self.moving {
                     moving.unplaced();

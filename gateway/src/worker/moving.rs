@@ -18,6 +18,8 @@ pub(super) struct Moving {
     left: VecDeque<Place>,
     /// Asked about, by handle. Bounded by what the pace lets out within the patience for an answer.
     asked: HashMap<u64, Asked>,
+    /// Which scheduler to ask first: the next one after each that did not answer in time.
+    from: usize,
 }
 
 struct Asked {
@@ -31,6 +33,16 @@ impl Moving {
     pub(super) fn unplaced(&self) {
         self.job.unplaced();
     }
+
+    /// Whom to ask: schedulers by their bits, and the index of the first.
+    pub(super) fn whom(&self) -> (u64, usize) {
+        (self.job.among(), self.from)
+    }
+
+    /// Says how many are left, after each change.
+    fn tell(&self, worker: u8) {
+        self.job.open(worker, self.left.len(), self.asked.len());
+    }
 }
 
 impl Worker {
@@ -39,7 +51,7 @@ impl Worker {
         if self.moving.as_ref().is_none_or(|moving| !Arc::ptr_eq(&moving.job, &job)) {
             self.end_moving();
         }
-        let asked = self.moving.take().map(|moving| moving.asked).unwrap_or_default();
+        let (asked, from) = self.moving.take().map(|moving| (moving.asked, moving.from)).unwrap_or_default();
         let listed = self.table.iter().filter(|(place, connection)| {
             let session = &connection.session;
             let wanted = session.movable() && (!job.order.only_away || session.away());
@@ -47,8 +59,9 @@ impl Worker {
         });
         let mut left: Vec<Place> = listed.map(|(place, _)| place).collect();
         left.shuffle(&mut self.rng);
-        job.left(self.index, left.len());
-        self.moving = Some(Moving { job, left: left.into(), asked });
+        let moving = Moving { job, left: left.into(), asked, from };
+        moving.tell(self.index);
+        self.moving = Some(moving);
     }
 
     /// Asks about so many more.
@@ -68,11 +81,10 @@ impl Worker {
             {
                 self.ups.redirects.push(ask);
                 moving.asked.insert(handle, Asked { since_ms: self.now.steady_ms, retry_after_ms });
-                moving.job.asks();
                 count -= 1;
             }
         }
-        moving.job.left(self.index, moving.left.len());
+        moving.tell(self.index);
         self.moving = Some(moving);
     }
 
@@ -86,10 +98,9 @@ impl Worker {
         let place = self.place(handle);
         let Some(moving) = &mut self.moving else { return };
         if moving.asked.remove(&handle).is_some() {
-            moving.job.asked();
             moving.job.hold(why);
             moving.left.extend(place);
-            moving.job.left(self.index, moving.left.len());
+            moving.tell(self.index);
         }
     }
 
@@ -104,19 +115,26 @@ impl Worker {
             return None;
         }
         let place = self.place(answer.handle);
+        let place = place
+            .filter(|place| self.table.get(*place).is_some_and(|connection| connection.session.movable()));
         let moving = self.moving.as_mut()?;
         let Asked { retry_after_ms, .. } = moving.asked.remove(&answer.handle)?;
         let job = Arc::clone(&moving.job);
-        job.asked();
-        if answer.stay {
-            job.stayed();
-            self.shared.metrics.moves.one(Moved::Stayed);
-            return None;
+        // A scheduler that knows no sweeps sends a client where it is.
+        let stays = answer.stay || answer.endpoints[0].gateway_id == self.env.gateway_id;
+        match (stays, place) {
+            (true, _) => {
+                job.stayed();
+                self.shared.metrics.moves.one(Moved::Stayed);
+            }
+            (false, Some(_)) => {
+                job.moved();
+                self.shared.metrics.moves.one(Moved::Placed);
+            }
+            (false, None) => {}
         }
-        let place = place
-            .filter(|place| self.table.get(*place).is_some_and(|connection| connection.session.movable()))?;
-        job.moved();
-        self.shared.metrics.moves.one(Moved::Placed);
+        moving.tell(self.index);
+        let place = place.filter(|_| !stays)?;
         let RedirectAnswer { endpoints, ticket, ticket_expires_at_ms, .. } = answer;
         let goodbye = Goodbye::new(job.order.code()).retry_after(retry_after_ms).redirect(
             endpoints,
@@ -133,6 +151,9 @@ impl Worker {
         let patience = i64::try_from(self.env.timeouts.redirect.as_millis()).unwrap_or(i64::MAX);
         let late = moving.asked.iter().filter(|(_, asked)| self.now.steady_ms - asked.since_ms >= patience);
         let late: Vec<u64> = late.map(|(handle, _)| *handle).collect();
+        if let Some(moving) = self.moving.as_mut().filter(|_| !late.is_empty()) {
+            moving.from = moving.from.wrapping_add(1);
+        }
         for handle in late {
             self.take_back(handle, "no scheduler answers in time");
         }
@@ -141,8 +162,7 @@ impl Worker {
     /// Whoever was not told yet stays.
     pub(super) fn end_moving(&mut self) {
         if let Some(moving) = self.moving.take() {
-            moving.asked.iter().for_each(|_| moving.job.asked());
-            moving.job.left(self.index, 0);
+            moving.job.open(self.index, 0, 0);
         }
     }
 }

@@ -11,7 +11,7 @@ use berth_proto::{
     wire::{CloseSession, RedirectAsk, RefreshInboxes, ToLogic, ToScheduler, to_logic, to_scheduler},
 };
 
-use super::Worker;
+use super::{Worker, moving::Moving};
 use crate::{
     metrics::{LinkRefused, Metrics},
     session::Ups,
@@ -114,14 +114,21 @@ impl Outlet {
         }
     }
 
-    /// Asks the first scheduler that takes the question.
-    fn ask(&self, ask: &RedirectAsk) -> bool {
-        let schedulers = self.links.iter().flat_map(|rare| rare.schedulers.iter());
-        schedulers.filter(|link| link.connected()).any(|link| {
+    /// Asks the first of these schedulers that takes the question.
+    fn ask(&self, ask: &RedirectAsk, (among, from): (u64, usize)) -> bool {
+        let Some(rare) = &self.links else { return false };
+        let links = turns(rare.schedulers.len(), among, from).map(|index| &rare.schedulers[index]);
+        links.filter(|link| link.connected()).any(|link| {
             let message = Some(to_scheduler::Message::Redirect(ask.clone()));
             link.send(vec![ToScheduler { message }]).is_ok()
         })
     }
+}
+
+/// Of so many, those of `among` (a bit each; beyond 64 all) in the order in which they are asked: from one on, around.
+fn turns(count: usize, among: u64, from: usize) -> impl Iterator<Item = usize> {
+    let around = (0..count).map(move |step| (from % count + step) % count);
+    around.filter(move |index| *index >= 64 || among >> index & 1 == 1)
 }
 
 impl Worker {
@@ -139,9 +146,11 @@ impl Worker {
             self.shared.ticket_used(&mut self.ups.used_tickets);
         }
         for ask in std::mem::take(&mut self.ups.redirects) {
-            if !self.outlet.ask(&ask) {
+            let moved = self.asks_about(ask.handle);
+            let whom = self.moving.as_ref().filter(|_| moved).map_or((u64::MAX, 0), Moving::whom);
+            if !self.outlet.ask(&ask, whom) {
                 self.shared.metrics.links.refused.one(LinkRefused::Redirect);
-                if self.asks_about(ask.handle) {
+                if moved {
                     self.take_back(ask.handle, "no scheduler takes questions");
                 } else if let Some(place) = self.place(ask.handle) {
                     self.with(place, |session, cx| session.redirect_refused(cx));
@@ -201,4 +210,19 @@ fn count(metrics: &Metrics, message: &ToLogic) {
         Some(to_logic::Message::Renew(_)) => LinkRefused::Renew,
     };
     metrics.links.refused.one(kind);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::turns;
+
+    #[test]
+    fn who_does_not_answer_is_asked_last_and_who_would_say_something_old_never() {
+        let order = |count, among, from| turns(count, among, from).collect::<Vec<_>>();
+        assert_eq!(order(3, u64::MAX, 0), [0, 1, 2]);
+        assert_eq!(order(3, u64::MAX, usize::MAX), order(3, u64::MAX, usize::MAX % 3));
+        assert_eq!(order(3, 0b110, 2), [2, 1]);
+        assert_eq!(order(3, 0b110, 3), [1, 2]);
+        assert!(order(3, 0, 1).is_empty() && order(0, u64::MAX, 5).is_empty());
+    }
 }

@@ -2,7 +2,7 @@
 
 use berth_proto::{
     carry::Record,
-    wire::{Carried, Revocation, SessionOpened, Ticket, to_gateway},
+    wire::{Carried, CloseConnection, Revocation, SessionOpened, Ticket, to_gateway},
 };
 
 use crate::support::{
@@ -20,7 +20,7 @@ fn revoked(user: &str, device: &str, not_before_ms: i64, version: u64) -> to_gat
         not_before_ms,
         reason: "lost phone".to_owned(),
     });
-    to_gateway::Message::Revoked(Carried { records: vec![record.carried(version, 0)], whole: 0 })
+    to_gateway::Message::Revoked(Carried { records: vec![record.carried(version, 0)], ..Default::default() })
 }
 
 /// Connects with a ticket of a login at that time.
@@ -101,4 +101,18 @@ fn a_thousand_revocations_at_once_cost_a_few_looks() {
     let mut stranger = site.login(Transport::Tcp, "stranger", "phone");
     stranger.pull(1);
     assert_eq!(stranger.response().0, 1);
+}
+
+#[test]
+fn a_close_of_logic_and_the_revocation_behind_it_end_a_session_once() {
+    let site = Site::start();
+    let mut phone = site.login(Transport::Tcp, "alice", "phone");
+    let handle = site.logic.state().opened[0].handle;
+    let close = CloseConnection { handle, code: 4500, reason: "revoked".to_owned(), ..Default::default() };
+    site.logic.send(vec![revoked("alice", "phone", now_ms() + 30_000, 1), to_gateway::Message::Close(close)]);
+    assert_eq!(phone.disconnected().code, 4500);
+    // Behind the look for whom the revocation is about.
+    assert_eq!(arrive(&site, "phone", now_ms()).disconnected().code, 4500);
+    site.login(Transport::Tcp, "bob", "phone").pull(1);
+    assert_eq!(site.metrics.counter("berth_gateway_sessions_revoked_total"), 1);
 }

@@ -78,6 +78,50 @@ fn a_crowd_beyond_what_is_accepted_at_once_hears_too() {
     );
 }
 
+#[test]
+fn who_shows_no_good_ticket_makes_nobody_wait() {
+    let site = Site::with(|config| {
+        config.handshakes_per_second = 40;
+        config.limits.handshakes_per_second_per_address = 0;
+    });
+    for number in 0..200 {
+        let mut client = site.connect(Transport::Tcp);
+        let (ticket, code) = if number % 2 == 0 {
+            ("junk".to_owned(), 4500)
+        } else {
+            let expired = Ticket { expires_at_ms: now_ms() - 1_000, ..Site::ticket("u", "d") };
+            (site.scheduler.sign(&expired), 4005)
+        };
+        client.hello(&ticket, "d");
+        assert_eq!(outcome(&mut client).expect_err("refused").code, code);
+    }
+    let mut good: Vec<_> = (0..40).map(|number| hello(&site, Transport::Tcp, number, 0)).collect();
+    assert!(good.iter_mut().all(|client| outcome(client).is_ok()), "all of a second's worth is left");
+}
+
+#[test]
+fn nobody_is_told_to_wait_for_longer_than_his_ticket_is_good() {
+    let site = Site::with(|config| {
+        config.handshakes_per_second = 4;
+        config.limits.handshakes_per_second_per_address = 0;
+    });
+    let told = |number: usize, good_for_ms: i64| {
+        let ticket =
+            Ticket { expires_at_ms: now_ms() + good_for_ms, ..Site::ticket(&format!("u{number}"), "d") };
+        let mut client = site.connect(Transport::Tcp);
+        client.hello(&site.scheduler.sign(&ticket), "d");
+        outcome(&mut client).err().map_or(0, |told| told.retry_after_ms)
+    };
+    // Sixteen a second are accepted, four of them let in: the queue would be longer and longer.
+    let waits: Vec<u32> = (0..70).map(|number| told(number, 6_000)).collect();
+    assert!(waits.iter().all(|wait| *wait <= 6_000), "{waits:?}");
+    let last: Vec<_> = waits[50..].iter().filter(|wait| **wait > 0).collect();
+    assert!(last.iter().all(|wait| **wait >= 2_500), "{waits:?}");
+    assert!(last.iter().any(|wait| *wait != last[0]), "not all at one time: {waits:?}");
+    let long = told(70, 300_000);
+    assert!(long <= 6_500, "those without a place are before nobody: {long}");
+}
+
 /// What the newest reports lease to each.
 fn leases(schedulers: &[&FakeScheduler]) -> Vec<u64> {
     let lease = |scheduler: &&FakeScheduler| scheduler.last_report()?.admit_per_second;

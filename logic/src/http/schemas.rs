@@ -174,7 +174,8 @@ fn revocations() -> Value {
             "type": "object",
             "properties": {
                 "deviceId": {
-                    "$ref": "#/components/schemas/Id", "description": "Absent: all devices of the user.",
+                    "$ref": "#/components/schemas/Id", "description": "Absent: all devices of the user. A thief whose token has no \
+                    claim `device` can come as another device: then leave it out.",
                 },
                 "reason": {
                     "type": "string", "maxLength": REASON, "description": "Told to the client; bytes of UTF-8 are counted.",
@@ -201,10 +202,15 @@ fn revocations() -> Value {
         },
         "Restore": {
             "type": "object",
-            "properties": { "deviceId": {
-                "$ref": "#/components/schemas/Id", "description": "Absent: the user and all his devices.",
-            } },
-            "examples": [{ "deviceId": "phone" }, {}],
+            "properties": {
+                "deviceId": {
+                    "$ref": "#/components/schemas/Id", "description": "Absent: what was revoked of the user himself.",
+                },
+                "devices": {
+                    "type": "boolean", "description": "Everything: of the user and of all his devices. Absent: false.",
+                },
+            },
+            "examples": [{ "deviceId": "phone" }, {}, { "devices": true }],
         },
         "Restored": {
             "type": "object", "required": ["restored"],

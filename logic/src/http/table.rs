@@ -199,7 +199,8 @@ pub(super) static OPERATIONS: [Operation; 11] = [
         handle: |call| Box::pin(users::restore(call)),
         words: Words {
             summary: "Take back what was revoked of a user, or of one device",
-            description: "With `deviceId` that of the device; without it everything of the user and all his devices.",
+            description: "With `deviceId` that of the device; without it the user's own, and those of his devices stay; with \
+                          `devices` everything of the user and of all his devices.",
             request: "Restore",
             optional: true,
             response: "Restored",

@@ -54,6 +54,8 @@ struct Credentials {
     reason: Option<String>,
     #[serde(deserialize_with = "given_ms")]
     not_before_ms: Option<i64>,
+    /// To be restored: everything, his devices' too.
+    devices: bool,
 }
 
 /// An int64 in the JSON of protobuf: a string, or a number.
@@ -82,7 +84,11 @@ pub(super) async fn revoke(call: Call) -> Answer {
 pub(super) async fn restore(call: Call) -> Answer {
     let user = user(&call)?;
     let asked: Credentials = if call.bodiless() { Credentials::default() } else { call.json()? };
-    let device = device(asked.device_id)?;
+    let device = match (device(asked.device_id)?, asked.devices) {
+        (Some(_), true) => return Err(invalid("devices means all of them; leave out deviceId")),
+        (None, true) => None,
+        (device, false) => Some(device.unwrap_or_default()),
+    };
     let restored = revoke::restore(&call.api.context, &user, device.as_deref()).await?;
     call::json(&json!({ "restored": restored }))
 }

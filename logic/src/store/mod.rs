@@ -420,7 +420,7 @@ pub trait Store: Send + Sync {
     /// Answers with what there is now.
     async fn revoke(&self, revocation: Revocation) -> Result<Revocation, StoreError>;
 
-    /// Takes a user's revocations back: that of one device, or all of them. Which, as they are now.
+    /// Takes a user's revocations back: that of one device (empty: his own), or all of them. Which, as they are now.
     async fn restore(
         &self,
         user: &str,

@@ -7,7 +7,9 @@ use berth_proto::{
 
 /// So long after it was made a revocation is carried by gateways and schedulers, in milliseconds: an hour longer than a ticket can
 /// live. The store keeps it for ever, and is asked whenever a session opens.
-pub const CARRIED_MS: i64 = 25 * 3_600_000;
+pub const CARRIED_MS: i64 = 25 * HOUR_MS;
+
+const HOUR_MS: i64 = 3_600_000;
 
 /// What was issued to a user, or to one of his devices, before a moment is void.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +37,25 @@ impl Revocation {
             reason: self.reason.clone(),
         });
         let version = u64::try_from(self.changed_ms).unwrap_or(0);
-        record.carried(version, self.changed_ms.saturating_add(CARRIED_MS))
+        // Whole hours: those who carry it forget it within their clocks' difference, and not each of a thousand at its own time.
+        let expires_ms =
+            self.changed_ms.saturating_add(CARRIED_MS + HOUR_MS - 1).div_euclid(HOUR_MS) * HOUR_MS;
+        record.carried(version, expires_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_of_an_hour_are_forgotten_together_and_none_too_soon() {
+        let expires_ms = |changed_ms| {
+            let (user, device, reason) = ("alice".to_owned(), String::new(), String::new());
+            Revocation { user, device, not_before_ms: 1, reason, changed_ms }.carried().expires_at_ms
+        };
+        assert_eq!(expires_ms(7 * HOUR_MS), 7 * HOUR_MS + CARRIED_MS);
+        assert_eq!(expires_ms(7 * HOUR_MS + 1), 8 * HOUR_MS + CARRIED_MS);
+        assert_eq!(expires_ms(8 * HOUR_MS), 8 * HOUR_MS + CARRIED_MS);
     }
 }

@@ -69,9 +69,68 @@ async fn what_was_issued_before_opens_no_session_and_is_told_to_every_gateway() 
     };
     assert_eq!(three.hear("what was revoked", revoked).await, 2);
 
-    let (status, restored) = ask(&logic, "/v1/users/alice:restore", json!({})).await;
-    assert_eq!((status, restored), (200, json!({"restored": 2})));
-    assert!(one.ask_to_open(opening("phone", 8, 0)).await.session_epoch > 0);
+    let path = "/v1/users/alice:restore";
+    assert_eq!(ask(&logic, path, json!({})).await, (200, json!({"restored": 1})), "the user's own");
+    assert_eq!(one.ask_to_open(opening("phone", 8, 0)).await.close_code, 4500, "his device stays revoked");
+    assert!(one.ask_to_open(opening("laptop", 9, 0)).await.session_epoch > 0);
+    assert_eq!(ask(&logic, path, json!({"devices": true})).await, (200, json!({"restored": 1})));
+    assert!(one.ask_to_open(opening("phone", 10, 0)).await.session_epoch > 0);
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_knows_of_no_revocations_is_told_to_close_whom_they_void() {
+    let logic = in_memory().await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let phone = gateway.ask_to_open(opening("phone", 1, 5_000)).await;
+    assert!(gateway.ask_to_open(opening("laptop", 2, 9_000)).await.session_epoch > 0);
+    let body = json!({"notBeforeMs": 9_000, "reason": "lost"});
+    assert_eq!(ask(&logic, "/v1/users/alice:revoke", body).await.0, 200);
+    let close = |message: &Down| match message {
+        Down::Close(close) => Some(close.clone()),
+        _ => None,
+    };
+    let close = gateway.hear("a close", close).await;
+    assert_eq!((close.handle, close.session_epoch, close.code), (1, phone.session_epoch, 4500));
+    assert_eq!(close.reason, "the sign-in was revoked: lost");
+    assert!(ask(&logic, "/v1/users/alice:disconnect", json!({})).await.0 == 200);
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn each_of_many_gateways_that_attach_is_told_what_was_revoked_up_to_then() {
+    let logic = in_memory().await;
+    let count = |message: &Down| match message {
+        Down::Revoked(carried) => Some(carried.records.len()),
+        _ => None,
+    };
+    for n in 1..=20 {
+        // After those before it were told what was read for them.
+        let path = format!("/v1/users/user-{n}:revoke");
+        assert_eq!(ask(&logic, &path, json!({"notBeforeMs": 9_000})).await.0, 200);
+        let gateway = Gateway::attach(&logic, &format!("g{n}"), 1);
+        assert_eq!(gateway.hear("what was revoked", count).await, n);
+    }
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn what_nobody_waits_for_any_more_is_revoked_whole() {
+    let logic = in_memory().await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let context = std::sync::Arc::clone(logic.context());
+    let (lock, mut asked) = tokio::sync::oneshot::channel::<()>();
+    let asking = tokio::spawn(async move {
+        let _gone = lock;
+        crate::revoke::revoke(&context, ("alice", "phone"), None, "").await
+    });
+    // Without a time the answer comes at the next whole second: it is given up before.
+    while logic.context().store.revocations("alice").await.expect("reads").is_empty() {
+        tokio::task::yield_now().await;
+    }
+    asking.abort();
+    assert!((&mut asked).await.is_err(), "nobody waits");
+    assert_eq!(told(&gateway).await.0, "phone");
     logic.stop().await;
 }
 
@@ -86,7 +145,7 @@ async fn without_a_time_it_is_the_next_second_and_the_answer_comes_when_that_has
     let not_before_ms: i64 = answer["notBeforeMs"].as_str().and_then(|ms| ms.parse().ok()).expect("a time");
     assert_eq!(not_before_ms % 1_000, 0);
     // A login before the question has an older second, one after the answer has this one or a later one.
-    assert!(asked_ms <= not_before_ms && asked_ms / 1_000 * 1_000 <= not_before_ms);
+    assert!(asked_ms < not_before_ms && asked_ms / 1_000 * 1_000 <= not_before_ms);
     assert!(not_before_ms / 1_000 <= answered_ms / 1_000, "{not_before_ms} {answered_ms}");
     let gateway = Gateway::attach(&logic, "g1", 1);
     let good = async |issued_ms| gateway.ask_to_open(opening("d", 1, issued_ms)).await.session_epoch > 0;
@@ -107,6 +166,7 @@ async fn what_cannot_be_revoked_is_refused() {
         ("/v1/users/alice:revoke", json!({"notBeforeMs": "soon"}), "notBeforeMs"),
         ("/v1/users/alice:revoke", json!({"reason": "r".repeat(101)}), "reason"),
         ("/v1/users/alice:restore", json!({"deviceId": "a b"}), "deviceId"),
+        ("/v1/users/alice:restore", json!({"deviceId": "d", "devices": true}), "devices"),
     ] {
         let (status, problem) = ask(&logic, path, body).await;
         assert_eq!(status, 400, "{path}: {problem}");

@@ -33,7 +33,6 @@ proptest! {
         }
         prop_assert_eq!(held(&one), held(&other));
         prop_assert_eq!(one.digests(), other.digests());
-        prop_assert!(one.differing(&other.digests()).is_none());
         prop_assert!(one.merge(records, now_ms).is_empty());
     }
 
@@ -49,10 +48,11 @@ proptest! {
         // A clock that goes on makes both forget the same.
         one.expire(now_ms);
         other.expire(now_ms);
-        if let Some(whole) = one.differing(&other.digests()) {
-            other.merge(whole.records.clone(), now_ms);
-            let missing = other.missing(&whole);
-            one.merge(missing, now_ms);
+        let kinds: Vec<u32> = (1..=KINDS as u32).collect();
+        for whole in one.whole(&kinds) {
+            let said = Said::of(&whole).expect("all of a kind");
+            other.merge(whole.records, now_ms);
+            one.merge(other.missing(&said), now_ms);
         }
         prop_assert_eq!(held(&one), held(&other));
         prop_assert_eq!(one.digests(), other.digests());
@@ -126,7 +126,7 @@ fn records_read_as_they_were_made_and_others_are_carried_unread() {
     assert_eq!(Record::read(&record(3, "gw-1", 1, 0, b"\xff")), None);
     let mut store = Store::default();
     store.merge(vec![record(1, "", 1, 0, b"a"), record(8, "k", 1, 9, b"b")], 0);
-    assert_eq!(from_bytes(&store.to_bytes()).expect("reads"), held(&store));
+    assert_eq!(from_bytes(&to_bytes(held(&store))).expect("reads"), held(&store));
     assert!(from_bytes(b"\xff\xff\xff").is_err());
 }
 
@@ -142,7 +142,8 @@ fn a_revocation_voids_what_was_issued_before_it_to_that_user_or_device() {
     carry("bob", "d1", 7_000, 1);
     carry("carol", "", 9_000, 1);
     carry("carol", "", 0, 2);
-    let is_void = |user: &str, device: &str, issued| store.revoked(user, device, issued).is_some();
+    assert_eq!(store.revoked().count(), 2);
+    let is_void = |user: &str, device: &str, issued| store.revoked().find(user, device, issued).is_some();
     for device in ["d1", "d2"] {
         assert!(is_void("alice", device, 4_999) && is_void("alice", device, 0));
         assert!(!is_void("alice", device, 5_000));
@@ -150,4 +151,92 @@ fn a_revocation_voids_what_was_issued_before_it_to_that_user_or_device() {
     }
     assert!(is_void("bob", "d1", 6_999) && !is_void("bob", "d1", 7_000));
     assert!(!is_void("bob", "d2", 0) && !is_void("bo", "bd1", 0));
+}
+
+/// What asking the store itself would say.
+fn looked_up(store: &Store, user: &str, device: &str, issued_at_ms: i64) -> bool {
+    [String::new(), device.to_owned()].iter().any(|device| {
+        let record = store.get(kind::REVOCATION, &revocation_key(user, device)).and_then(Record::read);
+        matches!(record, Some(Record::Revocation(revoked)) if issued_at_ms < revoked.not_before_ms)
+    })
+}
+
+proptest! {
+    #[test]
+    fn the_index_of_what_is_revoked_says_what_the_store_says(
+        revoked in prop::collection::vec((0u8..3, 0u8..3, 0i64..4, 0u64..4, 0i64..100), 0..40),
+        now_ms in 0i64..100,
+    ) {
+        let mut store = Store::default();
+        let name = |n: u8| if n == 0 { String::new() } else { n.to_string() };
+        for (user, device, not_before_ms, version, expires_at_ms) in revoked {
+            let (user_id, device_id) = (format!("u{user}"), name(device));
+            let record = Revocation { user_id, device_id, not_before_ms, reason: String::new() };
+            store.merge(vec![Record::Revocation(record).carried(version, expires_at_ms)], 0);
+        }
+        store.expire(now_ms);
+        let index = store.revoked();
+        for (user, device, issued) in (0..3).flat_map(|u| (1..3).flat_map(move |d| (0..4).map(move |i| (u, d, i)))) {
+            let (user, device) = (format!("u{user}"), name(device));
+            let found = index.find(&user, &device, issued).is_some();
+            prop_assert_eq!(found, looked_up(&store, &user, &device, issued));
+        }
+        store.expire(100);
+        let left = store.of_kind(kind::REVOCATION).filter_map(Record::read);
+        let in_force = left.filter(|one| matches!(one, Record::Revocation(one) if one.not_before_ms > 0));
+        prop_assert_eq!(index.count(), in_force.count());
+    }
+}
+
+#[test]
+fn the_index_loses_what_there_is_no_room_for() {
+    let mut store = Store::default();
+    let many = (0..=RECORDS_EACH as i64).map(|n| {
+        let revoked = Revocation { user_id: n.to_string(), not_before_ms: 1, ..Default::default() };
+        Record::Revocation(revoked).carried(1, 1_000 + n)
+    });
+    store.merge(many.collect(), 0);
+    assert_eq!((store.revoked().count(), store.evicted()), (RECORDS_EACH, 1));
+    assert!(store.revoked().find("0", "d", 0).is_none() && store.revoked().find("1", "d", 0).is_some());
+}
+
+#[test]
+fn a_newer_record_is_not_forgotten_before_the_older_one() {
+    let (older, newer) = (record(3, "gw", 1, 90, b"old"), record(3, "gw", 2, 10, b"new"));
+    for both in [[&older, &newer], [&newer, &older]] {
+        let mut store = Store::default();
+        let news: Vec<_> = both.into_iter().flat_map(|one| store.merge(vec![one.clone()], 0)).collect();
+        assert_eq!(news.last(), Some(&record(3, "gw", 2, 90, b"new")), "others are told how long it lasts");
+        store.expire(89);
+        assert!(store.merge(vec![older.clone()], 89).is_empty(), "the older one does not come back");
+        store.expire(90);
+        assert_eq!(store.count(3), 0);
+    }
+}
+
+#[test]
+fn what_is_told_whole_is_told_in_messages_of_a_bounded_size() {
+    let large = vec![7; VALUE - 1_000];
+    let mut store = Store::default();
+    store.merge((0..5).map(|n| record(1, &n.to_string(), 1, 0, &large)).collect(), 0);
+    let messages = store.whole(&[1, 2]);
+    assert_eq!(messages.iter().map(|message| message.records.len()).collect::<Vec<_>>(), [2, 2, 1, 0]);
+    let spans: Vec<_> = messages.iter().map(|m| (m.whole, m.from.as_str(), m.until.as_str())).collect();
+    assert_eq!(spans, [(2, "", "2"), (2, "2", "4"), (2, "4", ""), (4, "", "")]);
+    // Each is answered for its keys alone.
+    let mut other = Store::default();
+    other.merge(vec![record(1, "33", 1, 0, b"theirs"), record(1, "9", 1, 0, b"theirs")], 0);
+    let answers: Vec<_> = messages
+        .into_iter()
+        .map(|message| {
+            let said = Said::of(&message).expect("whole");
+            other.merge(message.records, 0);
+            other.missing(&said).into_iter().map(|record| record.key).collect::<Vec<_>>()
+        })
+        .collect();
+    assert_eq!(answers, [vec![], vec!["33".to_owned()], vec!["9".to_owned()], vec![]]);
+    assert_eq!(
+        pieces(vec![record(1, "", 1, 0, b""); 2 * PIECE + 1]).map(|piece| piece.len()).collect::<Vec<_>>(),
+        [PIECE, PIECE, 1]
+    );
 }

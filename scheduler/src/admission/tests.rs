@@ -34,7 +34,7 @@ fn newcomers(admission: &mut Admission, count: usize) {
 fn queued(admission: &mut Admission) -> Shown {
     for id in 0.. {
         if let Turn::At(place) = ask(admission, Showing::Nothing, 0) {
-            return Shown { place, id };
+            return Shown { place, issuer: 1, id };
         }
     }
     unreachable!("the budget has an end")
@@ -60,17 +60,19 @@ fn below_the_budget_nobody_waits() {
 }
 
 #[test]
-fn a_place_is_kept_until_its_time_and_good_once() {
+fn a_place_is_kept_until_its_time_and_good_once_and_once_more_if_the_answer_was_lost() {
     let mut admission = admission(100);
     let shown = queued(&mut admission);
     newcomers(&mut admission, 500);
     assert_eq!(ask(&mut admission, Showing::Place(shown), 0), Turn::At(shown.place), "early: the same again");
     assert_eq!(ask(&mut admission, Showing::Place(shown), due_ms(shown)), Turn::Now, "past all newcomers");
+    assert_eq!(ask(&mut admission, Showing::Place(shown), due_ms(shown)), Turn::Now, "the answer was lost");
     let again = ask(&mut admission, Showing::Place(shown), due_ms(shown));
     assert!(matches!(again, Turn::At(place) if place.due_ms > shown.place.due_ms + 1_000), "{again:?}");
     assert_eq!(
-        [TokenSeen::Early, TokenSeen::Honoured, TokenSeen::Used].map(|one| seen(&admission, one)),
-        [1; 3]
+        [TokenSeen::Early, TokenSeen::Honoured, TokenSeen::Again, TokenSeen::Used]
+            .map(|one| seen(&admission, one)),
+        [1; 4]
     );
 }
 
@@ -83,6 +85,46 @@ fn who_comes_much_too_late_or_with_a_forged_token_is_a_newcomer() {
     assert!(matches!(late, Turn::At(place) if place.due_ms > WALL_MS + 40_000), "at the end: {late:?}");
     assert!(matches!(ask(&mut admission, Showing::Forged, 0), Turn::At(_)));
     assert_eq!([TokenSeen::Late, TokenSeen::Forged].map(|one| seen(&admission, one)), [1; 2]);
+}
+
+#[test]
+fn who_waited_for_long_may_be_late_by_a_tenth_of_it() {
+    let mut admission = admission(10);
+    newcomers(&mut admission, 2_000);
+    let shown = queued(&mut admission);
+    assert!(due_ms(shown) > 190_000);
+    newcomers(&mut admission, 3_000);
+    let kept_until_ms = due_ms(shown) * 11 / 10;
+    assert!(matches!(ask(&mut admission, Showing::Place(shown), kept_until_ms + 1), Turn::At(_)));
+    assert_eq!(ask(&mut admission, Showing::Place(shown), kept_until_ms), Turn::Now);
+}
+
+/// How many newcomers are let in at once, after 80 came with places that were given elsewhere.
+fn room_after(shows: impl Fn(Shown) -> Showing) -> usize {
+    let mut admission = admission(100);
+    for id in 0..80 {
+        let place = Place { due_ms: WALL_MS, issued_ms: WALL_MS - 10_000 };
+        let showing = shows(Shown { place, issuer: 2, id });
+        assert_eq!(ask(&mut admission, showing, 0), Turn::Now);
+        assert_eq!(ask(&mut admission, showing, 0), Turn::Now, "again: counted once");
+    }
+    (0..500).filter(|_| ask(&mut admission, Showing::Nothing, 0) == Turn::Now).count()
+}
+
+#[test]
+fn a_place_that_a_lost_scheduler_gave_is_counted_by_who_honours_it() {
+    let (counted, orphans) = (room_after(Showing::Place), room_after(Showing::Orphan));
+    assert!(counted >= 100 && counted - orphans == 80, "{counted}, and {orphans} where nobody had counted");
+}
+
+#[test]
+fn who_has_no_place_comes_some_time_in_the_second_half() {
+    let mut rng = SmallRng::seed_from_u64(1);
+    let waits: Vec<u32> = (0..1_000).map(|_| anywhere_up_to(LONGEST_WAIT_MS, &mut rng)).collect();
+    assert!(waits.iter().all(|wait| (LONGEST_WAIT_MS / 2..=LONGEST_WAIT_MS).contains(wait)));
+    let early = waits.iter().filter(|wait| **wait < LONGEST_WAIT_MS * 3 / 4).count();
+    assert!((400..600).contains(&early), "{early}");
+    assert_eq!(anywhere_up_to(1, &mut rng), 1, "a wait is never 0");
 }
 
 #[test]
@@ -159,13 +201,13 @@ fn demand_is_those_who_come_and_those_who_wait() {
 #[test]
 fn what_was_used_is_remembered_within_bounds() {
     let mut used = Used::default();
-    for id in 0..200_000 {
+    for id in 0..2 * MAX_USED as u64 {
         let place = Place { due_ms: WALL_MS + 60_000, issued_ms: WALL_MS };
-        used.insert(Shown { place, id }, WALL_MS);
+        used.insert(Shown { place, issuer: 1, id }, WALL_MS);
     }
     assert_eq!((used.ids.len(), used.order.len()), (MAX_USED, MAX_USED));
     let place = Place { due_ms: WALL_MS, issued_ms: WALL_MS };
-    used.insert(Shown { place, id: 1 }, WALL_MS + 100_000);
+    used.insert(Shown { place, issuer: 1, id: 1 }, WALL_MS + 100_000);
     assert_eq!(used.ids.len(), 1, "what is too late to be shown is forgotten");
 }
 
@@ -180,7 +222,7 @@ struct Waiting {
 /// late after what it was told first.
 fn crowd(size: usize, within_ms: i64, per_second: u64, seed: u64) -> Vec<(i64, i64)> {
     let mut rng = SmallRng::seed_from_u64(seed);
-    let tokens = QueueTokens::from_secret(b"0123456789abcdef0123456789abcdef");
+    let tokens = QueueTokens::new(b"0123456789abcdef0123456789abcdef", &[], 1);
     let mut replicas = [admission(per_second / 2), admission(per_second / 2)];
     let waiting =
         |_| Waiting { at_ms: rng.random_range(0..within_ms), showing: Showing::Nothing, told_ms: None };
@@ -190,7 +232,7 @@ fn crowd(size: usize, within_ms: i64, per_second: u64, seed: u64) -> Vec<(i64, i
         clients.iter().enumerate().map(|(who, client)| (client.at_ms, who)).collect();
     while let Some((ms, who)) = order.pop_first() {
         let (user, client) = (format!("u{who}"), &mut clients[who]);
-        let owner = Owner { user: &user, device: "d" };
+        let owner = Owner { pool: POOL, user: &user, device: "d" };
         // Whichever replica it comes to.
         let replica = &mut replicas[rng.random_range(0..2)];
         match ask(replica, client.showing, ms) {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use berth_proto::{
-    carry::{self, Damaged, Store},
+    carry::{self, Damaged},
     wire::CarriedRecord,
 };
 
@@ -24,6 +24,9 @@ const LOCK: &str = "lock";
 
 /// After a write that failed the next is tried so much later.
 const AGAIN: Duration = Duration::from_secs(5);
+
+/// Between two writes at least: each is of everything.
+const BETWEEN: Duration = Duration::from_millis(250);
 
 /// A scheduler's data directory, in use by this process.
 pub(crate) struct DataDir {
@@ -96,6 +99,9 @@ pub(crate) async fn keep(core: Arc<Core>, directory: Option<DataDir>) {
             }
         }
         core.carried.saved.send_replace(change);
+        if directory.is_some() {
+            tokio::time::sleep(BETWEEN).await;
+        }
         if changes.changed().await.is_err() {
             return;
         }
@@ -103,7 +109,8 @@ pub(crate) async fn keep(core: Arc<Core>, directory: Option<DataDir>) {
 }
 
 async fn save(core: &Core, directory: Arc<DataDir>) -> io::Result<()> {
-    let records = core.carried.read(Store::to_bytes);
-    let written = tokio::task::spawn_blocking(move || directory.write(&records)).await;
+    let records: Vec<_> = core.carried.read(|store| store.all().cloned().collect());
+    let write = move || directory.write(&carry::to_bytes(records));
+    let written = tokio::task::spawn_blocking(write).await;
     written.unwrap_or_else(|error| Err(io::Error::other(error)))
 }

@@ -20,17 +20,27 @@ fn carrier(gateway: &str) -> Carrier {
     carrier
 }
 
-/// A gateway with the records of a store: what it holds after it was told, and whether it was.
-fn told(carrier: &Carrier, gateway: &mut Store, told: &mut Told) -> Option<Carried> {
-    let telling = carrier.tell(told, &gateway.digests(), 0);
+/// Some time, on both clocks.
+fn at(ms: i64) -> Now {
+    Now { monotonic_ms: ms, wall_ms: ms }
+}
+
+/// A gateway with the records of a store: what it was told with its report at that time, which it holds then.
+fn told(carrier: &Carrier, gateway: &mut Store, told: &mut Told, ms: i64) -> Vec<Carried> {
+    let telling = carrier.tell(told, &gateway.digests(), at(ms));
     let carried = telling.carried.clone();
     *told = telling.done();
-    let carried = carried?;
-    gateway.merge(carried.records.clone(), 0);
-    if carried.whole != 0 {
-        carrier.merge(gateway.missing(&carried), 0);
+    for carried in carried.clone() {
+        let said = carry::Said::of(&carried);
+        gateway.merge(carried.records, 0);
+        said.into_iter().for_each(|said| drop(carrier.merge(gateway.missing(&said), 0)));
     }
-    Some(carried)
+    carried
+}
+
+/// How many records were told, and whether as all of their kind.
+fn counts(told: &[Carried]) -> Vec<(usize, bool)> {
+    told.iter().map(|carried| (carried.records.len(), carried.whole != 0)).collect()
 }
 
 #[test]
@@ -38,27 +48,62 @@ fn a_new_scheduler_and_a_gateway_tell_each_other_everything_once() {
     let carrier = carrier("ours");
     let (mut gateway, mut state) = (Store::default(), Told::default());
     gateway.merge(vec![drain("theirs", 1)], 0);
-    assert!(told(&carrier, &mut gateway, &mut state).is_some());
+    assert_eq!(counts(&told(&carrier, &mut gateway, &mut state, 0)), [(1, true)]);
     assert_eq!(carrier.read(|store| store.count(kind::DRAIN)), 2);
-    assert!(told(&carrier, &mut gateway, &mut state).is_none(), "they agree");
+    assert!(told(&carrier, &mut gateway, &mut state, 500).is_empty(), "they agree");
 }
 
 #[test]
-fn news_are_told_by_themselves_and_what_is_lost_at_the_second_difference() {
+fn news_are_told_by_themselves_and_what_is_lost_after_some_seconds() {
     let carrier = carrier("old");
     let (mut gateway, mut state) = (Store::default(), Told::default());
-    told(&carrier, &mut gateway, &mut state);
-    told(&carrier, &mut gateway, &mut state);
+    told(&carrier, &mut gateway, &mut state, 0);
+    told(&carrier, &mut gateway, &mut state, 500);
     carrier.merge(vec![drain("new", 1)], 0);
-    let news = told(&carrier, &mut gateway, &mut state).expect("news");
-    assert_eq!((news.records.len(), news.whole), (1, 0), "not what it has already");
-    assert!(told(&carrier, &mut gateway, &mut state).is_none());
+    assert_eq!(counts(&told(&carrier, &mut gateway, &mut state, 1_000)), [(1, false)], "not what it has");
+    assert!(told(&carrier, &mut gateway, &mut state, 1_500).is_empty());
 
     carrier.merge(vec![drain("lost", 1)], 0);
-    state = carrier.tell(&state, &gateway.digests(), 0).done();
-    let again = told(&carrier, &mut gateway, &mut state).expect("everything of the kind");
-    assert_eq!((again.records.len(), again.whole), (3, 1 << kind::DRAIN));
-    assert!(told(&carrier, &mut gateway, &mut state).is_none());
+    state = carrier.tell(&state, &gateway.digests(), at(2_000)).done();
+    // The next news make it one that this scheduler never was.
+    carrier.merge(vec![drain("newer", 1)], 0);
+    assert_eq!(counts(&told(&carrier, &mut gateway, &mut state, 2_500)), [(1, false)]);
+    for ms in (3_000..7_500).step_by(500) {
+        assert!(told(&carrier, &mut gateway, &mut state, ms).is_empty(), "it may be on its way: {ms}");
+    }
+    assert_eq!(counts(&told(&carrier, &mut gateway, &mut state, 7_500)), [(4, true)]);
+    assert!(told(&carrier, &mut gateway, &mut state, 8_000).is_empty());
+}
+
+#[test]
+fn what_is_lost_before_a_long_silence_is_told_again() {
+    let carrier = carrier("old");
+    let (mut gateway, mut state) = (Store::default(), Told::default());
+    told(&carrier, &mut gateway, &mut state, 0);
+    told(&carrier, &mut gateway, &mut state, 500);
+    carrier.merge(vec![drain("lost", 1)], 0);
+    state = carrier.tell(&state, &gateway.digests(), at(1_000)).done();
+    for ms in (1_500..6_500).step_by(500) {
+        assert!(told(&carrier, &mut gateway, &mut state, ms).is_empty(), "{ms}");
+    }
+    assert_eq!(counts(&told(&carrier, &mut gateway, &mut state, 6_500)), [(2, true)]);
+}
+
+#[test]
+fn news_that_come_all_the_time_are_no_loss() {
+    let carrier = carrier("old");
+    let (mut gateway, mut state) = (Store::default(), Told::default());
+    told(&carrier, &mut gateway, &mut state, 0);
+    // Each report was sent before the telling that it crosses was heard.
+    let mut on_its_way = Vec::new();
+    for n in 0..200 {
+        carrier.merge(vec![drain(&format!("gw-{n}"), 1)], 0);
+        let telling = carrier.tell(&state, &gateway.digests(), at(n * 500));
+        assert_eq!(counts(&telling.carried), [(1, false)], "{n}");
+        let records = telling.carried.iter().flat_map(|carried| carried.records.clone()).collect();
+        state = telling.done();
+        gateway.merge(std::mem::replace(&mut on_its_way, records), 0);
+    }
 }
 
 #[test]
@@ -66,23 +111,25 @@ fn a_gateway_that_keeps_nothing_is_told_everything_now_and_then() {
     let carrier = carrier("gw-1");
     let mut state = Told::default();
     let mut times = 0;
-    for _ in 0..200 {
-        let telling = carrier.tell(&state, &[], 0);
-        times += usize::from(telling.carried.is_some());
+    for n in 0..200 {
+        let telling = carrier.tell(&state, &[EMPTY; KINDS], at(n * 500));
+        times += telling.carried.len();
         state = telling.done();
     }
-    assert_eq!(times, 1 + 200 / REPORTS_BETWEEN as usize);
+    assert_eq!(times, 4, "at the first report, and each half minute");
+    let old = carrier.tell(&Told::default(), &[], at(0));
+    assert!(old.carried.is_empty(), "one that tells no digests does not know what records are");
 }
 
 #[test]
 fn who_is_far_behind_is_told_everything() {
     let carrier = carrier("old");
     let (mut gateway, mut state) = (Store::default(), Told::default());
-    told(&carrier, &mut gateway, &mut state);
-    told(&carrier, &mut gateway, &mut state);
+    told(&carrier, &mut gateway, &mut state, 0);
+    told(&carrier, &mut gateway, &mut state, 500);
     let many = (0..=NEWS).map(|n| drain(&format!("gw-{n}"), 1)).collect();
     carrier.merge(many, 0);
-    assert_eq!(told(&carrier, &mut gateway, &mut state).map(|carried| carried.whole), Some(1 << kind::DRAIN));
+    assert_eq!(counts(&told(&carrier, &mut gateway, &mut state, 1_000)), [(NEWS + 2, true)]);
     assert_eq!(gateway.count(kind::DRAIN), NEWS + 2);
 }
 
@@ -95,7 +142,7 @@ async fn records_outlive_a_scheduler_on_its_disk_and_expired_ones_do_not() {
     let revoked = Record::Revocation(Revocation { user_id: "alice".into(), ..Default::default() });
     let core = &fixture.scheduler.core;
     let soon = core.clock.wall_ms() + 50;
-    core.carry_durably(vec![drain("gw-1", 7), revoked.carried(1, soon)]).await;
+    assert!(core.carry_durably(vec![drain("gw-1", 7), revoked.carried(1, soon)]).await);
     let second = Fixture::try_start(crate::Config { data_dir: data_dir.clone(), ..config() }).await;
     let problem = second.err().map(|error| format!("{:#}", anyhow_chain(&error)));
     assert!(problem.is_some_and(|text| text.contains("another process uses it")));
@@ -108,6 +155,19 @@ async fn records_outlive_a_scheduler_on_its_disk_and_expired_ones_do_not() {
         assert_eq!(store.count(kind::REVOCATION), 0);
     });
     again.scheduler.stop().await;
+}
+
+#[tokio::test]
+async fn a_disk_that_does_not_take_it_does_not_hold_the_answer_up() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let data_dir = directory.path().join("scheduler");
+    let fixture = Fixture::start(crate::Config { data_dir: Some(data_dir.clone()), ..config() }).await;
+    // What would be written cannot be: a directory is in its place.
+    std::fs::create_dir(data_dir.join("carried.new")).expect("made");
+    let core = &fixture.scheduler.core;
+    let ordered = tokio::time::timeout(5 * DISK, core.carry_durably(vec![drain("gw-1", 7)])).await;
+    assert_eq!(ordered, Ok(false), "in force, and not on disk");
+    assert_eq!(core.carried.read(|store| store.count(kind::DRAIN)), 1);
 }
 
 #[tokio::test]

@@ -85,8 +85,9 @@ impl Load {
             0 => DEFAULT_HANDSHAKES,
             told => told.min(MAX_HANDSHAKES),
         };
-        // An older gateway leases nothing. What it takes is everybody's who knows it, and nobody knows how many those are.
-        let admit_per_second = report.admit_per_second.unwrap_or(handshakes_per_second);
+        // An older gateway leases nothing: what it takes is shared by the schedulers that it knows, if it says how many those are.
+        let schedulers = report.schedulers.len().max(1) as u64;
+        let admit_per_second = report.admit_per_second.unwrap_or(handshakes_per_second / schedulers);
         Self {
             attachment,
             reported_at_ms: now_ms,

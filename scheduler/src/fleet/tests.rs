@@ -2,7 +2,7 @@
 
 use berth_proto::{
     client::Endpoint,
-    wire::{GatewayLoad, GatewayReport},
+    wire::{GatewayLoad, GatewayReport, SchedulerSeen},
 };
 
 use super::*;
@@ -432,4 +432,19 @@ fn one_user_who_never_connects_fills_nobody() {
     pending.expire(60_000);
     assert!(pending.is_empty());
     assert_eq!((fleet.gateway(0).pending(), fleet.gateway(1).pending()), (0, 0));
+}
+
+#[test]
+fn an_older_gateway_s_rate_is_shared_by_the_schedulers_that_it_knows() {
+    let admit = |schedulers: usize| {
+        let seen = |n| SchedulerSeen { scheduler_id: format!("s{n}"), ..SchedulerSeen::default() };
+        let report = GatewayReport {
+            handshakes_per_second_capacity: 900,
+            admit_per_second: None,
+            schedulers: (0..schedulers).map(seen).collect(),
+            ..report("g", "stable", "", "")
+        };
+        table(&[report]).snapshot(0, 0).gateway(0).admit_per_second
+    };
+    assert_eq!([0, 1, 3].map(admit), [900, 900, 300]);
 }

@@ -75,7 +75,7 @@ pub(super) static OPERATIONS: [Operation; 3] = [
 const ERRORS: [(u16, &str, &str); 5] = [
     (400, "BadRequest", "A field cannot be; `detail` names it."),
     (401, "Unauthorized", "The token or key is missing, wrong or expired."),
-    (403, "Forbidden", "The user id system belongs to the server."),
+    (403, "Forbidden", "The user id system belongs to the server, or the token is of another device."),
     (429, "RateLimited", "This user asks too often; wait as long as Retry-After says."),
     (
         503,
@@ -233,7 +233,9 @@ fn request() -> Value {
     json!({
         "type": "object", "required": ["deviceId"],
         "properties": {
-            "deviceId": schema("Id"),
+            "deviceId": {
+                "$ref": "#/components/schemas/Id", "description": "Where the token has the claim `device`: that one.",
+            },
             "platform": text, "appVersion": text, "sdk": text, "region": text,
             "transports": { "type": "array", "items": { "type": "string" }, "maxItems": super::input::MAX_TRANSPORTS },
             "attempt": { "type": "integer", "minimum": 0 },

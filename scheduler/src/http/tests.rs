@@ -242,6 +242,11 @@ async fn above_the_budget_a_client_gets_its_place_and_comes_back_with_it() {
         check_problem(&stolen, 503, "OVERLOADED");
         assert!(stolen.body["retryAfterMs"].as_u64() > Some(left), "at the end: {stolen:?}");
     }
+    let headers = [("authorization", &*format!("Bearer {ADMIN_KEY}"))];
+    let explained = fixture.post("/v1/schedule:explain", &headers, r#"{"userId":"u","deviceId":"d"}"#).await;
+    let queue = &explained.body["stages"]["admission"]["queue"];
+    assert_eq!(queue["budgetPerSecond"], 10, "{explained:?}");
+    assert!(queue["waitMs"].as_u64() > Some(0) && queue["waiting"].as_u64() > Some(0), "{queue}");
     tokio::time::sleep(Duration::from_millis(left)).await;
     assert_eq!(ask("u39", "d").await.status, 200);
     let tokens = |outcome: &str| format!("berth_scheduler_queue_tokens_total{{outcome=\"{outcome}\"}}");
@@ -249,11 +254,6 @@ async fn above_the_budget_a_client_gets_its_place_and_comes_back_with_it() {
     assert_eq!((fixture.metric(&tokens("early")), fixture.metric(&tokens("forged"))), (1.0, 2.0));
     assert_eq!(fixture.metric("berth_scheduler_admission_budget_per_second"), 10.0);
     assert!(fixture.metric(r#"berth_scheduler_requests_total{outcome="overloaded"}"#) > 20.0);
-    let headers = [("authorization", &*format!("Bearer {ADMIN_KEY}"))];
-    let explained = fixture.post("/v1/schedule:explain", &headers, r#"{"userId":"u","deviceId":"d"}"#).await;
-    let queue = &explained.body["stages"]["admission"]["queue"];
-    assert_eq!(queue["budgetPerSecond"], 10, "{explained:?}");
-    assert!(queue["waitMs"].as_u64() > Some(0) && queue["waiting"].as_u64() > Some(0), "{queue}");
 }
 
 #[tokio::test]
@@ -271,6 +271,28 @@ async fn one_user_does_not_make_the_others_wait() {
     let wait = other.body["retryAfterMs"].as_u64().unwrap_or(0);
     // Four at once, and four in each second that this took, at ten a second.
     assert!(wait <= 600 + 100 * placed && placed < 100, "{wait} ms behind {placed}");
+}
+
+#[tokio::test]
+async fn beyond_the_queue_s_end_waits_are_spread() {
+    let fixture = Fixture::start(config()).await;
+    fixture.gateway(leasing("gw-1", 1)).await;
+    let mut unplaced = Vec::new();
+    for user in 0..330 {
+        let bearer = bearer(&format!("u{user}"));
+        let answer = fixture.post("/v1/schedule", &[("authorization", &bearer)], r#"{"deviceId":"d"}"#).await;
+        if answer.status != 200 && answer.body["queueToken"].is_null() {
+            unplaced.push(answer.body["retryAfterMs"].as_u64().expect("a number"));
+        }
+    }
+    assert!(
+        unplaced.len() > 5 && unplaced.iter().all(|wait| (150_000..=300_000).contains(wait)),
+        "{unplaced:?}"
+    );
+    assert!(
+        unplaced.iter().any(|wait| wait.abs_diff(unplaced[0]) > 5_000),
+        "not all at one time: {unplaced:?}"
+    );
 }
 
 #[tokio::test]

@@ -43,7 +43,8 @@ fn claims(claims: &str) -> Result<User, JwtError> {
 #[test]
 fn our_own_tokens_pass_until_they_expire() {
     let token = sign_user_token(SECRET, "alice", Duration::from_secs(60), NOW + 999);
-    let user = User { id: "alice".to_owned(), expires_at_ms: NOW + 60_000, issued_at_ms: NOW };
+    let user =
+        User { id: "alice".to_owned(), expires_at_ms: NOW + 60_000, issued_at_ms: NOW, device_id: None };
     assert_eq!(secret_keys().verify(&token, NOW), Ok(user.clone()));
     assert_eq!(secret_keys().verify(&token, NOW + 59_999), Ok(user));
     assert_eq!(secret_keys().verify(&token, NOW + 60_001), Err(JwtError::Expired { late_ms: 1 }));
@@ -53,7 +54,8 @@ fn our_own_tokens_pass_until_they_expire() {
 fn tokens_of_a_jwks_pass() {
     for token in [RSA_TOKEN, ED_TOKEN] {
         let user = jwks().verify(token, NOW).expect("signed by openssl");
-        assert_eq!(user, User { id: "alice".to_owned(), expires_at_ms: 2_000_000_000_000, issued_at_ms: 0 });
+        assert_eq!((user.id.as_str(), user.expires_at_ms), ("alice", 2_000_000_000_000));
+        assert_eq!((user.issued_at_ms, user.device_id), (0, None));
     }
 }
 
@@ -112,6 +114,22 @@ fn claims_must_be_there() {
         assert_eq!(claims(malformed), Err(JwtError::Malformed), "{malformed}");
     }
     assert_eq!(claims(r#"{"sub":"system","exp":2e9}"#).expect("genuine").id, "system");
+}
+
+#[test]
+fn a_token_may_be_of_one_device_only() {
+    let of = |device: &str| claims(&format!(r#"{{"sub":"alice","exp":2000000000,"device":{device}}}"#));
+    let user = of(r#""phone""#).expect("genuine");
+    assert_eq!(user.check_device("phone"), Ok(()));
+    assert!(
+        user.check_device("laptop")
+            .is_err_and(|problem| problem.contains("laptop") && problem.contains("phone"))
+    );
+    let any = claims(r#"{"sub":"alice","exp":2000000000}"#).expect("genuine");
+    assert_eq!(any.check_device("laptop"), Ok(()));
+    for bad in ["7", r#""""#, r#""a b""#, r#"{"id":"phone"}"#] {
+        assert!(matches!(of(bad), Err(JwtError::Claim(_))), "{bad}");
+    }
 }
 
 #[test]

@@ -290,8 +290,12 @@ async fn a_stop_that_comes_before_its_policy_is_remembered_with_it() {
 #[tokio::test]
 async fn every_scheduler_that_gateways_hear_of_is_listed_with_its_policy() {
     let (fixture, _path, _directory) = Fixture::with_policy(&policy(2, "")).await;
-    let other =
-        SchedulerSeen { scheduler_id: "other".to_owned(), policy_version: 9, policy_hash: "h".to_owned() };
+    let other = SchedulerSeen {
+        scheduler_id: "other".to_owned(),
+        policy_version: 9,
+        policy_hash: "h".to_owned(),
+        ..SchedulerSeen::default()
+    };
     let told = GatewayReport { schedulers: vec![other], ..report("gw-1") };
     let _gateway = fixture.gateway(told).await;
     let (_, state) = admin(&fixture, "GET", "/policy", Value::Null).await;

@@ -39,7 +39,7 @@ async fn what_was_revoked_is_not_scheduled() {
         let reason = "lost phone".to_owned();
         let revoked = Revocation { user_id, device_id, not_before_ms, reason };
         let records = vec![Record::Revocation(revoked).carried(version, 0)];
-        let carried = to_scheduler::Message::Carried(Carried { records, whole: 0 });
+        let carried = to_scheduler::Message::Carried(Carried { records, ..Default::default() });
         gateway.up.send(vec![ToScheduler { message: Some(carried) }]).expect("taken");
     };
     revoke("d1", i64::MAX, 1);
@@ -51,6 +51,30 @@ async fn what_was_revoked_is_not_scheduled() {
     assert_eq!(nowhere, RedirectAnswer { handle: 77, ..RedirectAnswer::default() });
     revoke("d1", 1, 2);
     assert_eq!(fixture.schedule(r#"{"deviceId":"d1"}"#).await.status, 200, "issued later than that");
+}
+
+#[tokio::test]
+async fn a_token_of_one_device_is_no_good_for_another() {
+    let fixture = Fixture::start(config()).await;
+    let _gateway = fixture.gateway(report("gw-1")).await;
+    let encode = |text: &str| URL_SAFE_NO_PAD.encode(text);
+    let claims = encode(r#"{"sub":"alice","exp":9000000000,"device":"phone"}"#);
+    let message = format!("{}.{claims}", encode(r#"{"alg":"HS256"}"#));
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, testing::SECRET);
+    let signature = URL_SAFE_NO_PAD.encode(ring::hmac::sign(&key, message.as_bytes()));
+    let bearer = format!("Bearer {message}.{signature}");
+    let ask = async |device: &str| {
+        let body = format!(r#"{{"deviceId":{device:?}}}"#);
+        fixture.post("/v1/schedule", &[("authorization", &bearer)], &body).await
+    };
+    assert_eq!(ask("phone").await.status, 200);
+    let refused = ask("laptop").await;
+    assert_eq!((refused.status, refused.body["reason"].as_str()), (403, Some("FORBIDDEN")));
+    assert!(
+        refused.body["detail"].as_str().is_some_and(|text| text.contains("laptop")),
+        "{:?}",
+        refused.body
+    );
 }
 
 #[tokio::test]

@@ -198,6 +198,110 @@ fn each_bootstrap_gateway_is_tried_once_whatever_the_ticket() {
     assert_eq!(endpoints.stored("alice", "d", Default::default(), Default::default()), None);
 }
 
+#[test]
+fn each_bootstrap_gateway_may_send_on() {
+    let order = [endpoint(7, "tcp"), endpoint(8, "tcp")];
+    let mut endpoints = only(Transport::Tcp);
+    endpoints.scheduled(&answer(1, 1), 0);
+    for round in 0..4 {
+        assert!(endpoints.bootstrap(&order));
+        for _ in 0..3 {
+            assert!(endpoints.redirected(&redirect("t2")), "round {round}");
+        }
+        assert!(!endpoints.redirected(&redirect("t2")), "round {round}: no circle at full speed");
+        endpoints.forget();
+        assert_eq!(gateway(&mut endpoints, 1), None);
+    }
+}
+
+#[test]
+fn a_ticket_is_given_up_once_all_bootstrap_gateways_in_a_row_refuse_it() {
+    let order = [endpoint(6, "tcp"), endpoint(7, "tcp"), endpoint(8, "tcp")];
+    let mut endpoints = only(Transport::Tcp);
+    endpoints.scheduled(&answer(1, 1), 0);
+    // What each says: the ticket is refused, or not.
+    for (refuses, of_use) in
+        [(true, true), (true, true), (false, true), (true, true), (true, true), (true, false)]
+    {
+        assert!(endpoints.bootstrap(&order) && endpoints.doubtful());
+        assert!(endpoints.next(1_000).is_some());
+        if refuses {
+            assert_eq!(endpoints.refused(), of_use);
+        } else {
+            endpoints.failed_altogether();
+        }
+        assert_eq!(endpoints.next(1_000), None, "a scheduler's turn");
+    }
+    let mut kept = only(Transport::Tcp);
+    assert!(kept.restored(&stored(300_000), 1));
+    assert!(!kept.refused(), "gateways that the ticket is for know");
+}
+
+#[test]
+fn a_gateway_that_is_busy_has_not_failed() {
+    let mut endpoints = Endpoints::new(vec![Transport::WebSocket, Transport::Tcp]);
+    endpoints.scheduled(&answer(2, 300_000), 0);
+    for turn in 0..10 {
+        assert_eq!(gateway(&mut endpoints, 1).as_deref(), Some(["gw-0", "gw-1"][turn % 2]));
+        endpoints.busy();
+    }
+    assert!(endpoints.failed_gateways().is_empty());
+    endpoints.scheduled(&answer(1, 300_000), 0);
+    endpoints.busy();
+    assert_eq!(gateway(&mut endpoints, 1).as_deref(), Some("gw-0"), "there is no other");
+    assert!(endpoints.bootstrap(&[endpoint(7, "tcp"), endpoint(8, "tcp")]));
+    endpoints.busy();
+    assert_eq!(gateway(&mut endpoints, 1), None, "a scheduler's turn");
+}
+
+#[test]
+fn a_renewed_ticket_takes_over_when_the_list_is_of_no_use() {
+    let renewed = ScheduleAnswer { ticket: "renewed".into(), ..answer(2, 900_000) };
+    let begin = |expires_at_ms| {
+        let mut endpoints = only(Transport::Tcp);
+        endpoints.scheduled(&answer(1, expires_at_ms), 0);
+        endpoints.next(0);
+        assert!(endpoints.renewed(&renewed, 0));
+        endpoints
+    };
+    let ticket = |endpoints: &mut Endpoints, now_ms| endpoints.next(now_ms).map(|attempt| attempt.ticket);
+    let mut endpoints = begin(300_000);
+    let kept = endpoints.stored("alice", "d", Default::default(), Default::default()).expect("a ticket");
+    assert_eq!((kept.ticket.as_str(), kept.endpoints.len()), ("renewed", 2), "for a later run");
+    assert_eq!(ticket(&mut endpoints, 1).as_deref(), Some("t"), "the list is good as long as it was");
+    for walk in ["renewed", ""] {
+        for _ in 0..3 {
+            endpoints.failed();
+        }
+        assert_eq!(ticket(&mut endpoints, 1).unwrap_or_default(), walk, "a scheduler is asked after both");
+    }
+    assert_eq!(ticket(&mut begin(300_000), 400_000).as_deref(), Some("renewed"));
+    let mut both_over = begin(300_000);
+    assert_eq!(ticket(&mut both_over, 900_000), None);
+    assert!(both_over.bootstrap(&[endpoint(7, "tcp")]));
+    assert_eq!(ticket(&mut both_over, 900_000).as_deref(), Some("renewed"), "the younger one has more grace");
+    let mut moved = begin(300_000);
+    assert!(moved.redirected(&redirect("t2")));
+    assert_eq!(ticket(&mut moved, 1).as_deref(), Some("t2"), "a redirect stands in place of both");
+    assert!(!moved.renewed(&answer(0, 900_000), 0), "an empty answer changes nothing");
+    assert_eq!(ticket(&mut moved, 1).as_deref(), Some("t2"));
+}
+
+#[test]
+fn where_the_next_attempt_goes_is_known_while_the_ticket_lives() {
+    let mut endpoints = only(Transport::Tcp);
+    assert_eq!(endpoints.here(0), None);
+    endpoints.scheduled(&answer(2, 300_000), 0);
+    assert_eq!(endpoints.here(900_000), Some("tcp://gw-0:1"), "a fresh ticket is used in any case");
+    endpoints.next(0);
+    endpoints.suspect();
+    assert_eq!(endpoints.here(1), Some("tcp://gw-0:1"));
+    endpoints.failed();
+    assert_eq!((endpoints.here(1), endpoints.here(299_000)), (Some("tcp://gw-1:1"), None));
+    endpoints.failed();
+    assert_eq!(endpoints.here(1), None, "a scheduler's turn");
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Schedule(usize, i64),
@@ -205,6 +309,9 @@ enum Step {
     Failed,
     FailedAltogether,
     Suspect,
+    Busy,
+    Refused,
+    Renew(usize, i64),
     Redirect,
     Restore(i64),
     Bootstrap(usize),
@@ -219,6 +326,9 @@ fn step() -> impl Strategy<Value = Step> {
         Just(Step::Failed),
         Just(Step::FailedAltogether),
         Just(Step::Suspect),
+        Just(Step::Busy),
+        Just(Step::Refused),
+        (0usize..6, -10i64..400_000).prop_map(|(g, t)| Step::Renew(g, t)),
         Just(Step::Redirect),
         (0i64..400_000).prop_map(Step::Restore),
         (0usize..3).prop_map(Step::Bootstrap),
@@ -243,6 +353,9 @@ proptest! {
                 Step::Failed => endpoints.failed(),
                 Step::FailedAltogether => endpoints.failed_altogether(),
                 Step::Suspect => endpoints.suspect(),
+                Step::Busy => endpoints.busy(),
+                Step::Refused => drop(endpoints.refused()),
+                Step::Renew(g, t) => drop(endpoints.renewed(&answer(g, t), 0)),
                 Step::Redirect => drop(endpoints.redirected(&redirect("t2"))),
                 Step::Restore(now) => drop(endpoints.restored(&stored(300_000), now)),
                 Step::Bootstrap(count) => {
@@ -254,9 +367,14 @@ proptest! {
             }
             prop_assert!(endpoints.failed_gateways().len() <= FAILED);
         }
-        for _ in 0..3 {
-            endpoints.failed();
+        // The list, and one that was told while there was a connection.
+        let mut left = None;
+        for _ in 0..2 {
+            for _ in 0..3 {
+                endpoints.failed();
+            }
+            left = endpoints.next(0);
         }
-        prop_assert_eq!(endpoints.next(0), None);
+        prop_assert_eq!(left, None);
     }
 }

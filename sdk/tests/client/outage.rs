@@ -1,6 +1,6 @@
 //! What the client does while no scheduler answers: the stored schedule, then the bootstrap gateways.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use berth_client::{
     Client, Event, Options,
@@ -9,10 +9,13 @@ use berth_client::{
 };
 use berth_proto::client::{Disconnect, Endpoint, server_frame::Frame as Down};
 
-use crate::fake::{Fake, Kind, close_code, endpoints, next, soon, welcome};
+use crate::fake::{Fake, Kind, check_rows, close_code, endpoints, next, soon, welcome};
 
 /// `{"alg":"none"}` and `{"sub":"alice"}`.
 const ALICES_TOKEN: &str = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbGljZSJ9.c2ln";
+
+/// The same of bob.
+const BOBS_TOKEN: &str = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJib2IifQ.c2ln";
 
 /// Where nobody listens.
 const NOBODY: &str = "http://127.0.0.1:1";
@@ -160,19 +163,114 @@ async fn without_bootstrap_gateways_the_last_list_serves() {
 
 #[tokio::test]
 async fn schedulers_are_asked_again_between_two_bootstrap_gateways() {
+    // What a load balancer says whose schedulers are all down, or a firewall before them.
+    for status in [502, 404, 429, 403, 200] {
+        let fake = Fake::start().await;
+        let store = keeping(&expired(&fake));
+        fake.refuse_next(status, "", None);
+        let (_client, _events) = Client::start(options(&fake, Kind::Tcp, &store)).await.expect("starts");
+        let mut peer = fake.accept().await;
+        assert!(peer.hello().await.no_scheduler, "{status}");
+        peer.disconnect(close_code(4009)).await;
+        let mut peer = fake.accept().await;
+        let hello = peer.hello().await;
+        assert_eq!((hello.ticket.as_str(), hello.no_scheduler), ("ticket", false));
+        peer.send(Down::Welcome(welcome(0))).await;
+        assert_eq!(kept_after(&store, Some("old")).await.expect("one").ticket, "ticket");
+    }
+}
+
+#[tokio::test]
+async fn after_the_bootstrap_gateways_those_of_the_last_list_are_tried() {
+    let (fake, configured) = (Fake::start().await, Fake::start().await);
+    let mut stranded = options(&fake, Kind::Tcp, &keeping(&expired(&fake)));
+    stranded.schedulers = vec![NOBODY.into()];
+    stranded.bootstrap_gateways = vec![format!("tcp://{}", configured.address())];
+    let (_client, _events) = Client::start(stranded).await.expect("starts");
+    for gateway in [&configured, &fake, &configured] {
+        let mut peer = gateway.accept().await;
+        let hello = peer.hello().await;
+        assert_eq!((hello.ticket.as_str(), hello.no_scheduler), ("old", true));
+        peer.disconnect(close_code(4009)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_ticket_is_given_up_once_all_bootstrap_gateways_refuse_it() {
+    let (one, two) = (Fake::start().await, Fake::start().await);
+    let store = keeping(&expired(&one));
+    let mut stranded = options(&one, Kind::Tcp, &store);
+    stranded.schedulers = vec![NOBODY.into()];
+    stranded.bootstrap_gateways = [&one, &two].map(|fake| format!("tcp://{}", fake.address())).into();
+    let (_client, _events) = Client::start(stranded).await.expect("starts");
+    for _ in 0..2 {
+        let mut peer = tokio::select! { peer = one.accept() => peer, peer = two.accept() => peer };
+        assert_eq!(peer.hello().await.ticket, "old");
+        assert_eq!(store.load().expect("memory").expect("one does not speak for both").ticket, "old");
+        peer.disconnect(close_code(4500)).await;
+    }
+    assert_eq!(kept_after(&store, Some("old")).await, None);
+}
+
+#[tokio::test]
+async fn codes_about_the_user_end_the_ticket_that_is_kept() {
+    for (code, kept) in [(4500, false), (4503, false), (4505, false), (4504, true), (4501, true)] {
+        let fake = Fake::start().await;
+        let store = Arc::new(MemorySchedule::new());
+        let (client, _events, peer) = fake.connect(options(&fake, Kind::Tcp, &store)).await;
+        peer.disconnect(close_code(code)).await;
+        soon("the stop", stopped(&client)).await;
+        client.close().await;
+        assert_eq!(store.load().expect("memory").is_some(), kept, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn a_long_sessions_ticket_is_renewed_without_a_word() {
     let fake = Fake::start().await;
-    let store = keeping(&expired(&fake));
-    // What a load balancer says whose schedulers are all down.
-    fake.refuse_next(502, "", None);
-    let (_client, _events) = Client::start(options(&fake, Kind::Tcp, &store)).await.expect("starts");
-    let mut peer = fake.accept().await;
-    assert!(peer.hello().await.no_scheduler);
-    peer.disconnect(close_code(4009)).await;
-    let mut peer = fake.accept().await;
-    let hello = peer.hello().await;
-    assert_eq!((hello.ticket.as_str(), hello.no_scheduler), ("ticket", false));
-    peer.send(Down::Welcome(welcome(0))).await;
-    assert_eq!(kept_after(&store, Some("old")).await.expect("one").ticket, "ticket");
+    fake.change(|answer| answer.ticket_expires_at_ms = 1);
+    let store = Arc::new(MemorySchedule::new());
+    let mut renewing = options(&fake, Kind::Tcp, &store);
+    renewing.renew_every = Duration::from_millis(30);
+    let (_client, mut events, mut peer) = fake.connect(renewing).await;
+    kept_after(&store, None).await;
+    // What fails is tried at the next time.
+    fake.refuse_next(503, "NO_GATEWAY", Some(300_000));
+    fake.change(|answer| {
+        answer.ticket = "renewed".into();
+        answer.ticket_expires_at_ms = 300_000;
+    });
+    assert_eq!(kept_after(&store, Some("ticket")).await.expect("one").ticket, "renewed");
+
+    // The connection is the same and nothing was heard of it.
+    peer.notify(1).await;
+    let (id, _) = peer.pull().await;
+    peer.answer_rows(id, [1], 1).await;
+    check_rows(&mut events, [1]).await;
+    drop(peer);
+    let asked = fake.answered();
+    assert_eq!(fake.accept().await.hello().await.ticket, "renewed", "the first one is over");
+    assert!(fake.answered() <= asked + 1, "at most the renewal under way");
+}
+
+#[tokio::test]
+async fn a_ticket_is_not_renewed_for_another_user() {
+    let mut fake = Fake::start().await;
+    let calls = tokio::sync::watch::Sender::new(0);
+    let mut called = calls.subscribe();
+    let mut renewing = fake.options(Kind::Tcp);
+    renewing.renew_every = Duration::from_millis(10);
+    renewing.token = Arc::new(move || {
+        // Somebody else signs in once alice is connected.
+        let token = if *calls.borrow() == 0 { ALICES_TOKEN } else { BOBS_TOKEN };
+        calls.send_modify(|calls| *calls += 1);
+        async move { Ok(token.to_owned()) }
+    });
+    let (client, _events, _peer) = fake.connect(renewing).await;
+    soon("renewals", called.wait_for(|calls| *calls >= 4)).await.expect("the client lives");
+    client.close().await;
+    fake.asked().await;
+    assert_eq!(fake.answered(), 1, "the scheduler was not asked with bob's token");
 }
 
 #[tokio::test]

@@ -131,6 +131,51 @@ async fn a_gateway_that_says_when_to_come_is_waited_for_as_long() {
 }
 
 #[tokio::test]
+async fn a_gateway_that_is_busy_has_not_failed() {
+    let (mut fake, other) = (Fake::start().await, Fake::start().await);
+    let gateways = [("gw-1", fake.address()), ("gw-2", other.address())];
+    fake.change(|answer| answer.endpoints = gateways.map(|(id, address)| endpoints(id, address)).concat());
+    let (_client, mut events) = Client::start(fake.options(Kind::Tcp)).await.expect("starts");
+    // More often than a scheduler is asked after, one after the other.
+    for turn in 0..4 {
+        let mut peer = [&fake, &other][turn % 2].accept().await;
+        peer.hello().await;
+        peer.disconnect(Disconnect { retry_after_ms: 1, ..close_code(4009) }).await;
+        check_disconnected(&mut events, Some(4009)).await;
+    }
+    let mut peer = welcomed(&fake, "ticket").await;
+    assert_eq!(fake.answered(), 1);
+    peer.notify(0).await;
+    peer.disconnect(close_code(4005)).await;
+    fake.accept().await.hello().await;
+    fake.asked().await;
+    assert_eq!(fake.asked().await.request.failed, Vec::<String>::new(), "nobody failed");
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_alive_is_come_back_to_at_once_and_left_for_another_within_the_spread() {
+    let fake = Fake::start().await;
+    fake.change(|answer| answer.reconnect.spread_ms = 300_000);
+    let (client, mut events, peer) = fake.connect(fake.options(Kind::Tcp)).await;
+    let wait = async |events: &mut berth_client::Events| match next(events).await {
+        Event::Disconnected(disconnected) => disconnected.retry_in,
+        other => panic!("expected Disconnected, got {other:?}"),
+    };
+    drop(peer);
+    assert!(wait(&mut events).await <= Duration::from_millis(20), "the longest back-off");
+    let gateways = [fake.address(), Fake::start().await.address()];
+    client.close().await;
+
+    // The same, and it is gone.
+    fake.change(|answer| answer.endpoints = gateways.map(|address| endpoints("gw", address)).concat());
+    let (_client, mut events, peer) = fake.connect(fake.options(Kind::Tcp)).await;
+    drop((fake, peer));
+    assert!(wait(&mut events).await <= Duration::from_millis(20));
+    // Of U(0, 300 s).
+    assert!(wait(&mut events).await > Duration::from_millis(20), "before another gateway");
+}
+
+#[tokio::test]
 async fn a_silent_gateway_is_left() {
     let fake = Fake::start().await;
     fake.change(|answer| answer.heartbeat = HeartbeatParameters { interval_ms: 50, timeout_ms: 150 });

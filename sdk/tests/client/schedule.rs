@@ -115,6 +115,7 @@ async fn the_next_scheduler_is_asked_when_one_fails() {
 async fn a_place_in_the_queue_is_kept_whoever_is_asked_and_used_once() {
     let (mut fake, mut other) = (Fake::start().await, Fake::start().await);
     fake.queue_next(300, "place");
+    fake.refuse_next(503, "NO_GATEWAY", Some(1));
     other.refuse_next(503, "NO_GATEWAY", Some(1));
     let mut options = fake.options(Kind::Tcp);
     options.schedulers.push(format!("http://{}", other.scheduler));
@@ -124,6 +125,7 @@ async fn a_place_in_the_queue_is_kept_whoever_is_asked_and_used_once() {
     peer.hello().await;
     assert!(before.elapsed() >= Duration::from_millis(300), "the wait is kept in full");
     assert_eq!(fake.asked().await.request.queue_token, "");
+    assert_eq!(fake.asked().await.request.queue_token, "place", "who gave it is asked first");
     assert_eq!(other.asked().await.request.queue_token, "place");
     assert_eq!(
         fake.asked().await.request.queue_token,
@@ -133,6 +135,23 @@ async fn a_place_in_the_queue_is_kept_whoever_is_asked_and_used_once() {
     peer.disconnect(close_code(4005)).await;
     fake.accept().await.hello().await;
     assert_eq!(fake.asked().await.request.queue_token, "", "it was let in on it");
+}
+
+#[tokio::test]
+async fn a_place_in_the_queue_outlives_the_scheduler_that_gave_it() {
+    let (mut gone, mut fake) = (Fake::start().await, Fake::start().await);
+    gone.queue_next(500, "place");
+    let mut options = fake.options(Kind::Tcp);
+    options.schedulers.insert(0, format!("http://{}", gone.scheduler));
+    let (_client, mut events) = Client::start(options).await.expect("starts");
+    gone.asked().await;
+    assert!(matches!(next(&mut events).await, Event::Disconnected(_)), "the queue's wait");
+    drop(gone);
+    let mut peer = fake.accept().await;
+    peer.hello().await;
+    peer.send(Down::Welcome(welcome(0))).await;
+    assert!(matches!(next(&mut events).await, Event::Connected(_)), "no other wait");
+    assert_eq!(fake.asked().await.request.queue_token, "place");
 }
 
 #[tokio::test]
@@ -167,7 +186,7 @@ async fn a_scheduler_that_stands_still_is_not_waited_for_when_there_is_another()
 async fn options_that_cannot_be_are_named() {
     let fake = Fake::start().await;
     type Spoil = fn(&mut berth_client::Options);
-    let cases: [(Spoil, &str); 16] = [
+    let cases: [(Spoil, &str); 17] = [
         (|o| o.schedulers.clear(), "schedulers"),
         (|o| o.schedulers = vec!["https://h".into()], "schedulers"),
         (|o| o.device_id.clear(), "device_id"),
@@ -179,6 +198,7 @@ async fn options_that_cannot_be_are_named() {
         (|o| o.attempt_timeout = Duration::ZERO, "attempt_timeout"),
         (|o| o.request_timeout = Duration::ZERO, "request_timeout"),
         (|o| o.send_timeout = Duration::ZERO, "send_timeout"),
+        (|o| o.renew_every = Duration::ZERO, "renew_every"),
         (|o| o.token_timeout = Duration::ZERO, "token_timeout"),
         (|o| o.limits.page = 201, "limits.page"),
         (|o| o.limits.buffered_rows = 1, "limits.buffered_rows"),

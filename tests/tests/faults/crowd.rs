@@ -36,12 +36,30 @@ pub fn sdk_options(at: &Addresses, user: &str) -> Options {
 impl Crowd {
     /// Connects all of them.
     pub async fn connect(at: &Addresses, size: usize, prefix: &str) -> anyhow::Result<Self> {
+        Self::connect_within(at, size, prefix, wait::DEADLINE).await
+    }
+
+    /// [`Crowd::connect`] with a deadline of its own.
+    pub async fn connect_within(
+        at: &Addresses,
+        size: usize,
+        prefix: &str,
+        deadline: Duration,
+    ) -> anyhow::Result<Self> {
         let users = (0..size).map(|n| format!("{prefix}-{n}"));
-        Self::of(users.map(|user| (user.clone(), sdk_options(at, &user)))).await
+        let crowd = Self::start(users.map(|user| (user.clone(), sdk_options(at, &user)))).await?;
+        crowd.all_back_within("", deadline).await?;
+        Ok(crowd)
     }
 
     /// Connects these users with options of their own, all at once.
     pub async fn of(users: impl IntoIterator<Item = (String, Options)>) -> anyhow::Result<Self> {
+        let crowd = Self::start(users).await?;
+        crowd.all_back("").await?;
+        Ok(crowd)
+    }
+
+    async fn start(users: impl IntoIterator<Item = (String, Options)>) -> anyhow::Result<Self> {
         let losses = Arc::new(AtomicU64::new(0));
         let mut members = Vec::new();
         for (user, options) in users {
@@ -65,9 +83,7 @@ impl Crowd {
             });
             members.push(Member { user, client, gateway, listener });
         }
-        let crowd = Self { members, losses };
-        crowd.all_back("").await?;
-        Ok(crowd)
+        Ok(Self { members, losses })
     }
 
     /// Their users.

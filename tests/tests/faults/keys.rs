@@ -17,7 +17,7 @@ use berth_tests::{
     ensure, figure, fresh,
     raw::Transport,
     server::{Role, SCHEDULERS, Server},
-    tokens::{JWT_SECRET, TICKET_KEY, now_ms, user_signed},
+    tokens::{self, JWT_SECRET, TICKET_KEY, now_ms, user_signed},
     wait,
 };
 use serde_json::json;
@@ -147,4 +147,45 @@ async fn keys_are_changed_and_nobody_is_refused() -> TestResult {
     let answer = schedule_with(&server.at.scheduler, &old, &json!({"deviceId": "d"})).await?;
     ensure!(answer.status == 401, "the old secret is good for nothing any more");
     Ok(())
+}
+
+/// A ticket for the first gateway, signed with that key.
+fn ticket_of(key: &str) -> String {
+    let ticket = tokens::ticket(&fresh("user"), "d", "gw-1");
+    tokens::sign_with(key, &ticket)
+}
+
+async fn both_are_good(server: &Server, when: &str) -> TestResult {
+    for key in [TICKET_KEY, NEW_TICKET_KEY] {
+        let connected =
+            Device::connect_to(&server.at.gateways[0], Transport::Tcp, &ticket_of(key), "d").await;
+        connected.with_context(|| format!("{when}: a ticket of {key:?}"))?.heartbeat().await?;
+    }
+    Ok(())
+}
+
+/// Until the first gateway serves: one scheduler never knows it while they are cut off from each other.
+async fn start_again(server: &mut Server, roles: &[Role]) -> TestResult {
+    for role in roles {
+        server.kill9_role(*role);
+        server.start_role(*role).await?;
+    }
+    wait::until("the gateway serves", || async { Ok(server.readyz(Role::Gateway(0)).await?.ok()) }).await
+}
+
+/// It has no memory of earlier keys and hears one scheduler only: what that one announces beside its own key is all there is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_starts_in_the_middle_of_a_change_accepts_both_keys() -> TestResult {
+    let mut server = Server::start(options().links_that_can_be_cut()).await?;
+    restart(&mut server, 0, &[("BERTH_AUTH__TICKET_KEY_NEXT", NEW_TICKET_KEY)]).await?;
+    server.cut(0, Role::Scheduler(1))?;
+    server.env("BERTH_AUTH__TICKET_KEY", NEW_TICKET_KEY);
+    server.env("BERTH_AUTH__TICKET_KEY_PREVIOUS", TICKET_KEY);
+    server.env("BERTH_AUTH__TICKET_KEY_NEXT", "");
+    start_again(&mut server, &[Role::Scheduler(1), Role::Gateway(0)]).await?;
+    both_are_good(&server, "its scheduler signs with the old key").await?;
+    start_again(&mut server, &[Role::Scheduler(0), Role::Gateway(0)]).await?;
+    both_are_good(&server, "its scheduler signs with the new key").await?;
+    server.heal(0, Role::Scheduler(1))?;
+    server.ready().await
 }

@@ -26,29 +26,38 @@ const BEAT: Duration = Duration::from_millis(20);
 /// How long that one is measured before anything happens.
 const BEFORE: Duration = Duration::from_secs(3);
 
-/// How many were let in by a gateway, by when.
-type Counts = Vec<(Instant, f64)>;
+/// Welcomes come later than their hellos by what logic takes: this part of a second's worth may come together with those behind it.
+const TOGETHER: f64 = 0.5;
+
+/// How many were let in by a gateway.
+struct Count {
+    asked: Instant,
+    let_in: f64,
+    answered: Instant,
+}
 
 /// Looks at a gateway's counter until it is told to end.
-async fn count(server: &Server, index: usize, end: watch::Receiver<bool>) -> anyhow::Result<Counts> {
+async fn count(server: &Server, index: usize, end: watch::Receiver<bool>) -> anyhow::Result<Vec<Count>> {
     let mut counts = Vec::new();
     while !*end.borrow() {
+        let asked = Instant::now();
         let scrape = server.scrape(Role::Gateway(index)).await?;
         let let_in = scrape.sum("berth_gateway_handshakes_total", &[("result", "welcomed")]);
-        counts.push((Instant::now(), let_in));
+        counts.push(Count { asked, let_in, answered: Instant::now() });
         tokio::time::sleep(LOOK).await;
     }
     Ok(counts)
 }
 
-/// The most that was let in within any second, as a rate: between the two looks at its ends.
-fn peak(counts: &Counts) -> f64 {
-    let windows = counts.iter().enumerate().filter_map(|(at, (from, before))| {
-        let (until, after) =
-            counts[at..].iter().find(|(until, _)| *until - *from >= Duration::from_secs(1))?;
-        Some((after - before) / (*until - *from).as_secs_f64())
+/// The most that was let in within any second or a little more, and the most that this was above the rate.
+fn peak(counts: &[Count], per_second: u32) -> (f64, f64) {
+    let windows = counts.iter().enumerate().filter_map(|(at, from)| {
+        let until =
+            counts[at..].iter().find(|until| until.answered - from.asked >= Duration::from_secs(1))?;
+        let let_in = until.let_in - from.let_in;
+        Some((let_in, let_in - f64::from(per_second) * (until.answered - from.asked).as_secs_f64()))
     });
-    windows.fold(0.0, f64::max)
+    windows.fold((0.0, 0.0), |(most, above), (let_in, over)| (most.max(let_in), above.max(over)))
 }
 
 /// Pulls again and again until told to end; how long each took.
@@ -81,10 +90,16 @@ async fn measured(server: &Server, span: Duration) -> anyhow::Result<Duration> {
     p99(&mut took?)
 }
 
+/// Ten times as long as it takes at the rate, and the time in which clients find out.
+fn patience(clients: usize, gateways: usize, per_second: u32) -> Duration {
+    Duration::from_secs(30) + 10 * Duration::from_secs(clients as u64) / (gateways as u32 * per_second)
+}
+
 async fn storm(clients: usize, per_second: u32) -> TestResult {
     let options = options_for_an_ended_lease().gateways(GATEWAYS).handshakes_per_second(per_second);
     let mut server = Server::start(options).await?;
-    let crowd = Crowd::connect(&server.at, clients, "crowd").await?;
+    let crowd =
+        Crowd::connect_within(&server.at, clients, "crowd", patience(clients, GATEWAYS, per_second)).await?;
     let id = format!("gw-{}", DIES + 1);
     let lost = crowd.at(&id);
     ensure!(lost > clients / GATEWAYS / 2, "only {lost} of {clients} are at {id}");
@@ -92,23 +107,23 @@ async fn storm(clients: usize, per_second: u32) -> TestResult {
 
     server.kill9_role(Role::Gateway(DIES));
     let (end, ended) = watch::channel(false);
-    // Ten times as long as it takes at the rate, and the time in which clients find out.
-    let rest = (GATEWAYS - 1) as u32;
-    let patience = Duration::from_secs(30) + 10 * Duration::from_secs(lost as u64) / (rest * per_second);
+    let rest = GATEWAYS - 1;
     let server = &server;
     let counting = async {
         let [a, b, c] = [1, 2, 3].map(|index| count(server, DIES + index, ended.clone()));
         tokio::try_join!(a, b, c)
     };
     let back = async {
-        let took = crowd.all_back_within(&id, patience).await;
+        let took = crowd.all_back_within(&id, patience(lost, rest, per_second)).await;
         end.send_replace(true);
         took
     };
     let (counts, pulls, took) = tokio::join!(counting, pull(server, DIES + 1, ended.clone()), back);
     let ((a, b, c), took) = (counts?, took?);
     let during = p99(&mut pulls?)?;
-    let peak = [a, b, c].iter().map(peak).fold(0.0, f64::max);
+    let peaks = [a, b, c].map(|counts| peak(&counts, per_second));
+    let [peak, above] = [peaks.map(|(most, _)| most), peaks.map(|(_, above)| above)]
+        .map(|of| of.into_iter().fold(0.0, f64::max));
     let mut told = 0.0;
     for index in 1..GATEWAYS {
         let limited = server.scrape(Role::Gateway(index)).await?;
@@ -118,10 +133,14 @@ async fn storm(clients: usize, per_second: u32) -> TestResult {
         "kill -9 of one of {GATEWAYS} gateways, {lost} of {clients} clients on it, {per_second} handshakes a second each: all back \
          after {took:.1?} (at the rate alone {:.1} s); most let in by one gateway within a second {peak:.0}; 4009 {told} times; p99 \
          of another's pulls {before:.1?} before, {during:.1?} meanwhile",
-        lost as f64 / f64::from(rest * per_second)
+        lost as f64 / f64::from(rest as u32 * per_second)
     ));
-    // A second's worth at once, and a second's.
-    ensure!(peak <= 2.1 * f64::from(per_second), "{peak} a second were let in at {per_second}");
+    ensure!(told > 0.0, "nobody was told to come later: too few came for the rate to matter");
+    let burst = f64::from(per_second);
+    ensure!(
+        above <= burst * (1.0 + TOGETHER),
+        "{peak} were let in within a second at {per_second}, {above} above the rate: more than the {burst} that may come at once"
+    );
     ensure!(
         during < before * 20 + Duration::from_millis(500),
         "p99 was {before:?}, and {during:?} in the storm"
@@ -131,7 +150,8 @@ async fn storm(clients: usize, per_second: u32) -> TestResult {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_clients_of_a_dead_gateway_come_back_at_the_others_rate() -> TestResult {
-    storm(400, 30).await
+    // A hundred come back to three gateways, half of them within a second: three times what the rate lets in at once and in it.
+    storm(400, 6).await
 }
 
 /// `cargo test --release --workspace --test faults -- --ignored --nocapture storm::`

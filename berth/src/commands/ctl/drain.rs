@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{for_ms, rate};
 use crate::{
     commands::{
-        admin_client::{AdminArgs, AdminClient},
+        admin_client::{AdminArgs, AdminClient, not_on_disk},
         duration::duration,
     },
     exit::Failure,
@@ -105,7 +105,8 @@ fn start(args: &Start) -> Result<(), Failure> {
     let text = match (args.json, &answer["dryRun"]) {
         (true, _) => format!("{answer:#}"),
         (false, Value::Null) => {
-            format!("{} is being drained; berth ctl drain status shows how far it is", args.gateway)
+            let warning = warning(&answer);
+            format!("{} is being drained; berth ctl drain status shows how far it is{warning}", args.gateway)
         }
         (false, plan) => planned(plan),
     };
@@ -123,8 +124,13 @@ fn status(args: &Status) -> Result<(), Failure> {
 
 fn stop(args: &Stop) -> Result<(), Failure> {
     let body = json!({ "by": by() });
-    AdminClient::new(&args.admin)?.ask("DELETE", &path(&args.gateway)?, &body)?;
-    output::written(output::print(format_args!("{} serves again", args.gateway)))
+    let answer = AdminClient::new(&args.admin)?.ask("DELETE", &path(&args.gateway)?, &body)?;
+    output::written(output::print(format_args!("{} serves again{}", args.gateway, warning(&answer))))
+}
+
+/// A line about the scheduler's disk, if it has not taken the order.
+fn warning(answer: &Value) -> String {
+    not_on_disk(answer).map_or(String::new(), |text| format!("\n{text}"))
 }
 
 /// Who says so, for the others who look.

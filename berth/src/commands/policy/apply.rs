@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    commands::admin_client::{AdminArgs, AdminClient},
+    commands::admin_client::{AdminArgs, AdminClient, not_on_disk},
     exit::Failure,
     output,
 };
@@ -100,14 +100,6 @@ fn put(path: &str, mut body: Value, who: &Who, admin: &AdminArgs, json: bool) ->
     if all { Ok(()) } else { Err(Failure::Check) }
 }
 
-/// Says so if what a scheduler took is not on its disk.
-pub fn kept(answer: &Value) -> &'static str {
-    if answer["onDisk"] == true {
-        return "";
-    }
-    "not on this scheduler's disk (it has no scheduler.data_dir, or cannot write there): the gateways carry it\n"
-}
-
 fn holds(replica: &Value, taken: &Value) -> bool {
     ["policyVersion", "policyHash"].iter().all(|field| replica[field] == taken[field])
 }
@@ -118,7 +110,10 @@ fn readable(taken: &Value, replicas: &[Value]) -> String {
         format!("version {} ({:.12})", text("policyVersion"), text("policyHash"))
     };
     let how = if taken["taken"] == true { "is in force" } else { "was in force already" };
-    let mut text = format!("{} {how}\n{}", identity(taken), kept(taken));
+    let mut text = format!("{} {how}\n", identity(taken));
+    if let Some(warning) = not_on_disk(taken) {
+        let _ = writeln!(text, "  {warning}");
+    }
     for replica in replicas {
         let id = replica["schedulerId"].as_str().unwrap_or_default();
         let word = if holds(replica, taken) { "holds it" } else { "DOES NOT HOLD IT: it has" };

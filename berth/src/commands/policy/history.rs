@@ -6,7 +6,7 @@ use berth_scheduler::policy::rfc3339;
 use serde_json::{Value, json};
 
 use crate::{
-    commands::admin_client::{AdminArgs, AdminClient},
+    commands::admin_client::{AdminArgs, AdminClient, not_on_disk},
     exit::Failure,
     output,
 };
@@ -71,7 +71,7 @@ fn resumed(answer: &Value) -> String {
     } else {
         format!("rule {rule} takes nobody all the same: it was stopped again, or is gone, meanwhile")
     };
-    format!("{now}\n{}", super::apply::kept(answer))
+    not_on_disk(answer).map_or(now.clone(), |warning| format!("{now}\n  {warning}"))
 }
 
 /// What is in force.
@@ -175,11 +175,11 @@ mod tests {
     #[test]
     fn a_rule_that_goes_on_is_told_with_what_it_takes() {
         let going = json!({ "ruleId": "a", "resumed": true, "percent": 25.0, "onDisk": true });
-        assert_eq!(resumed(&going), "rule a goes on: it takes 25.0% of those that match\n");
+        assert_eq!(resumed(&going), "rule a goes on: it takes 25.0% of those that match");
         let stopped = json!({ "ruleId": "a", "resumed": false, "percent": null, "onDisk": false });
         let text = resumed(&stopped);
         assert!(
-            text.contains("takes nobody all the same") && text.contains("not on this scheduler's disk"),
+            text.contains("takes nobody all the same") && text.contains("not on the scheduler's disk"),
             "{text}"
         );
     }

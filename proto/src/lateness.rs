@@ -1,29 +1,30 @@
-//! How late what a gateway says arrives, from the gateway's own clock: pure.
+//! How late what somebody says arrives, from his own clock: pure.
 //!
 //! The two clocks have nothing in common but their speed, and that only nearly. The least difference between them that was
-//! seen lately is the quickest way a message took; what comes later than that was held up, by a network, by a gateway or logic
-//! that stood still. So it says too little by as much as the quickest message took, never too much.
+//! seen lately is the quickest way a message took; what comes later than that was held up, by a network, by a process that stood
+//! still. So it says too little by as much as the quickest message took, never too much.
 
 /// For how long a difference counts, in milliseconds: clocks that run apart by 100 parts in a million differ by 12 ms after two
-/// such times, and a gateway says its time a dozen times in one.
+/// such times.
 const WINDOW_MS: i64 = 60_000;
 
-/// One link's.
+/// Of those who speak by one clock.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Lateness {
+pub struct Lateness {
     /// The least difference of this window, and of the one before.
     least_ms: [i64; 2],
     since_ms: i64,
 }
 
 impl Lateness {
-    /// Of a link over which nothing came yet.
-    pub(crate) fn new(now_ms: i64) -> Self {
+    /// Of those of whom nothing came yet.
+    #[must_use]
+    pub fn new(now_ms: i64) -> Self {
         Self { least_ms: [i64::MAX; 2], since_ms: now_ms }
     }
 
-    /// By how many milliseconds what was said at `said_ms` of the gateway's clock is late at `now_ms` of ours.
-    pub(crate) fn heard(&mut self, said_ms: i64, now_ms: i64) -> i64 {
+    /// By how many milliseconds what was said at `said_ms` of their clock is late at `now_ms` of ours.
+    pub fn heard(&mut self, said_ms: i64, now_ms: i64) -> i64 {
         let difference = now_ms.saturating_sub(said_ms);
         if now_ms.saturating_sub(self.since_ms) >= WINDOW_MS {
             self.least_ms = [i64::MAX, self.least_ms[0]];
@@ -31,6 +32,12 @@ impl Lateness {
         }
         self.least_ms[0] = self.least_ms[0].min(difference);
         difference.saturating_sub(self.least_ms[0].min(self.least_ms[1]))
+    }
+}
+
+impl Default for Lateness {
+    fn default() -> Self {
+        Self::new(0)
     }
 }
 
