@@ -75,7 +75,9 @@ impl Record {
     pub fn carried(&self, version: u64, expires_at_ms: i64) -> CarriedRecord {
         let (kind, key, value) = match self {
             Self::Policy(policy) => (kind::POLICY, String::new(), policy.encode_to_vec()),
-            Self::RuleStop(stop) => (kind::RULE_STOP, stop.rule_id.clone(), stop.encode_to_vec()),
+            Self::RuleStop(stop) => {
+                (kind::RULE_STOP, stop_key(&stop.rule_id, &stop.rule_hash), stop.encode_to_vec())
+            }
             Self::Drain(drain) => (kind::DRAIN, drain.gateway_id.clone(), drain.encode_to_vec()),
             Self::Revocation(revoked) => {
                 let key = revocation_key(&revoked.user_id, &revoked.device_id);
@@ -343,6 +345,12 @@ impl Kind {
         self.order.remove(&(Ends::of(&record), record.key.clone()));
         Some(record)
     }
+}
+
+/// The key of [`Record::RuleStop`]: a stop is of one definition of a rule, and another one's leaves it alone.
+#[must_use]
+pub fn stop_key(rule_id: &str, rule_hash: &str) -> String {
+    format!("{rule_id}/{rule_hash}")
 }
 
 /// What somebody said that he holds of a kind: made without the store that answers him, since it takes a while.

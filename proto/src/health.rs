@@ -6,10 +6,13 @@ use crate::wire::GatewayHealth;
 pub const HANDSHAKE_BUCKETS: usize = 16;
 
 impl GatewayHealth {
-    /// Sessions that ended as none should.
+    /// Sessions that ended as none should; not those of clients that broke the protocol, `ended_bad_frame`.
     #[must_use]
     pub fn abnormal(&self) -> u64 {
-        let Self { ended_internal, ended_silent, ended_slow, ended_lost, ended_bad_frame, .. } = self;
-        [ended_internal, ended_silent, ended_slow, ended_lost, ended_bad_frame].into_iter().sum()
+        let Self { ended_internal, ended_silent, ended_slow, ended_lost, .. } = self;
+        [ended_internal, ended_silent, ended_slow, ended_lost]
+            .into_iter()
+            .copied()
+            .fold(0, u64::saturating_add)
     }
 }

@@ -234,7 +234,7 @@ impl Core {
     /// Something is to be done about a record, from wherever it came: an operator, a gateway, the disk.
     pub fn news(&self, record: Record) {
         match record {
-            Record::Policy(policy) => self.policy_carried(&policy),
+            Record::Policy(_) => self.policy_carried(),
             Record::RuleStop(stop) => self.stop_carried(&stop),
             Record::Drain(_) => self.drains_changed(),
             record @ Record::Revocation(_) => tracing::debug!(?record, "carried"),

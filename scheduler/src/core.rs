@@ -81,6 +81,8 @@ pub(crate) struct Core {
     pub replicas: Mutex<Replicas>,
     /// What gray rules' guards compare.
     pub guards: Mutex<Guards>,
+    /// Held by whoever takes up what is carried: the last one takes up the newest.
+    pub agreeing: Mutex<()>,
 }
 
 /// What [`Core::new`] needs besides its own parts.
@@ -137,6 +139,7 @@ impl Core {
             pending: Mutex::default(),
             replicas: Mutex::default(),
             guards: Mutex::default(),
+            agreeing: Mutex::default(),
             id,
             history,
             moving: Moving::default(),
@@ -271,6 +274,11 @@ impl Core {
         settled(self.first_report_ms.get().copied(), self.clock.monotonic_ms())
     }
 
+    /// Whether gateways have had time to say what they carry: before, this scheduler may not know of a rule that is stopped.
+    pub fn caught_up(&self) -> bool {
+        self.first_report_ms.get().is_some() && self.settled().is_ok()
+    }
+
     /// Whether a client can be sent anywhere.
     pub fn ready(&self) -> Result<(), String> {
         if self.settled().is_err() {
@@ -309,6 +317,7 @@ impl Core {
                     "this scheduler stood still; the gateways' silence meanwhile is not held against them"
                 );
                 lock(&self.table).forgive(away_ms, now_ms);
+                lock(&self.guards).forgive(away_ms, now_ms);
             }
         }
     }

@@ -18,8 +18,8 @@ pub use self::{
     window::{Counts, Window},
 };
 use crate::{
-    fleet::{DEAD_AFTER_MS, FORGET_AFTER_MS, STALE_AFTER_MS},
-    policy::{GrayRule, Guard, Policy, STABLE},
+    fleet::{FORGET_AFTER_MS, REPORT_INTERVAL_MS, STALE_AFTER_MS},
+    policy::{GrayRule, Guard, MAX_WINDOW, Policy, STABLE},
 };
 
 /// A gateway that has run for no longer counted everything while this scheduler could have heard it.
@@ -32,6 +32,8 @@ pub struct Guards {
     /// Of `stable` and of each pool that a guarded rule sends somebody to.
     pools: HashMap<String, Window>,
     rules: HashMap<String, Watched>,
+    /// Nobody is judged before: this scheduler stood still, and not every gateway has had time to report since.
+    quiet_until_ms: i64,
 }
 
 /// The newest report of a gateway.
@@ -43,7 +45,7 @@ struct Heard {
     counts: Option<Counts>,
     heard_ms: i64,
     draining: bool,
-    /// It is dead, and its sessions were counted as lost in this second.
+    /// It was silent for so long that its sessions were counted as lost, in this second.
     lost: Option<(i64, Counts)>,
 }
 
@@ -99,6 +101,18 @@ impl Guards {
         self.gateways.insert(report.gateway_id.clone(), heard);
     }
 
+    /// Makes the standstill of this scheduler count for nothing: nobody could be heard meanwhile, and so nobody was silent.
+    pub fn forgive(&mut self, away_ms: i64, now_ms: i64) {
+        let later = |at_ms: i64| at_ms.saturating_add(away_ms).min(now_ms);
+        for heard in self.gateways.values_mut() {
+            heard.heard_ms = later(heard.heard_ms);
+        }
+        for watched in self.rules.values_mut() {
+            watched.unmeasured_ms = watched.unmeasured_ms.map(later);
+        }
+        self.quiet_until_ms = now_ms.saturating_add(REPORT_INTERVAL_MS);
+    }
+
     /// The sessions of a gateway that is gone, unless it left in good order or they were counted already.
     fn lose(&mut self, gone: &Heard, second: i64) {
         let open =
@@ -112,9 +126,13 @@ impl Guards {
     /// is held against him. Called about once a second.
     pub fn judge(&mut self, policy: &Policy, now_ms: i64, deaf: bool) -> Vec<Breach> {
         self.follow(policy, now_ms / 1_000);
-        if !deaf {
-            self.bury(now_ms);
+        if now_ms < self.quiet_until_ms {
+            return Vec::new();
         }
+        if !deaf {
+            self.bury(policy, now_ms);
+        }
+        let comparable = self.measured(STABLE, now_ms);
         let hears_others = |rule: &GrayRule| {
             self.gateways.values().any(|heard| heard.pool != rule.pool && heard.lives(now_ms))
         };
@@ -134,6 +152,8 @@ impl Guards {
                 since_ms.filter(|(since_ms, _)| now_ms - since_ms >= i64::from(guard.window_seconds) * 1_000);
             let breach = match missing {
                 Some((_, why)) => Some(Breach::no_data(rule, &guard, why)),
+                // Shares are above stable's, which are not known.
+                None if !comparable => None,
                 None => Breach::of(rule, &guard, &self.figures(rule, &guard, now_ms / 1_000)),
             };
             breaches.extend(breach);
@@ -149,7 +169,9 @@ impl Guards {
         let counted = |pool: &str| self.pools.get(pool).map(|window| window.since(from)).unwrap_or_default();
         let open = |pool: &str| {
             let gateways = self.gateways.values().filter(|heard| heard.pool == pool && heard.lost.is_none());
-            gateways.filter_map(|heard| heard.counts).map(|counts| counts.open()).sum()
+            gateways
+                .filter_map(|heard| heard.counts)
+                .fold(0, |sum: u64, counts| sum.saturating_add(counts.open()))
         };
         Figures {
             pool: counted(&rule.pool),
@@ -184,17 +206,36 @@ impl Guards {
         }
     }
 
-    /// Counts the sessions of gateways that died, and forgets those who died long ago.
-    fn bury(&mut self, now_ms: i64) {
-        self.gateways.retain(|_, heard| now_ms - heard.heard_ms <= FORGET_AFTER_MS);
-        let dead = self.gateways.values_mut().filter(|heard| now_ms - heard.heard_ms > DEAD_AFTER_MS);
-        for heard in dead.filter(|heard| !heard.draining && heard.lost.is_none()) {
+    /// Counts the sessions of gateways that were silent for a whole window of their pool, while others of it or of `stable` were
+    /// heard: a shorter silence may be the path between it and this scheduler alone. A gateway that restarts tells by its boot.
+    fn bury(&mut self, policy: &Policy, now_ms: i64) {
+        let forgotten_ms = FORGET_AFTER_MS + i64::from(MAX_WINDOW) * 1_000;
+        self.gateways.retain(|_, heard| now_ms - heard.heard_ms <= forgotten_ms);
+        let live: HashSet<String> = self
+            .gateways
+            .values()
+            .filter(|heard| heard.lives(now_ms))
+            .map(|heard| heard.pool.clone())
+            .collect();
+        let waiting = self.gateways.values_mut().filter(|heard| !heard.draining && heard.lost.is_none());
+        for heard in waiting {
+            let others = live.contains(&heard.pool) || live.contains(STABLE);
+            if !others || now_ms - heard.heard_ms < window_ms(policy, &heard.pool) {
+                continue;
+            }
             let lost = Counts::lost(heard.counts.map_or(0, |counts| counts.open()));
             if let Some(window) = self.pools.get_mut(&heard.pool) {
                 window.add(now_ms / 1_000, &lost);
             }
             heard.lost = Some((now_ms / 1_000, lost));
         }
+    }
+
+    /// Whether somebody of the pool who is heard says how clients fare.
+    fn measured(&self, pool: &str, now_ms: i64) -> bool {
+        self.gateways
+            .values()
+            .any(|heard| heard.pool == pool && heard.counts.is_some() && heard.lives(now_ms))
     }
 
     /// Why a rule's pool does not say how clients fare in all of it; none: it does.
@@ -214,4 +255,11 @@ impl Heard {
     fn lives(&self, now_ms: i64) -> bool {
         now_ms - self.heard_ms <= STALE_AFTER_MS
     }
+}
+
+/// The shortest window in which a pool is looked at; `stable` is looked at for every rule.
+fn window_ms(policy: &Policy, pool: &str) -> i64 {
+    let rules = policy.gray.iter().filter(|rule| rule.sends() && (rule.pool == pool || pool == STABLE));
+    let shortest = rules.filter_map(|rule| rule.guard).map(|guard| guard.window_seconds).min();
+    i64::from(shortest.unwrap_or(MAX_WINDOW)) * 1_000
 }

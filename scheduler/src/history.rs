@@ -52,6 +52,9 @@ pub(crate) struct Change {
     pub policy_hash: String,
     /// The rule of a stop or resume; empty: none.
     pub rule_id: String,
+    /// The definition of that rule.
+    #[serde(default)]
+    pub rule_hash: String,
     /// What is another than before.
     pub changed: Vec<String>,
     /// The policy's text; empty for stops.
@@ -60,11 +63,11 @@ pub(crate) struct Change {
 }
 
 impl Change {
-    /// A policy's identity is version and hash; a rule is stopped or not, and for a reason.
+    /// A policy's identity is version and hash; a definition of a rule is stopped or not, and for a reason.
     fn says_the_same(&self, other: &Self) -> bool {
         let said = |change: &Self| match change.rule_id.as_str() {
-            "" => (change.policy_version, change.policy_hash.clone(), String::new()),
-            _ => (0, change.what.clone(), change.note.clone()),
+            "" => (change.policy_version, change.policy_hash.clone(), String::new(), String::new()),
+            _ => (0, change.rule_hash.clone(), change.what.clone(), change.note.clone()),
         };
         said(self) == said(other)
     }
@@ -139,6 +142,11 @@ impl History {
             kept.unwritten.extend(line);
             self.added.notify_one();
         }
+    }
+
+    /// Whether it is on disk, and not only in memory.
+    pub fn on_disk(&self) -> bool {
+        self.file.is_some()
     }
 
     /// All that is kept, the newest first, without the texts.
@@ -252,6 +260,7 @@ mod tests {
             policy_version: version,
             policy_hash: "h".to_owned(),
             rule_id: String::new(),
+            rule_hash: String::new(),
             changed: vec!["rule a".to_owned()],
             text: text.to_owned(),
         }
@@ -300,6 +309,8 @@ mod tests {
         history.add(Change { what: "resume".to_owned(), ..stop() });
         history.add(stop());
         assert_eq!(history.list().len(), 6);
+        history.add(Change { rule_hash: "another definition".to_owned(), ..stop() });
+        assert_eq!(history.list().len(), 7, "stopped for the same reason");
         assert_eq!(history.text(Some(1), 3), Some((1, "text 1".to_owned())));
         assert_eq!(history.text(None, 3), Some((2, "text 2".to_owned())), "the one before");
         assert_eq!((history.text(Some(9), 3), history.text(None, 1)), (None, None));

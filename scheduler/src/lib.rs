@@ -213,7 +213,7 @@ impl Scheduler {
         let listening = |source| StartError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listening)?;
         let local_addr = listener.local_addr().map_err(listening)?;
-        let file = policy.clone();
+        let file = Arc::new(policy.clone());
         info!(listen = %local_addr, %policy, "scheduler started");
         let (database, geoip) = geoip.map_or((None, None), |(database, file)| (Some(database), Some(file)));
         let core = Arc::new(Core::new(Parts {
@@ -248,7 +248,10 @@ impl Scheduler {
         tasks.spawn(until(cancel.clone(), history::keep(Arc::clone(&core))));
         tasks.spawn(until(cancel.clone(), service::answer_redirects(Arc::clone(&core), jobs)));
         if let Some(path) = config.policy_file {
-            tasks.spawn(until(cancel.clone(), policy::watch::watch(Arc::clone(&core), path, file.hash)));
+            tasks.spawn(until(
+                cancel.clone(),
+                policy::watch::watch(Arc::clone(&core), path, file.hash.clone()),
+            ));
         }
         if let Some(file) = config.jwks_file {
             tasks.spawn(until(cancel.clone(), jwt::watch::watch(Arc::clone(&core), file)));

@@ -76,16 +76,19 @@ pub enum PolicyLoad {
     Older,
     /// Another text under the version in force.
     OtherText,
+    /// So far above the one in force that it must be a slip.
+    Leap,
     /// The file cannot be read.
     Unreadable,
 }
 
 impl PolicyLoad {
-    const ALL: [(Self, &'static str); 5] = [
+    const ALL: [(Self, &'static str); 6] = [
         (Self::Taken, "taken"),
         (Self::Broken, "broken"),
         (Self::Older, "older"),
         (Self::OtherText, "other_text"),
+        (Self::Leap, "leap"),
         (Self::Unreadable, "unreadable"),
     ];
 }

@@ -31,7 +31,7 @@ pub use self::{
     gray::{GrayRule, Guard, Step, Stop, Stops, Takes},
     parse::{MAX_TEXT, PolicyError, parse},
     proximity::{Distances, Geography, PlaceRule, Point, Proximity},
-    store::{PolicyStore, Refused, Taken},
+    store::{Offered, PolicyStore, Refused, Replaced, Taken},
     time::rfc3339,
 };
 

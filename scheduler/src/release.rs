@@ -3,8 +3,10 @@
 //! A policy that is in force here is carried, so that replicas that were down, or have an older file, take it up; so is the stop of
 //! a rule. Everything goes into the history.
 
+use std::sync::Arc;
+
 use berth_proto::{
-    carry::{Record, kind},
+    carry::{self, Record, kind},
     wire::{CarriedRecord, PolicyText, RuleStop},
 };
 use tracing::{info, warn};
@@ -14,7 +16,7 @@ use crate::{
     guard::Breach,
     history::Change,
     metrics::PolicyLoad,
-    policy::{Diff, GrayRule, Policy, Refused, Stop, Taken, Takes},
+    policy::{Diff, GrayRule, Offered, Policy, Refused, Replaced, Stop, Taken, Takes},
     replicas::Replica,
 };
 
@@ -45,39 +47,42 @@ impl Core {
     /// # Errors
     /// See [`Refused`].
     pub fn put_policy(&self, text: &str, by: &str, note: &str, from: Source) -> Result<Taken, Refused> {
-        let before = self.policy.load_full();
-        let taken = self.policy.offer(text, self.clock.wall_ms());
+        let offered = if from == Source::Carried { Offered::Agreed } else { Offered::Here };
+        let taken = self.policy.offer(text, offered, self.clock.wall_ms());
         self.metrics.policy.load(match &taken {
-            Ok(Taken::Same) => return taken,
-            Ok(Taken::New) => PolicyLoad::Taken,
+            Ok(Taken::Same(_)) => return taken,
+            Ok(Taken::New(_)) => PolicyLoad::Taken,
             Err(Refused::Broken(_)) => PolicyLoad::Broken,
             Err(Refused::Older { .. }) => PolicyLoad::Older,
             Err(Refused::OtherText(_)) => PolicyLoad::OtherText,
+            Err(Refused::Leap { .. }) => PolicyLoad::Leap,
         });
-        if taken.is_ok() {
-            let policy = self.policy.load_full();
-            info!(%policy, from = from.name(), by, "policy taken up");
-            self.remember(&before, &policy, by, note, from);
+        if let Ok(Taken::New(replaced)) = &taken {
+            info!(policy = %replaced.policy, from = from.name(), by, "policy taken up");
+            self.remember(replaced, by, note, from);
+            self.remember_stops(replaced, "");
             self.policy_changed();
             if from != Source::Carried {
-                self.carry(vec![record(&policy, by, note, self.clock.wall_ms())]);
+                self.carry(vec![record(&replaced.policy, by, note, self.clock.wall_ms())]);
             }
         }
         taken
     }
 
     /// At the start: the policy of the file, beside what the disk had.
-    pub fn begin_with(&self, policy: &Policy) {
+    pub fn begin_with(&self, file: &Arc<Policy>) {
         let in_force = self.policy.load_full();
-        if in_force.version > policy.version && policy.version > 0 {
-            info!(
-                file = %policy,
-                in_force = %in_force,
-                "the policy file is older than what the schedulers agreed on, which is in force; write that into the file"
-            );
+        if in_force.hash != file.hash && file.version > 0 {
+            self.metrics.policy.file_refused.set(1.0);
+            if in_force.version > file.version {
+                info!(%file, %in_force, "the policy file is older than what the schedulers agreed on, which is in force; write that into the file");
+            } else {
+                warn!(%file, %in_force, "the policy file has another text under the version that the schedulers agreed on, which is in force; raise the file's version");
+            }
         }
         if in_force.version > 0 {
-            self.remember(&Policy::default(), &in_force, "", "", Source::File);
+            let replaced = Replaced { before: Arc::default(), policy: Arc::clone(&in_force) };
+            self.remember(&replaced, "", "", Source::File);
         }
         let carried =
             self.carried.read(|store| store.get(kind::POLICY, "").map_or(0, |record| record.version));
@@ -86,51 +91,46 @@ impl Core {
         }
     }
 
-    /// A policy comes from another scheduler, or from this one's disk.
-    pub fn policy_carried(&self, told: &PolicyText) {
-        let in_force = self.policy.load();
+    /// A policy comes from another scheduler, or from this one's disk. Of two texts under one version everybody keeps the one that
+    /// everybody carries.
+    pub fn policy_carried(&self) {
+        let _turn = lock(&self.agreeing);
+        let told = self.carried.read(|store| store.get(kind::POLICY, "").and_then(Record::read));
+        let Some(Record::Policy(told)) = told else { return };
+        let in_force = self.policy.load_full();
         if told.version < in_force.version {
             return;
         }
-        drop(in_force);
         match self.put_policy(&told.text, &told.by, &told.note, Source::Carried) {
+            Ok(Taken::New(Replaced { before, policy })) if before.version == policy.version => warn!(
+                %before,
+                %policy,
+                "another text under this version is carried, and replaces the one that was in force here; raise the version with every change"
+            ),
             Ok(_) | Err(Refused::Older { .. }) => {}
-            Err(refused @ (Refused::OtherText(_) | Refused::Broken(_))) => warn!(
+            Err(refused) => warn!(
                 version = told.version,
                 hash = %format_args!("{:.64}", told.hash),
-                in_force = %**self.policy.load(),
+                %in_force,
                 error = %refused,
                 "another scheduler has a policy that this one does not take; the policy in force stays"
             ),
         }
     }
 
-    /// A rule was stopped, or goes on: by this scheduler or another.
+    /// A definition of a rule was stopped, or goes on: by this scheduler or another.
     pub fn stop_carried(&self, told: &RuleStop) {
-        let RuleStop { rule_id, rule_hash, stopped, reason, at_ms, by } = told.clone();
-        let stop = stopped.then_some(Stop { rule_hash, reason: reason.clone(), at_ms });
-        if !self.policy.put_stop(&rule_id, stop, self.clock.wall_ms()) {
+        let _turn = lock(&self.agreeing);
+        let key = carry::stop_key(&told.rule_id, &told.rule_hash);
+        let newest = self.carried.read(|store| store.get(kind::RULE_STOP, &key).and_then(Record::read));
+        let Some(Record::RuleStop(RuleStop { rule_hash, stopped, reason, at_ms, by, .. })) = newest else {
             return;
+        };
+        let stop = stopped.then(|| Stop { reason, by: by.clone(), at_ms });
+        if let Some(replaced) = self.policy.put_stop(&rule_hash, stop, self.clock.wall_ms()) {
+            self.remember_stops(&replaced, &by);
+            self.policy_changed();
         }
-        if stopped {
-            info!(rule = rule_id, by, reason, "a gray rule is stopped: it takes nobody");
-        } else {
-            info!(rule = rule_id, by, "a gray rule goes on");
-        }
-        let policy = self.policy.load_full();
-        self.history.add(Change {
-            at_ms: self.clock.wall_ms(),
-            what: if stopped { "stop" } else { "resume" }.to_owned(),
-            from: if stopped { Source::Guard } else { Source::Api }.name().to_owned(),
-            by,
-            note: reason,
-            policy_version: policy.version,
-            policy_hash: policy.hash.clone(),
-            rule_id,
-            changed: Vec::new(),
-            text: String::new(),
-        });
-        self.policy_changed();
     }
 
     /// Lets a stopped rule go on; the record to carry.
@@ -153,9 +153,7 @@ impl Core {
 
     /// Time passed: ramps may be at another step, and pools may do worse than their guards allow. About once a second.
     pub fn look_after_rules(&self) {
-        let before = self.policy.load_full();
-        if self.policy.pass(self.clock.wall_ms()) {
-            let policy = self.policy.load_full();
+        if let Some(Replaced { before, policy }) = self.policy.pass(self.clock.wall_ms()) {
             for (was, is) in before.gray.iter().zip(&policy.gray).filter(|(was, is)| was.takes != is.takes) {
                 info!(rule = is.id, was = %was.takes, is = %is.takes, "a gray rule takes another share by now");
             }
@@ -183,10 +181,9 @@ impl Core {
 
     /// Newer than what is carried of the rule, whatever its clock said.
     fn stop_record(&self, rule: &GrayRule, stopped: bool, reason: String, by: &str) -> CarriedRecord {
-        let at_ms = self.clock.wall_ms();
-        let before = self
-            .carried
-            .read(|store| store.get(kind::RULE_STOP, &rule.id).map_or(0, |record| record.version));
+        let (at_ms, key) = (self.clock.wall_ms(), carry::stop_key(&rule.id, &rule.hash));
+        let before =
+            self.carried.read(|store| store.get(kind::RULE_STOP, &key).map_or(0, |record| record.version));
         let stop = RuleStop {
             rule_id: rule.id.clone(),
             rule_hash: rule.hash.clone(),
@@ -206,7 +203,8 @@ impl Core {
         self.urgent.notify_one();
     }
 
-    fn remember(&self, before: &Policy, policy: &Policy, by: &str, note: &str, from: Source) {
+    fn remember(&self, replaced: &Replaced, by: &str, note: &str, from: Source) {
+        let Replaced { before, policy } = replaced;
         self.history.add(Change {
             at_ms: self.clock.wall_ms(),
             what: "policy".to_owned(),
@@ -216,9 +214,44 @@ impl Core {
             policy_version: policy.version,
             policy_hash: policy.hash.clone(),
             rule_id: String::new(),
-            changed: Diff::between(before, policy).lines(),
+            rule_hash: String::new(),
+            changed: Diff::lines(before, policy),
             text: policy.text.clone(),
         });
+    }
+
+    /// Tells and remembers which rules are stopped that were not, and which go on: by what they do, so that a stop that came before
+    /// its policy is told with that, and one of a definition that is not in force is not.
+    fn remember_stops(&self, replaced: &Replaced, resumed_by: &str) {
+        let Replaced { before, policy } = replaced;
+        for rule in &policy.gray {
+            let was = before.gray.iter().find(|was| was.hash == rule.hash).and_then(GrayRule::stop);
+            let (what, from, by, note) = match (was, rule.stop()) {
+                (None, Some(stop)) => {
+                    let Stop { reason, by, .. } = &**stop;
+                    info!(rule = rule.id, by, reason, "a gray rule is stopped: it takes nobody");
+                    ("stop", Source::Guard, by.as_str(), reason.as_str())
+                }
+                (Some(_), None) => {
+                    info!(rule = rule.id, by = resumed_by, takes = %rule.takes, "a gray rule goes on");
+                    ("resume", Source::Api, resumed_by, "")
+                }
+                _ => continue,
+            };
+            self.history.add(Change {
+                at_ms: self.clock.wall_ms(),
+                what: what.to_owned(),
+                from: from.name().to_owned(),
+                by: by.to_owned(),
+                note: note.to_owned(),
+                policy_version: policy.version,
+                policy_hash: policy.hash.clone(),
+                rule_id: rule.id.clone(),
+                rule_hash: rule.hash.clone(),
+                changed: Vec::new(),
+                text: String::new(),
+            });
+        }
     }
 
     /// Every scheduler, this one among them, with the policy it holds.

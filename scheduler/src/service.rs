@@ -190,7 +190,9 @@ impl GatewayLink {
         }
         let say = |message| self.down.send(vec![FromScheduler { message: Some(message) }]).is_ok();
         let introduction = self.core.introduction();
-        if told.introduction.as_ref() != Some(&introduction)
+        // Gateways move connections by it: not by rules that were stopped, and are not yet here.
+        if self.core.caught_up()
+            && told.introduction.as_ref() != Some(&introduction)
             && say(from_scheduler::Message::Introduction(introduction.clone()))
         {
             told.introduction = Some(introduction);

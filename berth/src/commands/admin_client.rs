@@ -74,7 +74,7 @@ impl AdminClient {
 
 /// What to say of an order that is in force though the scheduler's disk has not taken it; none: it has.
 pub fn not_on_disk(answer: &Value) -> Option<&'static str> {
-    let words = "in force, but not on the scheduler's disk yet: see its log; the gateways carry it meanwhile";
+    let words = "in force, but not on the scheduler's disk (no scheduler.data_dir, or see its log): the gateways carry it";
     (answer["onDisk"] == false).then_some(words)
 }
 

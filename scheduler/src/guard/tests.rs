@@ -157,9 +157,82 @@ fn a_gateway_that_crashes_takes_its_sessions_down_and_one_that_drains_does_not()
     let mut site = Site::new("abnormal_closes = 0.02");
     site.pass(10, failing(0));
     let silent = site.gateways.remove(2);
-    assert_ne!(site.pass(5, |_| {}), [], "it does not come back");
+    assert_eq!(site.pass(9, |_| {}), [], "less than a window");
+    assert_ne!(site.pass(4, |_| {}), [], "it does not come back");
     site.gateways.push(silent);
     assert_eq!(site.pass(5, |_| {}), [], "it was only silent");
+}
+
+#[test]
+fn a_path_that_is_silent_for_a_moment_stops_nothing() {
+    for silent in 1..=2 {
+        let mut site = Site::new("abnormal_closes = 0.02");
+        site.pass(10, failing(0));
+        let canaries = site.gateways.split_off(4 - silent);
+        assert_eq!(site.pass(4, |_| {}), [], "{silent} canaries are not heard");
+        site.gateways.extend(canaries);
+        assert_eq!(site.pass(15, |_| {}), [], "and are heard again");
+    }
+}
+
+#[test]
+fn a_standstill_of_the_scheduler_is_nobodys_silence() {
+    for (forgiven, stopped) in [(true, false), (false, true)] {
+        let mut site = Site::new("abnormal_closes = 0.02");
+        site.pass(10, failing(0));
+        site.now_ms += 240_000;
+        if forgiven {
+            site.guards.forgive(240_000, site.now_ms);
+        }
+        let canaries = site.gateways.split_off(2);
+        let first = site.pass(1, |_| {});
+        assert_eq!(!first.is_empty(), stopped, "only stable's links are dialled again; forgiven: {forgiven}");
+        site.gateways.extend(canaries);
+        assert_eq!(site.pass(15, |_| {}), [], "the others too");
+    }
+    let mut site = Site::new("connect_failures = 0.02");
+    site.pass(10, failing(0));
+    site.guards.forgive(5_000, site.now_ms);
+    failing(5)(&mut site.gateways);
+    site.gateways.iter().for_each(|gateway| site.guards.take(&gateway.report, site.now_ms));
+    assert_eq!(site.guards.judge(&site.policy, site.now_ms, false), [], "not before everybody could report");
+    assert_ne!(site.pass(2, failing(5)), [], "then as ever");
+}
+
+#[test]
+fn shares_are_not_compared_with_what_nobody_measures() {
+    let mut site = Site::new("connect_failures = 0.02\nhandshake_p99 = 2.0");
+    let slow_and_failing = |gateways: &mut Vec<Counting>| {
+        gateways.iter_mut().skip(2).for_each(|canary| canary.connects(5, 5, 12));
+    };
+    site.gateways[..2].iter_mut().for_each(|stable| stable.report.health = None);
+    assert_eq!(site.pass(20, slow_and_failing), [], "stable is of an older release");
+    site.gateways[0] = Counting::new("s1", STABLE);
+    assert_ne!(site.pass(3, slow_and_failing), [], "one of it is upgraded");
+}
+
+#[test]
+fn broken_frames_are_the_clients_fault_and_sums_have_an_end() {
+    let mut site = Site::new("abnormal_closes = 0.02");
+    site.pass(10, failing(0));
+    let broken = |gateways: &mut Vec<Counting>| {
+        gateways[2].count().sessions_ended += 10;
+        gateways[2].count().ended_bad_frame += 10;
+    };
+    assert_eq!(site.pass(2, broken), []);
+
+    let most = u64::MAX;
+    let counts = Counts {
+        failed: most,
+        welcomed: most,
+        ended: most,
+        abnormal: most,
+        handshake_ms: [most; HANDSHAKE_BUCKETS],
+    };
+    let figures = Figures { pool: counts, pool_open: most, stable: counts, stable_open: most, seconds: 1 };
+    let guard = site.policy.gray[0].guard.expect("given");
+    assert_eq!(Breach::of(&site.policy.gray[0], &guard, &figures), None, "as in stable");
+    assert!(counts.attempts() == most && counts.handshake_p99_ms().is_some());
 }
 
 #[test]
@@ -188,8 +261,8 @@ fn a_rule_that_goes_on_is_judged_anew() {
     let mut site = Site::new("connect_failures = 0.02");
     assert_ne!(site.pass(5, failing(5)), []);
     let going = site.policy.clone();
-    let stop = crate::policy::Stop { rule_hash: going.gray[0].hash.clone(), reason: String::new(), at_ms: 0 };
-    let stops = [("new".to_owned(), std::sync::Arc::new(stop))].into();
+    let stop = crate::policy::Stop { reason: String::new(), by: String::new(), at_ms: 0 };
+    let stops = [(going.gray[0].hash.clone(), std::sync::Arc::new(stop))].into();
     site.policy = going.at(0, &stops).expect("stopped");
     assert_eq!(site.pass(2, failing(5)), [], "a stopped rule is not judged");
     site.policy = going;

@@ -84,7 +84,10 @@ impl Breach {
     pub fn of(rule: &GrayRule, guard: &Guard, figures: &Figures) -> Option<Self> {
         let Figures { pool, pool_open, stable, stable_open, seconds } = figures;
         let connects = |counts: &Counts| Share { part: counts.failed, whole: counts.attempts() };
-        let closes = |counts: &Counts, open: u64| Share { part: counts.abnormal, whole: counts.ended + open };
+        let closes = |counts: &Counts, open: u64| Share {
+            part: counts.abnormal,
+            whole: counts.ended.saturating_add(open),
+        };
         let shares = [
             (
                 Limit::ConnectFailures,

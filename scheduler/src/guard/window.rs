@@ -54,7 +54,7 @@ impl Counts {
     /// Attempts to connect that came to an end.
     #[must_use]
     pub fn attempts(&self) -> u64 {
-        self.failed + self.welcomed
+        self.failed.saturating_add(self.welcomed)
     }
 
     /// Together.
@@ -85,7 +85,7 @@ impl Counts {
     /// handshakes.
     #[must_use]
     pub fn handshake_p99_ms(&self) -> Option<f64> {
-        let total: u64 = self.handshake_ms.iter().sum();
+        let total = self.handshake_ms.iter().copied().fold(0, u64::saturating_add);
         let wanted = total as f64 * 0.99;
         let mut before = 0.0;
         for (bucket, count) in self.handshake_ms.iter().enumerate().filter(|(_, count)| **count > 0) {

@@ -43,22 +43,21 @@ impl Rules {
     /// The policy in force is this one now.
     pub fn set(&self, policy: &Policy) {
         let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
-        for [stopped, percent] in rules.values() {
-            stopped.set(0.0);
-            percent.set(0.0);
-        }
         for rule in &policy.gray {
-            if !rules.contains_key(&rule.id) {
-                if rules.len() >= MOST {
-                    continue;
-                }
+            if !rules.contains_key(&rule.id) && rules.len() < MOST {
                 rules.insert(rule.id.clone(), self.series(&rule.id));
             }
-            let [stopped, percent] = &rules[&rule.id];
-            match rule.takes {
-                Takes::Nobody(_) => stopped.set(1.0),
-                Takes::Percent { percent: share, .. } => percent.set(share),
-            }
+        }
+        // Each once: who reads them meanwhile sees no rule that is stopped go on for a moment.
+        for (id, [stopped, percent]) in rules.iter() {
+            let takes = policy.gray.iter().find(|rule| rule.id == *id).map(|rule| &rule.takes);
+            let (stop, share) = match takes {
+                None => (0.0, 0.0),
+                Some(Takes::Nobody(_)) => (1.0, 0.0),
+                Some(Takes::Percent { percent, .. }) => (0.0, *percent),
+            };
+            stopped.set(stop);
+            percent.set(share);
         }
     }
 

@@ -58,29 +58,33 @@ impl Diff {
     /// What `new` does that `old` does not, each as it is at its time.
     #[must_use]
     pub fn between(old: &Policy, new: &Policy) -> Self {
-        let find = |policy: &'_ Policy, id: &str| policy.gray.iter().position(|rule| rule.id == id);
-        let mut rules = Vec::new();
-        for rule in &new.gray {
-            match find(old, &rule.id).map(|place| &old.gray[place]) {
-                None => rules.push(RuleChange::of(None, Some(rule))),
-                Some(before) if before.hash != rule.hash || before.takes != rule.takes => {
-                    rules.push(RuleChange::of(Some(before), Some(rule)));
-                }
-                Some(_) => {}
-            }
-        }
-        let gone = old.gray.iter().filter(|rule| find(new, &rule.id).is_none());
-        rules.extend(gone.map(|rule| RuleChange::of(Some(rule), None)));
-        Self { rules, also: also(old, new), moves: moves(old, new) }
+        Self { rules: rules(old, new), also: also(old, new), moves: moves(old, new) }
     }
 
-    /// A line for each part, for a history.
+    /// A line for each part but the moves, which take a while to be found: for a history.
     #[must_use]
-    pub fn lines(&self) -> Vec<String> {
-        let rules = self.rules.iter().map(RuleChange::line);
-        let also = self.also.iter().map(|part| format!("{part} changed"));
-        rules.chain(also).collect()
+    pub fn lines(old: &Policy, new: &Policy) -> Vec<String> {
+        let rules = rules(old, new);
+        let also = also(old, new).into_iter().map(|part| format!("{part} changed"));
+        rules.iter().map(RuleChange::line).chain(also).collect()
     }
+}
+
+fn rules(old: &Policy, new: &Policy) -> Vec<RuleChange> {
+    let find = |policy: &'_ Policy, id: &str| policy.gray.iter().position(|rule| rule.id == id);
+    let mut rules = Vec::new();
+    for rule in &new.gray {
+        match find(old, &rule.id).map(|place| &old.gray[place]) {
+            None => rules.push(RuleChange::of(None, Some(rule))),
+            Some(before) if before.hash != rule.hash || before.takes != rule.takes => {
+                rules.push(RuleChange::of(Some(before), Some(rule)));
+            }
+            Some(_) => {}
+        }
+    }
+    let gone = old.gray.iter().filter(|rule| find(new, &rule.id).is_none());
+    rules.extend(gone.map(|rule| RuleChange::of(Some(rule), None)));
+    rules
 }
 
 impl RuleChange {
@@ -270,7 +274,10 @@ mod tests {
             (diff.rules[0].keys.as_slice(), diff.also.as_slice()),
             (&["guard"][..], &["home", "load"][..])
         );
-        assert_eq!(diff.lines()[0], "rule b changed (guard): takes 5% now, 5% before");
+        assert_eq!(
+            Diff::lines(&policy(&old), &policy(&new))[0],
+            "rule b changed (guard): takes 5% now, 5% before"
+        );
         let order = rule("b", "next", "percent = 5") + &rule("a", "canary", "percent = 5");
         assert_eq!(Diff::between(&policy(&old), &policy(&order)).also, ["order of rules"]);
     }

@@ -93,15 +93,15 @@ impl fmt::Display for Takes {
 /// Why a rule takes nobody.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stop {
-    /// The definition that it is of: [`GrayRule::hash`].
-    pub rule_hash: String,
     /// What was measured.
     pub reason: String,
+    /// Who stopped it: the guard, or a name.
+    pub by: String,
     /// Since when, in milliseconds since the Unix epoch.
     pub at_ms: i64,
 }
 
-/// The rules that were stopped, by id.
+/// What was stopped, by the rule's definition: [`GrayRule::hash`], its id among it. A definition that comes again is still stopped.
 pub type Stops = HashMap<String, Arc<Stop>>;
 
 impl GrayRule {
@@ -127,7 +127,7 @@ impl GrayRule {
     /// What it takes at a time, unless it was stopped as it is now.
     #[must_use]
     pub fn takes_at(&self, wall_ms: i64, stops: &Stops) -> Takes {
-        match stops.get(&self.id).filter(|stop| stop.rule_hash == self.hash) {
+        match stops.get(&self.hash) {
             Some(stop) => Takes::Nobody(Arc::clone(stop)),
             None => Takes::percent(self.percent_at(wall_ms)),
         }
@@ -144,6 +144,15 @@ impl GrayRule {
     #[must_use]
     pub fn next_step(&self, wall_ms: i64) -> Option<Step> {
         self.ramp.get(self.ramp.partition_point(|step| step.at_ms <= wall_ms)).copied()
+    }
+
+    /// Why it takes nobody, if it is stopped.
+    #[must_use]
+    pub fn stop(&self) -> Option<&Arc<Stop>> {
+        match &self.takes {
+            Takes::Nobody(stop) => Some(stop),
+            Takes::Percent { .. } => None,
+        }
     }
 
     /// Whether it sends anybody to its pool now.

@@ -21,6 +21,9 @@ use super::{Home, Policy, WhenDown, placement::placement, sha256_hex};
 /// Largest policy text, in bytes: 10,000 named users and room around them. It travels to every gateway.
 pub const MAX_TEXT: usize = 1024 * 1024;
 
+/// Highest version: above, whoever reads it as a JSON number may read another one.
+const MAX_VERSION: u64 = 1 << 53;
+
 /// Rules of one kind: each is looked at for every decision until one applies.
 const MAX_RULES: usize = 256;
 
@@ -94,6 +97,9 @@ pub fn parse(text: &str) -> Result<Policy, PolicyError> {
         .ok()
         .filter(|version| *version > 0)
         .ok_or_else(|| place.error(&raw.version, "version", format!("{version} is not above 0")))?;
+    if version > MAX_VERSION {
+        return Err(place.error(&raw.version, "version", format!("{version} is above {MAX_VERSION}")));
+    }
     let spill_at = place.number(raw.proximity.spill_at.clone(), "proximity.spill_at", 0.0..=1.0)?;
     let bound = place.number(raw.load.bound, "load.bound", 0.0..=100.0)?;
     let slow_start = place.number(raw.load.slow_start_seconds, "load.slow_start_seconds", 0.0..=86_400.0)?;

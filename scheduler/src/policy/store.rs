@@ -1,19 +1,53 @@
 //! The policy in force, and which text may replace it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    cmp::Ordering,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use arc_swap::ArcSwap;
 use thiserror::Error;
 
 use super::{Policy, PolicyError, Stop, Stops, parse};
 
+/// How far above the version in force one may be that an operator gives: a slip of the keyboard must not use up the numbers.
+const MAX_LEAP: u64 = 1_000_000;
+
 /// What became of an offered text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Taken {
     /// It is in force now.
-    New,
+    New(Replaced),
     /// It was in force already.
-    Same,
+    Same(Arc<Policy>),
+}
+
+impl Taken {
+    /// The policy of that text.
+    #[must_use]
+    pub fn policy(&self) -> &Arc<Policy> {
+        match self {
+            Self::New(Replaced { policy, .. }) | Self::Same(policy) => policy,
+        }
+    }
+}
+
+/// What was in force, and what is by now.
+#[derive(Debug, Clone)]
+pub struct Replaced {
+    /// What was.
+    pub before: Arc<Policy>,
+    /// What is.
+    pub policy: Arc<Policy>,
+}
+
+/// Who offers a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offered {
+    /// A person: by a file, or by hand.
+    Here,
+    /// The schedulers agreed on it: of two texts under one version, this is the one that all of them keep.
+    Agreed,
 }
 
 /// Why an offered text does not replace the policy in force.
@@ -33,6 +67,16 @@ pub enum Refused {
     /// The same version with another text.
     #[error("another text under version {0}, which is in force already; raise the version")]
     OtherText(u64),
+    /// Its version is so high that it must be a slip.
+    #[error(
+        "its version {offered} is more than {MAX_LEAP} above {current}, which is in force; give a lower one"
+    )]
+    Leap {
+        /// In force.
+        current: u64,
+        /// Refused.
+        offered: u64,
+    },
 }
 
 /// Holds the policy in force as it is now; reading it takes no lock.
@@ -70,43 +114,52 @@ impl PolicyStore {
         Ok(policy.at(wall_ms, &self.stops()).unwrap_or(policy))
     }
 
-    /// Puts the text in force, as it is at `wall_ms`, if it is a policy of a higher version.
+    /// Puts the text in force, as it is at `wall_ms`, if it is a policy of a higher version, or what was agreed on.
     ///
     /// # Errors
     /// See [`Refused`]; the policy in force stays.
-    pub fn offer(&self, text: &str, wall_ms: i64) -> Result<Taken, Refused> {
+    pub fn offer(&self, text: &str, from: Offered, wall_ms: i64) -> Result<Taken, Refused> {
         let offered = parse(text)?;
         let stops = self.stops();
-        let current = self.current.load();
-        if offered.version < current.version {
-            return Err(Refused::Older { current: current.version, offered: offered.version });
+        let before = self.current.load_full();
+        let versions = (before.version, offered.version);
+        match (offered.version.cmp(&before.version), from) {
+            (Ordering::Less, _) => {
+                return Err(Refused::Older { current: versions.0, offered: versions.1 });
+            }
+            (Ordering::Equal, _) if offered.hash == before.hash => return Ok(Taken::Same(before)),
+            (Ordering::Equal, Offered::Here) => return Err(Refused::OtherText(versions.1)),
+            // The first policy may begin where it likes; and one that was agreed on is in force elsewhere.
+            (Ordering::Greater, Offered::Here) if versions.0 > 0 && versions.1 - versions.0 > MAX_LEAP => {
+                return Err(Refused::Leap { current: versions.0, offered: versions.1 });
+            }
+            _ => {}
         }
-        if offered.version > current.version {
-            self.current.store(Arc::new(offered.at(wall_ms, &stops).unwrap_or(offered)));
-            return Ok(Taken::New);
-        }
-        if offered.hash == current.hash { Ok(Taken::Same) } else { Err(Refused::OtherText(offered.version)) }
+        let policy = Arc::new(offered.at(wall_ms, &stops).unwrap_or(offered));
+        self.current.store(Arc::clone(&policy));
+        Ok(Taken::New(Replaced { before, policy }))
     }
 
-    /// Stops a rule, or lets it go on; whether that changes what the policy in force does now.
-    pub fn put_stop(&self, rule_id: &str, stop: Option<Stop>, wall_ms: i64) -> bool {
+    /// Stops the rule of that definition, or lets it go on; none: that changes nothing of what the policy in force does now.
+    pub fn put_stop(&self, rule_hash: &str, stop: Option<Stop>, wall_ms: i64) -> Option<Replaced> {
         let mut stops = self.stops();
         match stop {
-            Some(stop) => stops.insert(rule_id.to_owned(), Arc::new(stop)),
-            None => stops.remove(rule_id),
+            Some(stop) => stops.insert(rule_hash.to_owned(), Arc::new(stop)),
+            None => stops.remove(rule_hash),
         };
         self.renew(&stops, wall_ms)
     }
 
-    /// Time passed; whether a ramp is at another step by now.
-    pub fn pass(&self, wall_ms: i64) -> bool {
+    /// Time passed; none: every ramp is at the step it was at.
+    pub fn pass(&self, wall_ms: i64) -> Option<Replaced> {
         self.renew(&self.stops(), wall_ms)
     }
 
-    fn renew(&self, stops: &Stops, wall_ms: i64) -> bool {
-        let Some(other) = self.current.load().at(wall_ms, stops) else { return false };
-        self.current.store(Arc::new(other));
-        true
+    fn renew(&self, stops: &Stops, wall_ms: i64) -> Option<Replaced> {
+        let before = self.current.load_full();
+        let policy = Arc::new(before.at(wall_ms, stops)?);
+        self.current.store(Arc::clone(&policy));
+        Some(Replaced { before, policy })
     }
 
     fn stops(&self) -> MutexGuard<'_, Stops> {

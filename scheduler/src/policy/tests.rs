@@ -244,17 +244,27 @@ fn a_stop_is_of_one_definition_of_a_rule() {
     assert_eq!(users("[\"x\", \"y\"]"), users("[\"y\", \"x\"]"));
     assert_ne!(users("[\"x\", \"y\"]"), users("[\"x, y\"]".replace(", ", ".").as_str()));
     let store = PolicyStore::new(parse(RAMP).expect("a policy"));
-    let stop = || Stop { rule_hash: same[0].clone(), reason: "why".to_owned(), at_ms: 5 };
-    assert!(store.put_stop("a", Some(stop()), 0) && !store.put_stop("a", Some(stop()), 1), "once");
-    assert!(!store.load().gray[0].sends());
-    assert_eq!(store.offer(&RAMP.replace("version = 1", "version = 2"), 0), Ok(Taken::New));
-    assert!(!store.load().gray[0].sends(), "the same rule in the next version");
-    assert_eq!(
-        store.offer(&RAMP.replace("version = 1", "version = 3").replace("= 25", "= 26"), 0),
-        Ok(Taken::New)
+    let stop = || Some(Stop { reason: "why".to_owned(), by: "guard".to_owned(), at_ms: 5 });
+    assert!(
+        store.put_stop(&same[0], stop(), 0).is_some() && store.put_stop(&same[0], stop(), 1).is_none(),
+        "once"
     );
-    assert!(store.load().gray[0].sends(), "another one");
-    assert!(!store.put_stop("a", None, 0));
+    assert!(!store.load().gray[0].sends());
+    let other = RAMP.replace("= 25", "= 26");
+    let mut next = 1;
+    let mut sends_in_the_next = |text: &str| {
+        next += 1;
+        let text = text.replace("version = 1", &format!("version = {next}"));
+        let taken = store.offer(&text, Offered::Here, 0).expect("a higher version");
+        taken.policy().gray[0].sends()
+    };
+    assert!(!sends_in_the_next(RAMP), "the same rule in the next version");
+    assert!(store.put_stop(&hash(&other), stop(), 0).is_none(), "another definition, which is not in force");
+    assert!(!sends_in_the_next(&other), "it was stopped before it came");
+    assert!(store.put_stop(&hash(&other), None, 0).is_some());
+    assert!(!sends_in_the_next(RAMP), "the first one is stopped as before");
+    assert!(sends_in_the_next(&RAMP.replace("= 25", "= 27")), "another one");
+    assert!(store.put_stop(&same[0], None, 0).is_none());
 }
 
 #[test]
@@ -286,16 +296,21 @@ fn versions_as_apps_write_them() {
 }
 
 #[test]
-fn only_a_higher_version_replaces() {
+fn only_a_higher_version_replaces_or_what_was_agreed_on() {
     let store = PolicyStore::new(Policy::default());
-    assert_eq!(store.offer("version = 2", 0), Ok(Taken::New));
-    assert_eq!(store.offer("version = 2", 0), Ok(Taken::Same));
-    assert_eq!(store.offer("version = 2 # changed", 0), Err(Refused::OtherText(2)));
-    assert_eq!(store.offer("version = 1", 0), Err(Refused::Older { current: 2, offered: 1 }));
-    assert!(matches!(store.offer("version = ", 0), Err(Refused::Broken(_))));
-    assert_eq!(store.load().text, "version = 2", "what was refused replaced nothing");
-    assert_eq!(store.offer("version = 9", 0), Ok(Taken::New));
-    assert_eq!(store.load().version, 9);
+    let offer = |text: &str, from| store.offer(text, from, 0).map(|taken| matches!(taken, Taken::New(_)));
+    assert_eq!(offer("version = 2000000", Offered::Here), Ok(true), "the first begins where it likes");
+    assert_eq!(offer("version = 2000000", Offered::Here), Ok(false));
+    assert_eq!(offer("version = 2000000 # changed", Offered::Here), Err(Refused::OtherText(2_000_000)));
+    assert_eq!(offer("version = 1", Offered::Agreed), Err(Refused::Older { current: 2_000_000, offered: 1 }));
+    assert!(matches!(offer("version = ", Offered::Agreed), Err(Refused::Broken(_))));
+    let leap = Refused::Leap { current: 2_000_000, offered: 3_000_001 };
+    assert!(leap.to_string().contains("3000001 is more than 1000000 above 2000000"), "{leap}");
+    assert_eq!(offer("version = 3000001", Offered::Here), Err(leap));
+    assert_eq!(store.load().text, "version = 2000000", "what was refused replaced nothing");
+    assert_eq!(offer("version = 2000000 # changed", Offered::Agreed), Ok(true), "all keep this one");
+    assert_eq!(offer("version = 3000000", Offered::Here), Ok(true));
+    assert_eq!(offer("version = 9000000", Offered::Agreed), Ok(true), "it was down for long");
 }
 
 fn arb_time() -> impl Strategy<Value = String> {

@@ -1,7 +1,5 @@
 //! Policies from files, operators and other schedulers; rules that are stopped and go on.
 
-use std::time::Duration;
-
 use berth_proto::{
     carry::Record,
     health::HANDSHAKE_BUCKETS,
@@ -11,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{
     Config,
+    core::lock,
     http::admin::tests::ask,
     testing::{ADMIN_KEY, Fixture, config, eventually, report},
 };
@@ -54,18 +53,6 @@ async fn a_newer_policy_that_is_carried_replaces_an_older_file() {
     let newest = &told["changes"][0];
     assert_eq!((&newest["from"], &newest["by"]), (&json!("carried"), &json!("bob")), "{told}");
     assert_eq!(newest["changed"], json!(["rule new added: takes 100% now, nobody before"]));
-    gateway.carry(vec![carried(
-        5,
-        &policy(
-            5,
-            &"# a longer text under the same version
-"
-            .repeat(9),
-        ),
-        "eve",
-    )]);
-    assert_eq!(in_force(&fixture), (5, policy(5, RULE)), "another text under the same version");
-    assert_eq!(fixture.metric(r#"berth_scheduler_policy_loads_total{outcome="other_text"}"#), 1.0);
     eventually("the file is not what is in force", || {
         fixture.metric("berth_scheduler_policy_file_refused") == 1.0
     })
@@ -80,7 +67,9 @@ async fn a_policy_in_force_is_carried_to_gateways_and_introduced() {
     let records: Vec<_> = gateway.carried().into_iter().flat_map(|carried| carried.records).collect();
     let Some(Record::Policy(text)) = records.first().and_then(Record::read) else { panic!("{records:?}") };
     assert_eq!((text.version, text.text), (4, policy(4, RULE)));
-    let before = gateway.introduced().expect("at once");
+    eventually("others could tell what they carry", || fixture.scheduler.core.caught_up()).await;
+    gateway.report(report("gw-1"));
+    let before = gateway.introduced().expect("now");
     assert_eq!((before.policy_version, before.scheduler_id.contains(':')), (4, true), "{before:?}");
     let applied = admin(&fixture, "POST", "/policy:apply", json!({ "text": policy(5, RULE) })).await;
     assert_eq!(applied.0, 200, "{applied:?}");
@@ -101,10 +90,12 @@ async fn policies_are_applied_compared_and_rolled_back() {
     };
     let (status, answer) = apply(policy(7, RULE)).await;
     assert_eq!((status, &answer["taken"], &answer["policyVersion"]), (200, &json!(true), &json!("7")));
+    assert_eq!(answer["onDisk"], false, "it has no data directory");
     assert_eq!(apply(policy(7, RULE)).await.1["taken"], false, "it is in force already");
     for (text, status, part) in [
         (policy(6, ""), 409, "older than 7"),
         (policy(7, "# other"), 409, "another text under version 7"),
+        (policy(1_000_008, ""), 409, "more than 1000000 above 7"),
         (policy(8, "[load]\nbound = -1"), 400, "line 3, load.bound: -1 is not between"),
     ] {
         let (refused, problem) = apply(text).await;
@@ -165,8 +156,17 @@ async fn a_stopped_rule_takes_nobody_until_it_is_resumed_or_its_text_changes() {
     assert_eq!((&rule["verdict"], &rule["stopped"]), (&json!("stopped"), &json!("connect failures: 20%")));
 
     let resume = |rule: &str| json!({ "ruleId": rule, "by": "bob" });
-    assert_eq!(admin(&fixture, "POST", "/policy:resume", resume("new")).await.0, 200);
+    let other = "of a third definition";
+    gateway.carry(vec![stop(3, other)]);
+    assert_eq!((alices(&fixture).await, stopped()), (nobody.clone(), 1.0), "another's stop changes nothing");
+    let (status, answer) = admin(&fixture, "POST", "/policy:resume", resume("new")).await;
+    let told = json!({ "ruleId": "new", "resumed": true, "percent": 100.0, "onDisk": false });
+    assert_eq!((status, answer), (200, told));
     assert_eq!((alices(&fixture).await, stopped()), (takes.clone(), 0.0));
+    let (_, history) = admin(&fixture, "GET", "/policy/history", Value::Null).await;
+    let told = |place: usize| (&history["changes"][place]["what"], &history["changes"][place]["ruleHash"]);
+    assert_eq!((told(0), told(1)), ((&json!("resume"), &json!(hash)), (&json!("stop"), &json!(hash))));
+    assert_eq!(history["changes"].as_array().map(Vec::len), Some(3), "only what was in force: {history}");
     for (rule, part) in [("new", "is not stopped"), ("old", "it has: new")] {
         let (status, problem) = admin(&fixture, "POST", "/policy:resume", resume(rule)).await;
         assert!(status == 409 && problem["detail"].as_str().is_some_and(|d| d.contains(part)), "{problem}");
@@ -201,8 +201,13 @@ async fn a_guard_stops_its_rule_by_itself_and_a_restart_keeps_it() {
     let stable_gateway = fixture.gateway(stable.clone()).await;
     let canary_gateway = fixture.gateway(canary.clone()).await;
     let stopped = |fixture: &Fixture| fixture.metric(r#"berth_scheduler_rule_stopped{rule="new"}"#);
-    // Longer than a look at the rules: they are watched, and what is heard from now on counts.
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let core = &fixture.scheduler.core;
+    let watched_seconds = || {
+        let policy = core.policy.load_full();
+        let (rule, second) = (&policy.gray[0], core.clock.monotonic_ms() / 1_000);
+        lock(&core.guards).figures(rule, &rule.guard.expect("it has one"), second).seconds
+    };
+    eventually("the rule is watched: what is heard from now on counts", || watched_seconds() > 0).await;
     stable_gateway.report(GatewayReport { health: health(0, 100), ..stable });
     canary_gateway.report(GatewayReport { health: health(20, 80), ..canary });
     eventually("the guard stops it", || stopped(&fixture) == 1.0).await;
@@ -220,6 +225,66 @@ async fn a_guard_stops_its_rule_by_itself_and_a_restart_keeps_it() {
     let (_, history) = admin(&again, "GET", "/policy/history", Value::Null).await;
     let newest = &history["changes"][0];
     assert_eq!((&newest["what"], &newest["by"]), (&json!("stop"), &json!("guard")), "{history}\n{before}");
+}
+
+#[tokio::test]
+async fn of_two_texts_under_one_version_all_keep_the_same_in_whichever_order_they_come() {
+    let texts = [policy(5, ""), policy(5, "# another, longer one"), policy(5, "# yet another, longer")];
+    let mut kept = Vec::new();
+    for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
+        let fixture = Fixture::start(config()).await;
+        let gateway = fixture.attach(&report("gw-1"));
+        order.iter().for_each(|place| gateway.carry(vec![carried(5, &texts[*place], "eve")]));
+        kept.push(in_force(&fixture));
+    }
+    assert!(kept.iter().all(|one| *one == kept[0]), "{kept:?}");
+    assert_ne!(kept[0].1, texts[0], "the longer one");
+}
+
+#[tokio::test]
+async fn a_file_with_another_text_under_the_version_agreed_on_is_not_put_in_force() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("policy.toml");
+    std::fs::write(&path, policy(5, "")).expect("written");
+    let config = || Config {
+        data_dir: Some(directory.path().join("data")),
+        policy_file: Some(path.clone()),
+        ..config()
+    };
+    let agreed = policy(5, RULE);
+    let fixture = Fixture::start(config()).await;
+    fixture.scheduler.core.carry_durably(vec![carried(5, &agreed, "bob")]).await;
+    assert_eq!(in_force(&fixture).1, agreed);
+    fixture.stop().await;
+    let again = Fixture::start(config()).await;
+    assert_eq!(in_force(&again).1, agreed);
+    assert_eq!(again.metric("berth_scheduler_policy_file_refused"), 1.0, "from the start");
+    let (_, answer) = admin(&again, "POST", "/policy:apply", json!({ "text": policy(6, "") })).await;
+    assert_eq!((&answer["taken"], &answer["onDisk"]), (&json!(true), &json!(true)), "{answer}");
+}
+
+#[tokio::test]
+async fn a_stop_that_comes_before_its_policy_is_remembered_with_it() {
+    let fixture = Fixture::start(config()).await;
+    let gateway = fixture.attach(&report("gw-1"));
+    let rule = crate::policy::parse(&policy(3, RULE)).expect("a policy").gray.remove(0);
+    let stop = RuleStop {
+        rule_id: rule.id,
+        rule_hash: rule.hash,
+        stopped: true,
+        reason: "no data".to_owned(),
+        by: "guard".to_owned(),
+        ..RuleStop::default()
+    };
+    gateway.carry(vec![Record::RuleStop(stop).carried(1, 0)]);
+    gateway.carry(vec![carried(3, &policy(3, RULE), "bob")]);
+    let (_, history) = admin(&fixture, "GET", "/policy/history", Value::Null).await;
+    let newest = &history["changes"][0];
+    assert_eq!(
+        (&newest["what"], &newest["by"], &newest["note"]),
+        (&json!("stop"), &json!("guard"), &json!("no data"))
+    );
+    assert_eq!(history["changes"][1]["what"], "policy", "{history}");
 }
 
 #[tokio::test]

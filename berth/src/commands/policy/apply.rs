@@ -137,9 +137,11 @@ mod tests {
             replica("s-3", "5", "another text"),
         ];
         let text = readable(&taken, &replicas);
-        for line in
-            ["version 5 (abcdef012345) is in force", "s-2 ", "DOES NOT HOLD IT: it has version 4 (99)"]
-        {
+        for line in [
+            "version 5 (abcdef012345) is in force\nnot on this scheduler's disk",
+            "s-2 ",
+            "DOES NOT HOLD IT: it has version 4 (99)",
+        ] {
             assert!(text.contains(line), "{line:?} in\n{text}");
         }
         let held: Vec<_> = replicas.iter().map(|replica| holds(replica, &taken)).collect();

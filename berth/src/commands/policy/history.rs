@@ -6,7 +6,7 @@ use berth_scheduler::policy::rfc3339;
 use serde_json::{Value, json};
 
 use crate::{
-    commands::admin_client::{AdminArgs, AdminClient},
+    commands::admin_client::{AdminArgs, AdminClient, not_on_disk},
     exit::Failure,
     output,
 };
@@ -60,8 +60,18 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 pub fn resume(args: &ResumeArgs) -> Result<(), Failure> {
     let by = args.by.clone().unwrap_or_else(super::apply::user);
     let body = json!({ "ruleId": args.rule, "by": by });
-    AdminClient::new(&args.admin)?.ask("POST", "/policy:resume", &body)?;
-    output::written(output::print(format_args!("rule {} goes on", args.rule)))
+    let answer = AdminClient::new(&args.admin)?.ask("POST", "/policy:resume", &body)?;
+    output::written(output::print(format_args!("{}", resumed(&answer).trim_end())))
+}
+
+fn resumed(answer: &Value) -> String {
+    let rule = text_of(&answer["ruleId"]);
+    let now = if answer["resumed"] == true {
+        format!("rule {rule} goes on: it takes {}% of those that match", answer["percent"])
+    } else {
+        format!("rule {rule} takes nobody all the same: it was stopped again, or is gone, meanwhile")
+    };
+    not_on_disk(answer).map_or(now.clone(), |warning| format!("{now}\n  {warning}"))
 }
 
 /// What is in force.
@@ -160,6 +170,18 @@ mod tests {
             assert!(text.contains(line), "{line:?} in\n{text}");
         }
         assert!(!readable(&answer, 1).contains("alice"));
+    }
+
+    #[test]
+    fn a_rule_that_goes_on_is_told_with_what_it_takes() {
+        let going = json!({ "ruleId": "a", "resumed": true, "percent": 25.0, "onDisk": true });
+        assert_eq!(resumed(&going), "rule a goes on: it takes 25.0% of those that match");
+        let stopped = json!({ "ruleId": "a", "resumed": false, "percent": null, "onDisk": false });
+        let text = resumed(&stopped);
+        assert!(
+            text.contains("takes nobody all the same") && text.contains("not on the scheduler's disk"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -144,8 +144,8 @@ impl World {
     pub fn policy(&self) -> Policy {
         let policy = parse(&self.policy).expect("the test's own policy");
         let stop = |rule: &GrayRule| {
-            let stop = Stop { rule_hash: rule.hash.clone(), reason: "stopped".to_owned(), at_ms: 0 };
-            (rule.id.clone(), stop.into())
+            let stop = Stop { reason: "stopped".to_owned(), by: String::new(), at_ms: 0 };
+            (rule.hash.clone(), stop.into())
         };
         let stops = policy.gray.last().filter(|_| self.stopped).map(stop).into_iter().collect();
         policy.at(self.wall_ms, &stops).unwrap_or(policy)

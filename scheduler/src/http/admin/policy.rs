@@ -1,5 +1,6 @@
 //! `/admin/v1/policy*`: what is in force and who holds it, and putting another one in force.
 
+use berth_proto::wire::CarriedRecord;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -106,7 +107,7 @@ fn compared(figures: &Figures) -> Value {
         json!({
             "attempts": counts.attempts(),
             "failed": counts.failed,
-            "sessions": counts.ended + open,
+            "sessions": counts.ended.saturating_add(open),
             "abnormal": counts.abnormal,
             "handshakeP99Ms": counts.handshake_p99_ms(),
         })
@@ -153,12 +154,12 @@ async fn put(core: &Core, text: &str, by: &str, note: &str) -> Result<Value, Ref
     words("note", note)?;
     let taken = core.put_policy(text, by, note, Source::Api).map_err(|refused| match refused {
         Refused::Broken(error) => Refusal::InvalidArgument(error.to_string()),
-        refused @ (Refused::Older { .. } | Refused::OtherText(_)) => Refusal::Conflict(refused.to_string()),
+        refused => Refusal::Conflict(refused.to_string()),
     })?;
-    let on_disk = core.carry_durably(Vec::new()).await;
-    let policy = core.policy.load();
+    let on_disk = kept(core, Vec::new()).await;
+    let policy = taken.policy();
     Ok(json!({
-        "taken": taken == Taken::New,
+        "taken": matches!(taken, Taken::New(_)),
         "onDisk": on_disk,
         "policyVersion": policy.version.to_string(),
         "policyHash": policy.hash,
@@ -189,8 +190,19 @@ pub(super) async fn resume(core: &Core, asked: &Asked) -> Result<Value, Refusal>
     let Resume { rule_id, by } = asked.json()?;
     words("by", &by)?;
     let record = core.resumption(&rule_id, &by).map_err(Refusal::Conflict)?;
-    let on_disk = core.carry_durably(vec![record]).await;
-    Ok(json!({ "ruleId": rule_id, "resumed": true, "onDisk": on_disk }))
+    let on_disk = kept(core, vec![record]).await;
+    let policy = core.policy.load();
+    // Somebody may have been faster: its guard again, or another policy.
+    let percent = policy.gray.iter().find(|rule| rule.id == rule_id).and_then(|rule| match rule.takes {
+        Takes::Percent { percent, .. } => Some(percent),
+        Takes::Nobody(_) => None,
+    });
+    Ok(json!({ "ruleId": rule_id, "resumed": percent.is_some(), "percent": percent, "onDisk": on_disk }))
+}
+
+/// Whether everything that is carried, these records too, is on this scheduler's disk.
+async fn kept(core: &Core, records: Vec<CarriedRecord>) -> bool {
+    core.carry_durably(records).await && core.history.on_disk()
 }
 
 fn words(field: &str, text: &str) -> Result<(), Refusal> {
