@@ -78,7 +78,7 @@ pub(crate) fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> Redi
     let asked = request.clone();
     let judge = |fleet: &Fleet, decision: &Decision<'_>| {
         let unknown = |pool: &str| may_take(&core.policy.load(), &asked, pool);
-        judge(core, fleet, decision, (here, &unknown), ask)
+        judge(core, fleet, decision, Where { here, unknown: &unknown }, ask)
     };
     match core.assign_if(request, &terms, judge) {
         Ok(Ok(assigned)) => RedirectAnswer {
@@ -105,12 +105,18 @@ pub(crate) fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> Redi
     }
 }
 
-/// `unknown`: whether he may be in that pool by what is not known of him here.
+/// Where a client is now.
+struct Where<'a> {
+    here: Option<&'a Gateway>,
+    /// Whether he may be in that pool by what is not known of him here.
+    unknown: &'a dyn Fn(&str) -> bool,
+}
+
 fn judge(
     core: &Core,
     fleet: &Fleet,
     decision: &Decision<'_>,
-    (here, unknown): (Option<&Gateway>, &dyn Fn(&str) -> bool),
+    Where { here, unknown }: Where<'_>,
     ask: &RedirectAsk,
 ) -> Result<(), Unmoved> {
     let first = decision.ranked.as_slice()[0];
