@@ -89,11 +89,12 @@ async fn put_in_force(context: Arc<Context>, revocation: Revocation) -> Result<R
     let there = context.store.revoke(revocation).await.map_err(|error| context.store_error(&error))?;
     context.revocations.changed();
     let synced = context.sync_store().await;
+    // Before anybody is told, so that those are counted who go at once.
+    let routes = context.routes.lookup(std::slice::from_ref(&there.user)).await;
     // It is in the store, so it is in force: who opens a session is asked. Gateways hear of it whatever the disk says.
     let told = tell(&context, &[there.carried()]);
     synced.map_err(|error| context.store_error(&error))?;
     context.metrics.revocations.increment(1);
-    let routes = context.routes.lookup(std::slice::from_ref(&there.user)).await;
     let routes = routes.map_err(|error| context.routes_error(&error))?.concat();
     let voided: Vec<_> = routes.iter().filter(|route| voids(&there, route)).collect();
     // A gateway older than revocations knows what a close is.

@@ -129,7 +129,8 @@ mod tests {
 
     #[test]
     fn who_does_not_hold_it_is_named() {
-        let taken = json!({ "taken": true, "policyVersion": "5", "policyHash": "abcdef0123456789" });
+        let taken =
+            json!({ "taken": true, "policyVersion": "5", "policyHash": "abcdef0123456789", "onDisk": false });
         let replica = |id: &str, version: &str, hash: &str| json!({ "schedulerId": id, "policyVersion": version, "policyHash": hash });
         let replicas = [
             replica("s-1", "5", "abcdef0123456789"),
@@ -138,7 +139,7 @@ mod tests {
         ];
         let text = readable(&taken, &replicas);
         for line in [
-            "version 5 (abcdef012345) is in force\nnot on this scheduler's disk",
+            "version 5 (abcdef012345) is in force\n  in force, but not on the scheduler's disk",
             "s-2 ",
             "DOES NOT HOLD IT: it has version 4 (99)",
         ] {
