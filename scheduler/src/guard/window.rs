@@ -105,7 +105,7 @@ impl Counts {
     }
 }
 
-/// The last [`MAX_WINDOW`] seconds, those in which something was counted.
+/// The last `MAX_WINDOW` seconds, those in which something was counted.
 #[derive(Debug, Default)]
 pub struct Window {
     seconds: VecDeque<(i64, Counts)>,
