@@ -201,7 +201,7 @@ pub(super) async fn resume(core: &Core, asked: &Asked) -> Result<Value, Refusal>
 }
 
 /// Whether everything that is carried, these records too, is on this scheduler's disk.
-async fn kept(core: &Core, records: Vec<CarriedRecord>) -> bool {
+pub(super) async fn kept(core: &Core, records: Vec<CarriedRecord>) -> bool {
     core.carry_durably(records).await && core.history.on_disk()
 }
 
