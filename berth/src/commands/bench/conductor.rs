@@ -12,7 +12,7 @@ use std::{
 use mio::Waker;
 use serde::{Deserialize, Serialize};
 
-use super::{fleet::Clock, pace::Nanos, tally::Tally, watch::Watch};
+use super::{clock::Clock, pace::Nanos, tally::Tally, watch::Watch};
 
 /// Between two progress lines: what an eye can follow.
 const PROGRESS: Duration = Duration::from_millis(250);

@@ -11,7 +11,7 @@ use std::{
     net::SocketAddr,
     os::fd::AsRawFd,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use berth_proto::client::{
@@ -22,6 +22,7 @@ use mio::{Events, Interest, Poll, Registry, Token, Waker, unix::SourceFd};
 use super::{
     arrive::Arrival,
     beats::Unanswered,
+    clock::Clock,
     http::{Answer, Ask, Pool, kind_of},
     latencies::Latencies,
     pace::{Nanos, Pace},
@@ -42,31 +43,6 @@ const LONGEST_WAIT: Duration = Duration::from_millis(100);
 
 /// Below this a wait is left to the exact timer.
 const EXACT: Nanos = 3_000_000;
-
-/// Nanoseconds since the start of this process's share, and their place on the wall clock, which all processes share.
-#[derive(Debug, Clone, Copy)]
-pub struct Clock {
-    origin: Instant,
-    wall: u128,
-}
-
-impl Clock {
-    /// Begins at 1, so that 0 can stand for never.
-    pub fn start() -> Self {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-        Self { origin: Instant::now(), wall }
-    }
-
-    /// Now.
-    pub fn now(&self) -> Nanos {
-        u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX - 1) + 1
-    }
-
-    /// A time of the wall clock, in nanoseconds since the Unix epoch, on this clock.
-    pub fn of_wall(&self, wall: u128) -> Nanos {
-        u64::try_from(wall.saturating_sub(self.wall)).unwrap_or(u64::MAX)
-    }
-}
 
 /// What connected clients do. Called from the loop; nothing here may wait.
 pub trait Work {

@@ -14,6 +14,7 @@
 mod arrive;
 mod asking;
 mod beats;
+mod clock;
 mod conductor;
 mod exchange;
 mod fleet;
