@@ -11,6 +11,7 @@ use crate::{
     decide::{Decision, NoGateway, Request, decide},
     fleet::{Fleet, Place, Profile},
     locate::Claim,
+    policy::Policy,
     redirect::always,
 };
 
@@ -66,7 +67,7 @@ impl Core {
         &self,
         request: Request<'_>,
         terms: &Terms<'_>,
-        judge: impl FnOnce(&Fleet, &Decision<'_>) -> Result<(), E>,
+        judge: impl FnOnce(&Fleet, &Policy, &Decision<'_>) -> Result<(), E>,
     ) -> Result<Result<Assigned, E>, NotAssigned> {
         let (fleet, policy) = (self.fleet.load(), self.policy.load());
         let now_ms = self.clock.monotonic_ms();
@@ -75,7 +76,7 @@ impl Core {
         let request = request.located(&located);
         let mut rng = rand::rng();
         let decision = decide(&fleet, &policy, &request, now_ms, &mut rng).map_err(NotAssigned::NoGateway)?;
-        if let Err(no) = judge(&fleet, &decision) {
+        if let Err(no) = judge(&fleet, &policy, &decision) {
             return Ok(Err(no));
         }
         let owner = Owner { pool: decision.pool, user: request.user_id, device: request.client.device_id };
