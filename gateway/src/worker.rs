@@ -124,6 +124,7 @@ impl Worker {
             region: shared.config.region.clone(),
             placed: false,
             placed_ms: 0,
+            homes_ms: 0,
             stopping: false,
             spread_ms: shared.spread_ms.load(Relaxed),
             scheduled: false,
@@ -279,6 +280,7 @@ impl Worker {
         self.env.evacuating = self.shared.evacuating.load(Acquire);
         self.env.placed = self.shared.placed.load(Relaxed);
         self.env.placed_ms = self.shared.placed_ms.load(Relaxed);
+        self.env.homes_ms = self.shared.homes_ms.load(Relaxed);
         self.env.spread_ms = self.shared.spread_ms.load(Relaxed);
         self.outlet.connected(&mut self.env.logics);
         self.env.scheduled = self.outlet.scheduled();

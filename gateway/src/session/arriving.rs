@@ -40,6 +40,8 @@ pub(super) struct Arriving {
     deadline_ms: i64,
     surplus: bool,
     step: Step,
+    /// The scheduler that is asked where it belongs, by its index.
+    asked: Option<usize>,
 }
 
 enum Step {
@@ -95,7 +97,7 @@ struct Opening {
 impl Arriving {
     pub(super) fn new(now: Now, timeouts: &Timeouts, peer: IpAddr, surplus: bool) -> Self {
         let deadline_ms = after(now, timeouts.hello);
-        Self { peer, accepted_ms: now.steady_ms, deadline_ms, surplus, step: Step::Hello }
+        Self { peer, accepted_ms: now.steady_ms, deadline_ms, surplus, step: Step::Hello, asked: None }
     }
 
     pub(super) fn surplus(&self) -> bool {
@@ -109,6 +111,10 @@ impl Arriving {
 
     pub(super) fn redirecting(&self) -> bool {
         matches!(self.step, Step::Redirecting(_))
+    }
+
+    pub(super) fn asked(&mut self, scheduler: usize) {
+        self.asked = Some(scheduler);
     }
 
     /// Whether the logic with that index is opening its session.
@@ -324,7 +330,10 @@ impl Arriving {
         match self.step {
             Step::Hello => Err(Goodbye::new(CloseCode::HandshakeTimeout)),
             Step::Opening(_) => Err(Goodbye::overloaded(cx.rng).because("logic did not answer in time")),
-            Step::Redirecting(_) | Step::Redirected => self.undirected(cx),
+            Step::Redirecting(_) | Step::Redirected => {
+                cx.ups.silent.extend(self.asked.take());
+                self.undirected(cx)
+            }
         }
     }
 
@@ -368,10 +377,11 @@ fn good_for_ms(cx: &Cx<'_>, ticket: &link::Ticket) -> i64 {
 
 /// Whether its user may belong elsewhere. Served elsewhere on purpose it stays; so does whoever walked the list of a ticket to
 /// here: what is before this gateway failed, and it would be sent back there. But not by a ticket that is older than what
-/// decides where users belong.
+/// decides where users belong, nor served elsewhere by one from before homes came or went.
 fn doubted(ticket: &link::Ticket, away: bool, env: &Env) -> bool {
     let first = ticket.gateway_ids.first().is_some_and(|first| *first == env.gateway_id);
-    (away && first && env.placed && !ticket.elsewhere) || ticket.issued_at_ms < env.placed_ms
+    let on_purpose = ticket.elsewhere && ticket.issued_at_ms >= env.homes_ms;
+    env.placed && ((away && first && !on_purpose) || ticket.issued_at_ms < env.placed_ms)
 }
 
 fn check_hello(hello: &Hello) -> Result<(), Goodbye> {

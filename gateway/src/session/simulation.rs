@@ -49,6 +49,7 @@ impl Harness {
             region: String::new(),
             placed: true,
             placed_ms: 0,
+            homes_ms: 0,
             stopping: false,
             spread_ms: 2_000,
             scheduled: true,

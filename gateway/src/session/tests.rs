@@ -109,10 +109,39 @@ fn who_is_away_from_home_is_asked_about_unless_he_could_not_do_better() {
     assert!(!asked(&mut harness, &there(&["gw-1", "gw-2"], true), false), "on purpose");
     assert!(!asked(&mut harness, &there(&["gw-us", "gw-1"], false), false), "he walked his list");
     assert!(!asked(&mut harness, &there(&["gw-1"], false), true), "he reaches no scheduler");
+    harness.env.homes_ms = 1_900_000;
+    assert!(!asked(&mut harness, &there(&["gw-1"], true), false), "on purpose, and no home came back since");
+    harness.env.homes_ms = 1_950_000;
+    assert!(asked(&mut harness, &there(&["gw-1"], true), false), "his home may be back");
+    assert!(!asked(&mut harness, &there(&["gw-us", "gw-1"], true), false), "he walked his list");
+    harness.env.placed_ms = 1_950_000;
     harness.env.placed = false;
     assert!(!asked(&mut harness, &there(&["gw-1"], false), false), "no scheduler knows of homes");
-    harness.env.placed_ms = 1_950_000;
+    harness.env.placed = true;
     assert!(asked(&mut harness, &there(&["gw-us", "gw-1"], true), false), "it is older than what decides");
+}
+
+#[test]
+fn who_is_in_doubt_is_let_in_when_no_scheduler_takes_the_question_or_answers_it() {
+    for late in [false, true] {
+        let mut harness = simulation::Harness::new(1);
+        harness.env.placed_ms = harness.now.wall_ms;
+        let mut session =
+            harness.arrived(Hello { ticket: harness.sign(&harness.ticket()), ..Hello::default() });
+        assert_eq!((harness.ups.redirects.len(), harness.ups.logic.len()), (1, 0));
+        if late {
+            harness.with(&mut session, |session, _| session.redirect_asked(3));
+            let patience = i64::try_from(harness.env.timeouts.redirect.as_millis()).expect("short");
+            assert!(session.deadline_ms(&harness.env) <= harness.now.steady_ms + patience);
+            harness.now.steady_ms += patience;
+            harness.with(&mut session, |session, cx| session.expire(cx));
+        } else {
+            harness.with(&mut session, |session, cx| session.redirect_refused(cx));
+        }
+        let silent: &[usize] = if late { &[3] } else { &[] };
+        assert_eq!((harness.ups.logic.len(), session.closing()), (1, false), "late: {late}");
+        assert_eq!(harness.ups.silent, silent);
+    }
 }
 
 #[test]
