@@ -200,6 +200,12 @@ impl Mover {
         self.draining.as_ref().filter(|draining| draining.drain.active).map(|draining| draining.phase)
     }
 
+    /// Where the drain sends clients; empty: as the policy says, or there is none.
+    pub(crate) fn to_pool(&self) -> &str {
+        let drain = self.draining.as_ref().map(|draining| &draining.drain).filter(|drain| drain.active);
+        drain.map_or("", |drain| &drain.to_pool)
+    }
+
     /// For reports: what is moved, or was last.
     pub(crate) fn progress(&self) -> Vec<MoveProgress> {
         self.progress.values().cloned().collect()

@@ -66,6 +66,8 @@ pub(crate) struct Rare {
     pub(crate) logics: Arc<LogicLinks>,
     pub(crate) schedulers: Arc<SchedulerLinks>,
     pub(crate) verifier: Arc<TicketVerifier>,
+    /// Where an operator's drain sends clients; empty: as the policy says.
+    pub(crate) to_pool: Arc<str>,
 }
 
 /// Shared by all threads of one gateway.
@@ -142,7 +144,12 @@ pub(crate) struct Parts {
 impl Shared {
     pub(crate) fn new(parts: Parts) -> Self {
         let Parts { config, boot, clock, metrics, inlets, endpoints, capacity } = parts;
-        let rare = Rare { logics: Arc::default(), schedulers: Arc::default(), verifier: Arc::default() };
+        let rare = Rare {
+            logics: Arc::default(),
+            schedulers: Arc::default(),
+            verifier: Arc::default(),
+            to_pool: Arc::default(),
+        };
         let carried = carry::Store::default();
         let grace_ms = i64::try_from(config.ticket_grace.as_millis()).unwrap_or(i64::MAX);
         Self {

@@ -255,7 +255,12 @@ impl Supervisor {
     fn move_on(&mut self) {
         let shared = &self.shared;
         let now = shared.clock.now();
-        let up: Vec<bool> = shared.rare().schedulers.iter().map(|link| link.connected()).collect();
+        let rare = shared.rare();
+        let up: Vec<bool> = rare.schedulers.iter().map(|link| link.connected()).collect();
+        let to_pool = self.mover.to_pool();
+        if *rare.to_pool != *to_pool {
+            shared.change(|rare| rare.to_pool = to_pool.into());
+        }
         let tell =
             |delivery: &dyn Fn() -> Delivery| shared.inlets.iter().for_each(|inlet| inlet.send(delivery()));
         for act in self.mover.turn(now, &up, shared.connections.load(Relaxed)) {

@@ -121,6 +121,7 @@ impl Worker {
             verifier: Arc::default(),
             draining: false,
             evacuating: false,
+            to_pool: Arc::default(),
             region: shared.config.region.clone(),
             placed: false,
             placed_ms: 0,
@@ -274,6 +275,7 @@ impl Worker {
             self.version = version;
             let rare = self.shared.rare();
             self.env.verifier = Arc::clone(&rare.verifier);
+            self.env.to_pool = Arc::clone(&rare.to_pool);
             self.outlet.set_links(rare);
         }
         self.env.draining = self.shared.draining.load(Acquire);

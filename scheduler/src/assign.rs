@@ -53,6 +53,8 @@ pub(crate) struct Terms<'a> {
     pub wait_ms: u32,
     /// It has a connection, and is told to leave that.
     pub moved: bool,
+    /// Platform and app version as the client says them; the ticket carries them for the gateway's questions.
+    pub runs: [&'a str; 2],
 }
 
 impl Core {
@@ -81,9 +83,10 @@ impl Core {
         }
         let owner = Owner { pool: decision.pool, user: request.user_id, device: request.client.device_id };
         self.admit(owner, terms.ask, terms.now_ms).map_err(NotAssigned::Queued)?;
+        let Terms { wait_ms, moved, runs: [platform, app_version], .. } = *terms;
         let ranked = decision.ranked.as_slice();
         let schedule_id = rng.random();
-        let lives_ms = self.ticket_ttl_ms + i64::from(terms.wait_ms);
+        let lives_ms = self.ticket_ttl_ms + i64::from(wait_ms);
         let expires_at_ms = (terms.now_ms + lives_ms).min(terms.auth_expires_at_ms);
         let ticket = self.signer.sign(&Ticket {
             user_id: request.user_id.to_owned(),
@@ -98,8 +101,9 @@ impl Core {
             issued_at_ms: terms.now_ms,
             auth_issued_at_ms: terms.auth_issued_at_ms,
             elsewhere: decision.elsewhere,
+            platform: platform.to_owned(),
+            app_version: app_version.to_owned(),
         });
-        let Terms { wait_ms, moved, .. } = *terms;
         let place = Place { gateway: ranked[0], user_id: request.user_id, schedule_id, wait_ms, moved };
         self.assigned(&fleet, place);
         self.metrics.decision(decision.pool, decision.reason);

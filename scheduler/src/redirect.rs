@@ -59,6 +59,7 @@ pub(crate) fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> Redi
         came_to: here.map_or("", |gateway| &gateway.profile.region),
         wait_ms: ask.retry_after_ms,
         moved: connected(ask),
+        runs: [&ask.platform, &ask.app_version],
     };
     let asked = request.clone();
     let judge = |fleet: &Fleet, policy: &Policy, decision: &Decision<'_>| {

@@ -256,6 +256,16 @@ fn a_drain_that_is_stopped_moves_nobody_more() {
 }
 
 #[test]
+fn where_a_drain_sends_clients_holds_while_it_lasts() {
+    let mut world = World::new(&[10]);
+    let begun = Drain { to_pool: "green".to_owned(), ..drain(50) };
+    world.mover.drain(1, begun.clone());
+    assert_eq!(world.mover.to_pool(), "green");
+    world.mover.drain(2, Drain { active: false, ..begun });
+    assert_eq!(world.mover.to_pool(), "");
+}
+
+#[test]
 fn an_order_that_is_told_again_is_carried_out_once() {
     let mut world = World::new(&[500]);
     for _ in 0..3 {

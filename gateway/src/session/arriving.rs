@@ -140,7 +140,7 @@ impl Arriving {
         }
     }
 
-    fn on_hello(&mut self, cx: &mut Cx<'_>, wire: Wire, hello: Hello) -> Result<(), Goodbye> {
+    fn on_hello(&mut self, cx: &mut Cx<'_>, wire: Wire, mut hello: Hello) -> Result<(), Goodbye> {
         check_hello(&hello)?;
         if cx.env.draining {
             let retry_after_ms = cx.rng.random_range(0..=cx.env.spread_ms);
@@ -149,7 +149,8 @@ impl Arriving {
         if cx.env.verifier.is_empty() {
             return Err(Goodbye::overloaded(cx.rng).because("no scheduler has told its keys yet"));
         }
-        let ticket = check_ticket(cx.env, cx.now, &hello)?;
+        let mut ticket = check_ticket(cx.env, cx.now, &hello)?;
+        complete(&mut hello, &mut ticket);
         let identity = Identity::new(&ticket.user_id, ticket.auth_issued_at_ms, &hello);
         revoked::check(cx.env, &identity)?;
         let ask = identity.ask(cx.handle, wire, self.peer, ticket.auth_expires_at_ms);
@@ -180,7 +181,8 @@ impl Arriving {
         grace: Option<Grace>,
     ) -> Result<(), Goodbye> {
         if cx.env.evacuating {
-            self.ask_redirect(cx, MovePurpose::Drain, ask, Why::Drained);
+            let pool = cx.env.to_pool.to_string();
+            self.ask_redirect(cx, MovePurpose::Drain, link::RedirectAsk { pool, ..ask }, Why::Drained);
             return Ok(());
         }
         let away = !ticket.home.is_empty() && ticket.home != cx.env.region;
@@ -396,6 +398,17 @@ fn check_hello(hello: &Hello) -> Result<(), Goodbye> {
         }
     }
     Ok(())
+}
+
+/// What the client said of itself to a scheduler and not here: where it belongs is not to depend on whom of them it told.
+fn complete(hello: &mut Hello, ticket: &mut link::Ticket) {
+    let told =
+        [(&mut hello.platform, &mut ticket.platform), (&mut hello.app_version, &mut ticket.app_version)];
+    for (here, before) in told {
+        if here.is_empty() && before.len() <= limits::CLIENT_TEXT {
+            *here = std::mem::take(before);
+        }
+    }
 }
 
 /// The ticket, if it is genuine, of this device and of a user whose login is in time. Its own time, and for which gateways it

@@ -26,6 +26,8 @@ pub(crate) struct Env {
     pub(crate) draining: bool,
     /// An operator empties this gateway: who comes is sent elsewhere.
     pub(crate) evacuating: bool,
+    /// The pool that the operator sends them to; empty: as the policy says.
+    pub(crate) to_pool: Arc<str>,
     /// Its region; may be empty.
     pub(crate) region: String,
     /// Whether any scheduler said that it decides where users belong: one that does not would send them to and fro.

@@ -46,6 +46,7 @@ impl Harness {
             verifier: Arc::new(TicketVerifier::new(&[signer.public_key()])),
             draining: false,
             evacuating: false,
+            to_pool: Arc::default(),
             region: String::new(),
             placed: true,
             placed_ms: 0,

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use berth_proto::client::{Endpoint, Hello};
 
 use super::*;
+use crate::mover::Order;
 
 #[test]
 fn an_idle_session_is_small() {
@@ -142,6 +143,47 @@ fn who_is_in_doubt_is_let_in_when_no_scheduler_takes_the_question_or_answers_it(
         assert_eq!((harness.ups.logic.len(), session.closing()), (1, false), "late: {late}");
         assert_eq!(harness.ups.silent, silent);
     }
+}
+
+#[test]
+fn who_comes_to_a_drained_gateway_is_sent_where_the_operator_says() {
+    let mut harness = simulation::Harness::new(1);
+    (harness.env.evacuating, harness.env.to_pool) = (true, "green".into());
+    harness.arrived(Hello { ticket: harness.sign(&harness.ticket()), ..Hello::default() });
+    let asks: Vec<_> = harness.ups.redirects.iter().map(|ask| (ask.purpose(), ask.pool.as_str())).collect();
+    assert_eq!(asks, [(link::MovePurpose::Drain, "green")]);
+}
+
+#[test]
+fn what_a_client_said_to_a_scheduler_alone_counts_here_too() {
+    let mut harness = simulation::Harness::new(1);
+    let ticket =
+        link::Ticket { platform: "ios".to_owned(), app_version: "7.3.1".to_owned(), ..harness.ticket() };
+    let text = harness.sign(&ticket);
+    for (app_version, expected) in [("", "7.3.1"), ("8.0.0", "8.0.0")] {
+        let mut session = harness.arrived(Hello {
+            ticket: text.clone(),
+            app_version: app_version.to_owned(),
+            ..Hello::default()
+        });
+        let opened = link::SessionOpened { handle: 42, session_epoch: 1, ..link::SessionOpened::default() };
+        harness.with(&mut session, |session, cx| session.deliver(cx, to_gateway::Message::Opened(opened)));
+        let order = Order {
+            purpose: link::MovePurpose::Sweep,
+            id: 1,
+            spread_ms: 0,
+            pool: String::new(),
+            within_permille: 0,
+            only_away: false,
+        };
+        let peer = Ipv4Addr::LOCALHOST.into();
+        let ask = session.whereabouts(&order, 42, peer, 0, harness.now).expect("welcomed");
+        assert_eq!((ask.platform.as_str(), ask.app_version.as_str()), ("ios", expected));
+    }
+    let long = link::Ticket { platform: "x".repeat(200), ..ticket };
+    let hello = Hello { ticket: harness.sign(&long), ..Hello::default() };
+    let session = harness.arrived(hello);
+    assert!(!session.closing(), "what is too long is as if it were not said");
 }
 
 #[test]
