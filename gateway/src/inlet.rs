@@ -41,6 +41,8 @@ pub(crate) enum Delivery {
     Redirect(RedirectAnswer),
     /// Say 4001 to everybody, with a random wait of at most so many milliseconds.
     Evict(u32),
+    /// The same to those who were welcomed: who is arriving is answered soon.
+    TellRest(u32),
     /// List those whom the job is about.
     Move(Arc<Job>),
     /// Ask where so many more of those listed are to go.

@@ -7,6 +7,7 @@
 //!
 //! An idle connection owns its socket, one box of state and one of identity: no buffer, no timer, no queue.
 
+mod asking;
 mod budget;
 mod carried;
 mod clock;

@@ -20,7 +20,7 @@ use berth_proto::wire::{Drain, Introduction, MoveOrder, MoveProgress, MovePurpos
 pub(crate) use self::job::{Job, Order};
 use self::{
     pacer::{Pacer, shares},
-    sweep::{Sweep, Sweeps, Word},
+    sweep::{Due, Sweep, Sweeps, Word},
 };
 use crate::clock::Now;
 
@@ -51,6 +51,8 @@ pub(crate) enum Act {
     TellRest(u32),
     /// Where users belong may be another place than tickets say.
     Placed,
+    /// Homes came or went: whom a ticket sent elsewhere on purpose may be better off at home.
+    Homes,
 }
 
 /// How far a drain is.
@@ -198,16 +200,29 @@ impl Mover {
         self.draining.as_ref().filter(|draining| draining.drain.active).map(|draining| draining.phase)
     }
 
+    /// Where the drain sends clients; empty: as the policy says, or there is none.
+    pub(crate) fn to_pool(&self) -> &str {
+        let drain = self.draining.as_ref().map(|draining| &draining.drain).filter(|drain| drain.active);
+        drain.map_or("", |drain| &drain.to_pool)
+    }
+
     /// For reports: what is moved, or was last.
     pub(crate) fn progress(&self) -> Vec<MoveProgress> {
         self.progress.values().cloned().collect()
     }
 
+    /// The schedulers that may be asked where users belong, a bit each by their index.
+    pub(crate) fn who_agree(&self) -> u64 {
+        self.sweeps.who_agree()
+    }
+
     /// What is due now; `up`: which schedulers' links are.
     pub(crate) fn turn(&mut self, now: Now, up: &[bool], connections: u64) -> Vec<Act> {
         let mut acts = vec![];
-        if let Some(sweep) = self.sweeps.due(up, now.steady_ms) {
-            self.sweep = Some(sweep.after(self.sweep.take()));
+        match self.sweeps.due(up, now.steady_ms) {
+            Some(Due::First) => acts.push(Act::Placed),
+            Some(Due::Sweep(sweep)) => self.sweep = Some(sweep.after(self.sweep.take())),
+            None => {}
         }
         match self.draining.take() {
             Some(mut draining) if draining.drain.active => {
@@ -317,9 +332,7 @@ impl Mover {
         if let Some(per_second) = per_second.filter(|per_second| waits && *per_second > 0)
             && let Some(Sweep { placement, only_away }) = self.sweep.take()
         {
-            if !only_away {
-                acts.push(Act::Placed);
-            }
+            acts.push(if only_away { Act::Homes } else { Act::Placed });
             let order = Order {
                 purpose: MovePurpose::Sweep,
                 id: placement,

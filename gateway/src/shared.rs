@@ -22,6 +22,7 @@ use berth_proto::{
 };
 
 use crate::{
+    asking::Asking,
     clock::Clock,
     config::Config,
     door::Door,
@@ -43,6 +44,9 @@ pub(crate) const SURPLUS: u64 = 64;
 /// The spread of a stop that no drain came before, in milliseconds.
 const STOP_SPREAD_MS: u32 = 2_000;
 
+/// Tickets issued so shortly before word of another placement came are doubted as well: clocks differ, and the word travels.
+pub(crate) const PLACED_MARGIN_MS: i64 = 2_000;
+
 /// A worker's count of wake-ups once it has ended: there is nothing to watch any more.
 pub(crate) const ENDED: u64 = u64::MAX;
 
@@ -62,6 +66,8 @@ pub(crate) struct Rare {
     pub(crate) logics: Arc<LogicLinks>,
     pub(crate) schedulers: Arc<SchedulerLinks>,
     pub(crate) verifier: Arc<TicketVerifier>,
+    /// Where an operator's drain sends clients; empty: as the policy says.
+    pub(crate) to_pool: Arc<str>,
 }
 
 /// Shared by all threads of one gateway.
@@ -88,6 +94,10 @@ pub(crate) struct Shared {
     pub(crate) placed: AtomicBool,
     /// Tickets issued before, by the wall clock, may lead where their user no longer belongs.
     pub(crate) placed_ms: AtomicI64,
+    /// Tickets issued before, by the wall clock, may keep their user from a home that is back.
+    pub(crate) homes_ms: AtomicI64,
+    /// Which scheduler is asked where who comes belongs.
+    pub(crate) asking: Asking,
     /// How far what is moved is, for reports.
     pub(crate) moves: Mutex<Vec<MoveProgress>>,
     /// The waits of those who are sent away are spread over so many milliseconds.
@@ -134,7 +144,12 @@ pub(crate) struct Parts {
 impl Shared {
     pub(crate) fn new(parts: Parts) -> Self {
         let Parts { config, boot, clock, metrics, inlets, endpoints, capacity } = parts;
-        let rare = Rare { logics: Arc::default(), schedulers: Arc::default(), verifier: Arc::default() };
+        let rare = Rare {
+            logics: Arc::default(),
+            schedulers: Arc::default(),
+            verifier: Arc::default(),
+            to_pool: Arc::default(),
+        };
         let carried = carry::Store::default();
         let grace_ms = i64::try_from(config.ticket_grace.as_millis()).unwrap_or(i64::MAX);
         Self {
@@ -155,7 +170,10 @@ impl Shared {
             draining: AtomicBool::new(false),
             evacuating: AtomicBool::new(false),
             placed: AtomicBool::new(false),
-            placed_ms: AtomicI64::new(0),
+            // What changed while this gateway was away nobody tells it.
+            placed_ms: AtomicI64::new(clock.now().wall_ms + PLACED_MARGIN_MS),
+            homes_ms: AtomicI64::new(0),
+            asking: Asking::default(),
             moves: Mutex::default(),
             spread_ms: AtomicU32::new(STOP_SPREAD_MS),
             connections: AtomicU64::new(0),

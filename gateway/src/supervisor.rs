@@ -21,7 +21,7 @@ use crate::{
     load::{Capacities, Meter, System, Totals},
     metrics::LinkRefused,
     mover::{self, Act, Mover, Phase},
-    shared::{ENDED, Shared, lock},
+    shared::{ENDED, PLACED_MARGIN_MS, Shared, lock},
 };
 
 /// Between two reports to each scheduler, in milliseconds: PEERS.md's freshness of load.
@@ -38,9 +38,6 @@ const STALL_MS: i64 = 5_000;
 
 /// What is longer than a second's sleep and half a second until it is noticed, in milliseconds, is a lag.
 const WAKES_EVERY_MS: i64 = 1_500;
-
-/// Tickets issued so shortly before word of another placement came are doubted as well: clocks differ, and the word travels.
-const PLACED_MARGIN_MS: i64 = 2_000;
 
 /// What others tell the supervisor.
 #[derive(Default)]
@@ -258,7 +255,12 @@ impl Supervisor {
     fn move_on(&mut self) {
         let shared = &self.shared;
         let now = shared.clock.now();
-        let up: Vec<bool> = shared.rare().schedulers.iter().map(|link| link.connected()).collect();
+        let rare = shared.rare();
+        let up: Vec<bool> = rare.schedulers.iter().map(|link| link.connected()).collect();
+        let to_pool = self.mover.to_pool();
+        if *rare.to_pool != *to_pool {
+            shared.change(|rare| rare.to_pool = to_pool.into());
+        }
         let tell =
             |delivery: &dyn Fn() -> Delivery| shared.inlets.iter().for_each(|inlet| inlet.send(delivery()));
         for act in self.mover.turn(now, &up, shared.connections.load(Relaxed)) {
@@ -270,15 +272,17 @@ impl Supervisor {
                     }
                 }
                 Act::Placed => shared.placed_ms.store(now.wall_ms + PLACED_MARGIN_MS, Relaxed),
+                Act::Homes => shared.homes_ms.store(now.wall_ms + PLACED_MARGIN_MS, Relaxed),
                 Act::Begin(job) => tell(&|| Delivery::Move(Arc::clone(&job))),
                 Act::Grant(shares) => {
                     let shares = shared.inlets.iter().zip(shares).filter(|(_, share)| *share > 0);
                     shares.for_each(|(inlet, share)| inlet.send(Delivery::Grant(share)));
                 }
                 Act::End => tell(&|| Delivery::MovedEnough),
-                Act::TellRest(spread_ms) => tell(&|| Delivery::Evict(spread_ms)),
+                Act::TellRest(spread_ms) => tell(&|| Delivery::TellRest(spread_ms)),
             }
         }
+        shared.asking.among(self.mover.who_agree());
         *lock(&shared.moves) = self.mover.progress();
         let phase = self.mover.phase();
         for (known, gauge) in Phase::ALL.iter().zip(&shared.metrics.drain_phase) {

@@ -121,9 +121,11 @@ impl Worker {
             verifier: Arc::default(),
             draining: false,
             evacuating: false,
+            to_pool: Arc::default(),
             region: shared.config.region.clone(),
             placed: false,
             placed_ms: 0,
+            homes_ms: 0,
             stopping: false,
             spread_ms: shared.spread_ms.load(Relaxed),
             scheduled: false,
@@ -273,12 +275,14 @@ impl Worker {
             self.version = version;
             let rare = self.shared.rare();
             self.env.verifier = Arc::clone(&rare.verifier);
+            self.env.to_pool = Arc::clone(&rare.to_pool);
             self.outlet.set_links(rare);
         }
         self.env.draining = self.shared.draining.load(Acquire);
         self.env.evacuating = self.shared.evacuating.load(Acquire);
         self.env.placed = self.shared.placed.load(Relaxed);
         self.env.placed_ms = self.shared.placed_ms.load(Relaxed);
+        self.env.homes_ms = self.shared.homes_ms.load(Relaxed);
         self.env.spread_ms = self.shared.spread_ms.load(Relaxed);
         self.outlet.connected(&mut self.env.logics);
         self.env.scheduled = self.outlet.scheduled();

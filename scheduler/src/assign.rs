@@ -11,6 +11,7 @@ use crate::{
     decide::{Decision, NoGateway, Request, decide},
     fleet::{Fleet, Place, Profile},
     locate::Claim,
+    policy::Policy,
     redirect::always,
 };
 
@@ -52,6 +53,8 @@ pub(crate) struct Terms<'a> {
     pub wait_ms: u32,
     /// It has a connection, and is told to leave that.
     pub moved: bool,
+    /// Platform and app version as the client says them; the ticket carries them for the gateway's questions.
+    pub runs: [&'a str; 2],
 }
 
 impl Core {
@@ -66,7 +69,7 @@ impl Core {
         &self,
         request: Request<'_>,
         terms: &Terms<'_>,
-        judge: impl FnOnce(&Fleet, &Decision<'_>) -> Result<(), E>,
+        judge: impl FnOnce(&Fleet, &Policy, &Decision<'_>) -> Result<(), E>,
     ) -> Result<Result<Assigned, E>, NotAssigned> {
         let (fleet, policy) = (self.fleet.load(), self.policy.load());
         let now_ms = self.clock.monotonic_ms();
@@ -75,14 +78,15 @@ impl Core {
         let request = request.located(&located);
         let mut rng = rand::rng();
         let decision = decide(&fleet, &policy, &request, now_ms, &mut rng).map_err(NotAssigned::NoGateway)?;
-        if let Err(no) = judge(&fleet, &decision) {
+        if let Err(no) = judge(&fleet, &policy, &decision) {
             return Ok(Err(no));
         }
         let owner = Owner { pool: decision.pool, user: request.user_id, device: request.client.device_id };
         self.admit(owner, terms.ask, terms.now_ms).map_err(NotAssigned::Queued)?;
+        let Terms { wait_ms, moved, runs: [platform, app_version], .. } = *terms;
         let ranked = decision.ranked.as_slice();
         let schedule_id = rng.random();
-        let lives_ms = self.ticket_ttl_ms + i64::from(terms.wait_ms);
+        let lives_ms = self.ticket_ttl_ms + i64::from(wait_ms);
         let expires_at_ms = (terms.now_ms + lives_ms).min(terms.auth_expires_at_ms);
         let ticket = self.signer.sign(&Ticket {
             user_id: request.user_id.to_owned(),
@@ -97,8 +101,9 @@ impl Core {
             issued_at_ms: terms.now_ms,
             auth_issued_at_ms: terms.auth_issued_at_ms,
             elsewhere: decision.elsewhere,
+            platform: platform.to_owned(),
+            app_version: app_version.to_owned(),
         });
-        let Terms { wait_ms, moved, .. } = *terms;
         let place = Place { gateway: ranked[0], user_id: request.user_id, schedule_id, wait_ms, moved };
         self.assigned(&fleet, place);
         self.metrics.decision(decision.pool, decision.reason);

@@ -122,6 +122,7 @@ async fn answer(core: &Core, request: Request, started: &mut Instant) -> Result<
         came_to: "",
         wait_ms: 0,
         moved: false,
+        runs: [&asked.platform, &asked.app_version],
     };
     let request = input::decision_request(&asked, &user.id, peer);
     let assigned = core.assign(request, &terms).map_err(not_assigned)?;

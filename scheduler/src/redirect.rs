@@ -11,15 +11,18 @@ use tracing::debug;
 use crate::{
     assign::{NotAssigned, Terms},
     core::{Ask, Core},
-    decide::{Decision, Request, may_take},
+    decide::{Decision, NoGateway, Request, may_take},
     fleet::{Dimension, Fleet, Gateway, Profile},
     moving::plan::{Band, Filled},
-    policy::{Client, Platform, STABLE, app_version},
+    policy::{Client, Platform, Policy, STABLE, app_version},
     transport::Transports,
 };
 
 /// A gateway that uses so much of what handshakes take is sent nobody who has a connection elsewhere.
 const BUSY: f64 = 0.9;
+
+/// A gateway does not know what its clients measured.
+static NOT_MEASURED: BTreeMap<String, u32> = BTreeMap::new();
 
 /// Why a connection is not moved.
 enum Unmoved {
@@ -37,47 +40,30 @@ pub(crate) fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> Redi
     let valid = id::check(&ask.user_id).is_ok() && id::check(&ask.device_id).is_ok();
     let revoked = || core.check_revoked(&ask.user_id, &ask.device_id, ask.auth_issued_at_ms).is_err();
     if !valid || ask.auth_expires_at_ms <= now_ms || revoked() {
-        return nowhere;
+        // His own gateway closes one who is connected; the others there are not to wait for that.
+        return RedirectAnswer { stay: connected(ask), ..nowhere };
     }
     let fleet = core.fleet.load();
     let here = fleet.find(gateway_id).map(|index| fleet.gateway(index));
-    let purpose = ask.purpose();
     let transports: Vec<String> =
         Some(&ask.transport).filter(|name| !name.is_empty()).cloned().into_iter().collect();
     let leaves = [gateway_id.to_owned()];
-    let request = Request {
-        user_id: &ask.user_id,
-        client: Client {
-            platform: Platform::named(&ask.platform),
-            app_version: app_version(&ask.app_version),
-            ip: ask.client_ip.parse().ok().map(|ip: IpAddr| ip.to_canonical()),
-            region: "",
-            origin: "",
-            zone: "",
-            device_id: &ask.device_id,
-        },
-        transports: transports
-            .first()
-            .map_or(Transports::ALL, |name| Transports::named(name).unwrap_or_default()),
-        failed: if matches!(purpose, MovePurpose::Drain | MovePurpose::Rebalance) { &leaves } else { &[] },
-        near: &[],
-        pool: Some(ask.pool.as_str()).filter(|pool| !pool.is_empty()),
-    };
-    let connected = matches!(purpose, MovePurpose::Drain | MovePurpose::Rebalance | MovePurpose::Sweep);
+    let request = request(ask, &transports, &leaves);
     let terms = Terms {
         transports: &transports,
-        rtt_ms: &BTreeMap::new(),
+        rtt_ms: &NOT_MEASURED,
         auth_expires_at_ms: ask.auth_expires_at_ms,
         auth_issued_at_ms: ask.auth_issued_at_ms,
         now_ms,
         ask: Ask::SentOn,
         came_to: here.map_or("", |gateway| &gateway.profile.region),
         wait_ms: ask.retry_after_ms,
-        moved: connected,
+        moved: connected(ask),
+        runs: [&ask.platform, &ask.app_version],
     };
     let asked = request.clone();
-    let judge = |fleet: &Fleet, decision: &Decision<'_>| {
-        let unknown = |pool: &str| may_take(&core.policy.load(), &asked, pool);
+    let judge = |fleet: &Fleet, policy: &Policy, decision: &Decision<'_>| {
+        let unknown = |pool: &str| may_take(policy, &asked, pool);
         judge(core, fleet, decision, Where { here, unknown: &unknown }, ask)
     };
     match core.assign_if(request, &terms, judge) {
@@ -94,15 +80,71 @@ pub(crate) fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> Redi
         Err(NotAssigned::Queued(_)) => nowhere,
         Err(NotAssigned::NoGateway(error)) => {
             debug!(%error, "no redirect");
-            match purpose {
-                // He would have to wait for his home; here he is served until the deadline.
-                MovePurpose::Drain if !error.home.is_empty() => RedirectAnswer { stay: true, ..nowhere },
-                MovePurpose::Drain => RedirectAnswer { hold: error.to_string(), ..nowhere },
-                MovePurpose::Rebalance | MovePurpose::Sweep => RedirectAnswer { stay: true, ..nowhere },
-                MovePurpose::Stray | MovePurpose::Home => nowhere,
+            match without_gateway(&fleet, gateway_id, ask.purpose(), &error) {
+                None => nowhere,
+                Some(Unmoved::Stays) => RedirectAnswer { stay: true, ..nowhere },
+                Some(Unmoved::Held(hold)) => RedirectAnswer { hold, ..nowhere },
             }
         }
     }
+}
+
+/// Whether the client has a connection at its gateway.
+fn connected(ask: &RedirectAsk) -> bool {
+    matches!(ask.purpose(), MovePurpose::Drain | MovePurpose::Rebalance | MovePurpose::Sweep)
+}
+
+/// The question as the decision wants it, before the client is located. `leaves`: the gateway that asks.
+fn request<'a>(ask: &'a RedirectAsk, transports: &[String], leaves: &'a [String]) -> Request<'a> {
+    Request {
+        user_id: &ask.user_id,
+        client: Client {
+            platform: Platform::named(&ask.platform),
+            app_version: app_version(&ask.app_version),
+            ip: ask.client_ip.parse().ok().map(|ip: IpAddr| ip.to_canonical()),
+            region: "",
+            origin: "",
+            zone: "",
+            device_id: &ask.device_id,
+        },
+        transports: transports
+            .first()
+            .map_or(Transports::ALL, |name| Transports::named(name).unwrap_or_default()),
+        failed: if matches!(ask.purpose(), MovePurpose::Drain | MovePurpose::Rebalance) {
+            leaves
+        } else {
+            &[]
+        },
+        near: &[],
+        pool: Some(ask.pool.as_str()).filter(|pool| !pool.is_empty()),
+    }
+}
+
+/// What becomes of a client that no gateway can take; none: it is sent nowhere.
+fn without_gateway(
+    fleet: &Fleet,
+    gateway_id: &str,
+    purpose: MovePurpose,
+    error: &NoGateway,
+) -> Option<Unmoved> {
+    match purpose {
+        // He would have to wait for his home; here he is served until the deadline.
+        MovePurpose::Drain if !error.home.is_empty() => Some(Unmoved::Stays),
+        // It is his transport alone: the others are not to wait for him, who is asked about again.
+        MovePurpose::Drain if others_can_go(fleet, gateway_id, &error.pool) => Some(Unmoved::Stays),
+        MovePurpose::Drain => Some(Unmoved::Held(error.to_string())),
+        MovePurpose::Rebalance | MovePurpose::Sweep => Some(Unmoved::Stays),
+        MovePurpose::Stray | MovePurpose::Home => None,
+    }
+}
+
+/// Whether a client of any transport could go from that gateway to another one of the pool, or of `stable`.
+fn others_can_go(fleet: &Fleet, gateway_id: &str, pool: &str) -> bool {
+    let mut assignable = fleet.candidates.iter().map(|index| fleet.gateway(*index));
+    assignable.any(|gateway| {
+        let Profile { id, pool: of, .. } = &*gateway.profile;
+        **id != *gateway_id && (*of == *pool || *of == STABLE) && gateway.has_room()
+    })
 }
 
 /// Where a client is now.
@@ -192,7 +234,7 @@ fn has_more_room(fleet: &Fleet, there: &Gateway, here: &Gateway, within: f64) ->
 }
 
 /// What decides nothing.
-pub(crate) fn always(_: &Fleet, _: &Decision<'_>) -> Result<(), Infallible> {
+pub(crate) fn always(_: &Fleet, _: &Policy, _: &Decision<'_>) -> Result<(), Infallible> {
     Ok(())
 }
 

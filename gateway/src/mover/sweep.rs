@@ -34,6 +34,14 @@ impl Sweep {
     }
 }
 
+/// What follows from new word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Due {
+    /// It is the first: nobody is here who was placed by another one, but some may come whose tickets are of before.
+    First,
+    Sweep(Sweep),
+}
+
 /// What the schedulers said, and what was done about it.
 #[derive(Debug, Default)]
 pub(crate) struct Sweeps {
@@ -53,8 +61,8 @@ impl Sweeps {
         self.words[scheduler] = Some(word);
     }
 
-    /// The sweep that is due, if any; `up`: which schedulers' links are.
-    pub(crate) fn due(&mut self, up: &[bool], now_ms: i64) -> Option<Sweep> {
+    /// What is due, if anything; `up`: which schedulers' links are.
+    pub(crate) fn due(&mut self, up: &[bool], now_ms: i64) -> Option<Due> {
         let heard: Vec<Word> = self.heard(up).collect();
         let newest = *heard.iter().max_by_key(|word| word.policy_version)?;
         let agree = heard.iter().all(|word| (word.placement, word.homes) == (newest.placement, newest.homes));
@@ -66,15 +74,14 @@ impl Sweeps {
         if self.done.is_some_and(|done| newest.policy_version < done.policy_version) {
             return None;
         }
-        // With the first word nobody is here who was placed by another one.
-        let done = self.done.replace(newest)?;
+        let Some(done) = self.done.replace(newest) else { return Some(Due::First) };
         let placement = newest.placement;
         let only_away = match (done.placement != placement, done.homes != newest.homes) {
             (true, _) => false,
             (false, true) => true,
             (false, false) => return None,
         };
-        Some(Sweep { placement, only_away })
+        Some(Due::Sweep(Sweep { placement, only_away }))
     }
 
     /// Connections a second as the newest policy says (0: none are moved), while any scheduler is heard.
@@ -91,6 +98,11 @@ impl Sweeps {
         those.fold(0, |bits, (index, _)| bits | 1 << index)
     }
 
+    /// The schedulers that place as connections were last asked about; before any word, all.
+    pub(crate) fn who_agree(&self) -> u64 {
+        self.done.map_or(u64::MAX, |done| self.who_place_by(done.placement))
+    }
+
     fn heard(&self, up: &[bool]) -> impl Iterator<Item = Word> {
         self.words.iter().zip(up).filter(|(_, up)| **up).filter_map(|(word, _)| *word)
     }
@@ -104,15 +116,17 @@ mod tests {
         Word { policy_version, placement, homes, per_second: 100 }
     }
 
-    fn sweep(placement: u64, only_away: bool) -> Option<Sweep> {
-        Some(Sweep { placement, only_away })
+    fn sweep(placement: u64, only_away: bool) -> Option<Due> {
+        Some(Due::Sweep(Sweep { placement, only_away }))
     }
 
     #[test]
     fn the_first_word_moves_nobody_and_each_new_one_everybody_once() {
         let mut sweeps = Sweeps::default();
         assert_eq!(sweeps.due(&[true], 0), None);
+        assert_eq!(sweeps.who_agree(), u64::MAX);
         sweeps.hear(0, word(1, 11, 5));
+        assert_eq!(sweeps.due(&[true], 0), Some(Due::First));
         assert_eq!(sweeps.due(&[true], 0), None);
         sweeps.hear(0, word(2, 22, 5));
         assert_eq!(sweeps.due(&[true], 1), sweep(22, false));
@@ -134,7 +148,7 @@ mod tests {
         let both = [true, true];
         sweeps.hear(0, word(1, 11, 5));
         sweeps.hear(1, word(1, 11, 5));
-        assert_eq!(sweeps.due(&both, 0), None);
+        assert_eq!(sweeps.due(&both, 0), Some(Due::First));
         sweeps.hear(1, word(2, 22, 5));
         assert_eq!(sweeps.due(&both, 1_000), None);
         sweeps.hear(0, word(2, 22, 5));
@@ -152,11 +166,13 @@ mod tests {
         let both = [true, true];
         sweeps.hear(0, word(1, 11, 5));
         sweeps.hear(1, word(1, 11, 5));
-        assert_eq!(sweeps.due(&both, 0), None);
+        assert_eq!(sweeps.due(&both, 0), Some(Due::First));
         sweeps.hear(0, word(2, 22, 5));
         assert_eq!(sweeps.due(&both, 1_000), None);
         assert_eq!(sweeps.due(&both, 10_999), None);
+        assert_eq!(sweeps.who_agree(), 0b10, "nobody was asked about by the new one yet");
         assert_eq!(sweeps.due(&both, 11_000), sweep(22, false));
+        assert_eq!(sweeps.who_agree(), 0b01, "the other one would send there and back");
         assert_eq!(sweeps.due(&[false, true], 12_000), None, "the old one alone is heard: nobody goes back");
         assert_eq!(sweeps.due(&both, 60_000), None);
     }

@@ -17,6 +17,7 @@ struct World {
     /// The workers are slow to list whom a job is about.
     late: bool,
     placed: usize,
+    homes: usize,
 }
 
 const STARTED: i64 = 1_000_000;
@@ -46,6 +47,7 @@ impl World {
             granted: vec![],
             late: false,
             placed: 0,
+            homes: 0,
         }
     }
 
@@ -76,6 +78,7 @@ impl World {
                     self.left.fill(0);
                 }
                 Act::Placed => self.placed += 1,
+                Act::Homes => self.homes += 1,
             }
         }
     }
@@ -215,11 +218,16 @@ fn a_sweep_asks_about_everybody_once() {
     world.mover.introduced(0, &word(1));
     world.pass(500);
     assert!(world.granted.is_empty(), "with the first word nobody is in a wrong place");
+    assert_eq!(world.placed, 1, "but tickets of before may lead to one");
     world.mover.introduced(0, &word(2));
     world.pass(3_000);
     assert_eq!(world.granted.iter().map(|(_, count)| count).sum::<u64>(), 100);
     assert_eq!(world.mover.progress()[0].purpose(), MovePurpose::Sweep);
     assert!(!world.mover.busy());
+    assert_eq!((world.placed, world.homes), (2, 0));
+    world.mover.introduced(0, &Introduction { homes: 7, ..word(2) });
+    world.pass(500);
+    assert_eq!((world.placed, world.homes), (2, 1), "only homes came or went");
 }
 
 fn told(world: &World, purpose: MovePurpose) -> MoveProgress {
@@ -245,6 +253,16 @@ fn a_drain_that_is_stopped_moves_nobody_more() {
     let progress = told(&world, MovePurpose::Drain);
     assert_eq!((progress.phase.as_str(), progress.left, progress.moved), ("done", 0, 100 - half));
     assert!(!world.mover.busy());
+}
+
+#[test]
+fn where_a_drain_sends_clients_holds_while_it_lasts() {
+    let mut world = World::new(&[10]);
+    let begun = Drain { to_pool: "green".to_owned(), ..drain(50) };
+    world.mover.drain(1, begun.clone());
+    assert_eq!(world.mover.to_pool(), "green");
+    world.mover.drain(2, Drain { active: false, ..begun });
+    assert_eq!(world.mover.to_pool(), "");
 }
 
 #[test]
@@ -297,7 +315,7 @@ fn a_sweep_that_something_goes_before_goes_on_afterwards() {
         world.turn();
         world.mover.introduced(0, &word(2));
         world.pass(1_000);
-        assert_eq!((told(&world, MovePurpose::Sweep).phase.as_str(), world.placed), ("moving", 1));
+        assert_eq!((told(&world, MovePurpose::Sweep).phase.as_str(), world.placed), ("moving", 2));
         world
     };
     let mut stopped = begun();
@@ -331,7 +349,7 @@ fn a_sweep_keeps_to_what_the_policy_says_now() {
     world.turn();
     world.mover.introduced(0, &at(2, 0));
     world.pass(1_000);
-    assert_eq!((world.connections(), world.placed), (1_000, 0), "it waits");
+    assert_eq!((world.connections(), world.placed), (1_000, 1), "it waits");
     let moved = |world: &mut World, policy_version, per_second| {
         let before = world.connections();
         world.mover.introduced(0, &at(policy_version, per_second));

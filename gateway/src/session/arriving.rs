@@ -40,6 +40,8 @@ pub(super) struct Arriving {
     deadline_ms: i64,
     surplus: bool,
     step: Step,
+    /// The scheduler that is asked where it belongs, by its index.
+    asked: Option<usize>,
 }
 
 enum Step {
@@ -95,7 +97,7 @@ struct Opening {
 impl Arriving {
     pub(super) fn new(now: Now, timeouts: &Timeouts, peer: IpAddr, surplus: bool) -> Self {
         let deadline_ms = after(now, timeouts.hello);
-        Self { peer, accepted_ms: now.steady_ms, deadline_ms, surplus, step: Step::Hello }
+        Self { peer, accepted_ms: now.steady_ms, deadline_ms, surplus, step: Step::Hello, asked: None }
     }
 
     pub(super) fn surplus(&self) -> bool {
@@ -109,6 +111,10 @@ impl Arriving {
 
     pub(super) fn redirecting(&self) -> bool {
         matches!(self.step, Step::Redirecting(_))
+    }
+
+    pub(super) fn asked(&mut self, scheduler: usize) {
+        self.asked = Some(scheduler);
     }
 
     /// Whether the logic with that index is opening its session.
@@ -134,7 +140,7 @@ impl Arriving {
         }
     }
 
-    fn on_hello(&mut self, cx: &mut Cx<'_>, wire: Wire, hello: Hello) -> Result<(), Goodbye> {
+    fn on_hello(&mut self, cx: &mut Cx<'_>, wire: Wire, mut hello: Hello) -> Result<(), Goodbye> {
         check_hello(&hello)?;
         if cx.env.draining {
             let retry_after_ms = cx.rng.random_range(0..=cx.env.spread_ms);
@@ -143,7 +149,8 @@ impl Arriving {
         if cx.env.verifier.is_empty() {
             return Err(Goodbye::overloaded(cx.rng).because("no scheduler has told its keys yet"));
         }
-        let ticket = check_ticket(cx.env, cx.now, &hello)?;
+        let mut ticket = check_ticket(cx.env, cx.now, &hello)?;
+        complete(&mut hello, &mut ticket);
         let identity = Identity::new(&ticket.user_id, ticket.auth_issued_at_ms, &hello);
         revoked::check(cx.env, &identity)?;
         let ask = identity.ask(cx.handle, wire, self.peer, ticket.auth_expires_at_ms);
@@ -174,7 +181,8 @@ impl Arriving {
         grace: Option<Grace>,
     ) -> Result<(), Goodbye> {
         if cx.env.evacuating {
-            self.ask_redirect(cx, MovePurpose::Drain, ask, Why::Drained);
+            let pool = cx.env.to_pool.to_string();
+            self.ask_redirect(cx, MovePurpose::Drain, link::RedirectAsk { pool, ..ask }, Why::Drained);
             return Ok(());
         }
         let away = !ticket.home.is_empty() && ticket.home != cx.env.region;
@@ -324,7 +332,10 @@ impl Arriving {
         match self.step {
             Step::Hello => Err(Goodbye::new(CloseCode::HandshakeTimeout)),
             Step::Opening(_) => Err(Goodbye::overloaded(cx.rng).because("logic did not answer in time")),
-            Step::Redirecting(_) | Step::Redirected => self.undirected(cx),
+            Step::Redirecting(_) | Step::Redirected => {
+                cx.ups.silent.extend(self.asked.take());
+                self.undirected(cx)
+            }
         }
     }
 
@@ -368,10 +379,11 @@ fn good_for_ms(cx: &Cx<'_>, ticket: &link::Ticket) -> i64 {
 
 /// Whether its user may belong elsewhere. Served elsewhere on purpose it stays; so does whoever walked the list of a ticket to
 /// here: what is before this gateway failed, and it would be sent back there. But not by a ticket that is older than what
-/// decides where users belong.
+/// decides where users belong, nor served elsewhere by one from before homes came or went.
 fn doubted(ticket: &link::Ticket, away: bool, env: &Env) -> bool {
     let first = ticket.gateway_ids.first().is_some_and(|first| *first == env.gateway_id);
-    (away && first && env.placed && !ticket.elsewhere) || ticket.issued_at_ms < env.placed_ms
+    let on_purpose = ticket.elsewhere && ticket.issued_at_ms >= env.homes_ms;
+    env.placed && ((away && first && !on_purpose) || ticket.issued_at_ms < env.placed_ms)
 }
 
 fn check_hello(hello: &Hello) -> Result<(), Goodbye> {
@@ -386,6 +398,17 @@ fn check_hello(hello: &Hello) -> Result<(), Goodbye> {
         }
     }
     Ok(())
+}
+
+/// What the client said of itself to a scheduler and not here: where it belongs is not to depend on whom of them it told.
+fn complete(hello: &mut Hello, ticket: &mut link::Ticket) {
+    let told =
+        [(&mut hello.platform, &mut ticket.platform), (&mut hello.app_version, &mut ticket.app_version)];
+    for (here, before) in told {
+        if here.is_empty() && before.len() <= limits::CLIENT_TEXT {
+            *here = std::mem::take(before);
+        }
+    }
 }
 
 /// The ticket, if it is genuine, of this device and of a user whose login is in time. Its own time, and for which gateways it

@@ -26,12 +26,16 @@ pub(crate) struct Env {
     pub(crate) draining: bool,
     /// An operator empties this gateway: who comes is sent elsewhere.
     pub(crate) evacuating: bool,
+    /// The pool that the operator sends them to; empty: as the policy says.
+    pub(crate) to_pool: Arc<str>,
     /// Its region; may be empty.
     pub(crate) region: String,
     /// Whether any scheduler said that it decides where users belong: one that does not would send them to and fro.
     pub(crate) placed: bool,
     /// Tickets issued before, by the wall clock, may lead where their user no longer belongs.
     pub(crate) placed_ms: i64,
+    /// Tickets issued before, by the wall clock, may keep their user from a home that is back.
+    pub(crate) homes_ms: i64,
     /// Who is sent away by a drain or a stop comes back within so many milliseconds.
     pub(crate) spread_ms: u32,
     /// The worker ends soon: nobody lingers.
@@ -79,6 +83,8 @@ pub(crate) struct Ups {
     /// The heartbeat batch, to the logic of that index.
     pub(crate) refresh: Vec<(u8, link::InboxQuery)>,
     pub(crate) redirects: Vec<link::RedirectAsk>,
+    /// The schedulers that did not answer those in time, by their index.
+    pub(crate) silent: Vec<usize>,
     /// Schedule ids of tickets that passed.
     pub(crate) used_tickets: Vec<u64>,
 }

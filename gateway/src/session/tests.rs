@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use berth_proto::client::{Endpoint, Hello};
 
 use super::*;
+use crate::mover::Order;
 
 #[test]
 fn an_idle_session_is_small() {
@@ -109,10 +110,80 @@ fn who_is_away_from_home_is_asked_about_unless_he_could_not_do_better() {
     assert!(!asked(&mut harness, &there(&["gw-1", "gw-2"], true), false), "on purpose");
     assert!(!asked(&mut harness, &there(&["gw-us", "gw-1"], false), false), "he walked his list");
     assert!(!asked(&mut harness, &there(&["gw-1"], false), true), "he reaches no scheduler");
+    harness.env.homes_ms = 1_900_000;
+    assert!(!asked(&mut harness, &there(&["gw-1"], true), false), "on purpose, and no home came back since");
+    harness.env.homes_ms = 1_950_000;
+    assert!(asked(&mut harness, &there(&["gw-1"], true), false), "his home may be back");
+    assert!(!asked(&mut harness, &there(&["gw-us", "gw-1"], true), false), "he walked his list");
+    harness.env.placed_ms = 1_950_000;
     harness.env.placed = false;
     assert!(!asked(&mut harness, &there(&["gw-1"], false), false), "no scheduler knows of homes");
-    harness.env.placed_ms = 1_950_000;
+    harness.env.placed = true;
     assert!(asked(&mut harness, &there(&["gw-us", "gw-1"], true), false), "it is older than what decides");
+}
+
+#[test]
+fn who_is_in_doubt_is_let_in_when_no_scheduler_takes_the_question_or_answers_it() {
+    for late in [false, true] {
+        let mut harness = simulation::Harness::new(1);
+        harness.env.placed_ms = harness.now.wall_ms;
+        let mut session =
+            harness.arrived(Hello { ticket: harness.sign(&harness.ticket()), ..Hello::default() });
+        assert_eq!((harness.ups.redirects.len(), harness.ups.logic.len()), (1, 0));
+        if late {
+            harness.with(&mut session, |session, _| session.redirect_asked(3));
+            let patience = i64::try_from(harness.env.timeouts.redirect.as_millis()).expect("short");
+            assert!(session.deadline_ms(&harness.env) <= harness.now.steady_ms + patience);
+            harness.now.steady_ms += patience;
+            harness.with(&mut session, |session, cx| session.expire(cx));
+        } else {
+            harness.with(&mut session, |session, cx| session.redirect_refused(cx));
+        }
+        let silent: &[usize] = if late { &[3] } else { &[] };
+        assert_eq!((harness.ups.logic.len(), session.closing()), (1, false), "late: {late}");
+        assert_eq!(harness.ups.silent, silent);
+    }
+}
+
+#[test]
+fn who_comes_to_a_drained_gateway_is_sent_where_the_operator_says() {
+    let mut harness = simulation::Harness::new(1);
+    (harness.env.evacuating, harness.env.to_pool) = (true, "green".into());
+    harness.arrived(Hello { ticket: harness.sign(&harness.ticket()), ..Hello::default() });
+    let asks: Vec<_> = harness.ups.redirects.iter().map(|ask| (ask.purpose(), ask.pool.as_str())).collect();
+    assert_eq!(asks, [(link::MovePurpose::Drain, "green")]);
+}
+
+#[test]
+fn what_a_client_said_to_a_scheduler_alone_counts_here_too() {
+    let mut harness = simulation::Harness::new(1);
+    let ticket =
+        link::Ticket { platform: "ios".to_owned(), app_version: "7.3.1".to_owned(), ..harness.ticket() };
+    let text = harness.sign(&ticket);
+    for (app_version, expected) in [("", "7.3.1"), ("8.0.0", "8.0.0")] {
+        let mut session = harness.arrived(Hello {
+            ticket: text.clone(),
+            app_version: app_version.to_owned(),
+            ..Hello::default()
+        });
+        let opened = link::SessionOpened { handle: 42, session_epoch: 1, ..link::SessionOpened::default() };
+        harness.with(&mut session, |session, cx| session.deliver(cx, to_gateway::Message::Opened(opened)));
+        let order = Order {
+            purpose: link::MovePurpose::Sweep,
+            id: 1,
+            spread_ms: 0,
+            pool: String::new(),
+            within_permille: 0,
+            only_away: false,
+        };
+        let peer = Ipv4Addr::LOCALHOST.into();
+        let ask = session.whereabouts(&order, 42, peer, 0, harness.now).expect("welcomed");
+        assert_eq!((ask.platform.as_str(), ask.app_version.as_str()), ("ios", expected));
+    }
+    let long = link::Ticket { platform: "x".repeat(200), ..ticket };
+    let hello = Hello { ticket: harness.sign(&long), ..Hello::default() };
+    let session = harness.arrived(hello);
+    assert!(!session.closing(), "what is too long is as if it were not said");
 }
 
 #[test]

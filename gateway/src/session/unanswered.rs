@@ -22,6 +22,13 @@ impl Session {
         }
     }
 
+    /// The scheduler of that index took the question where the connection belongs.
+    pub(crate) fn redirect_asked(&mut self, scheduler: usize) {
+        if let Stage::Arriving(arriving) = &mut self.stage {
+            arriving.asked(scheduler);
+        }
+    }
+
     /// No scheduler took the question where the connection belongs.
     pub(crate) fn redirect_refused(&mut self, cx: &mut Cx<'_>) {
         if let Stage::Arriving(arriving) = &mut self.stage

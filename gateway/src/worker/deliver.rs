@@ -7,7 +7,7 @@ use berth_proto::{
 };
 
 use super::{Worker, pack};
-use crate::{inlet::Delivery, table::Place};
+use crate::{inlet::Delivery, session::Session, table::Place};
 
 /// Messages of a batch whose memory is used again for the next one. That of a larger one is not kept: it would count for
 /// every connection for ever.
@@ -24,7 +24,7 @@ impl Worker {
         self.waiting = waiting;
     }
 
-    fn deliver(&mut self, delivery: Delivery) {
+    pub(super) fn deliver(&mut self, delivery: Delivery) {
         match delivery {
             Delivery::Logic(handle, message) => self.deliver_logic(handle, message),
             Delivery::Redirect(answer) => {
@@ -34,7 +34,8 @@ impl Worker {
                     self.with(place, |session, cx| session.redirected(cx, answer));
                 }
             }
-            Delivery::Evict(spread_ms) => self.begin_eviction(spread_ms),
+            Delivery::Evict(spread_ms) => self.begin_eviction(spread_ms, |_| true),
+            Delivery::TellRest(spread_ms) => self.begin_eviction(spread_ms, Session::movable),
             Delivery::Move(job) => self.begin_moving(job),
             Delivery::Grant(count) => self.move_some(count),
             Delivery::MovedEnough => self.end_moving(),

@@ -1,10 +1,14 @@
-//! Saying 4001 to everybody, a part at each wake-up, so that those who are still here are served meanwhile.
+//! Saying 4001 to everybody, or to all who were welcomed, a part at each wake-up, so that those who are still here are served meanwhile.
 
 use berth_proto::code::CloseCode;
 use rand::Rng;
 
 use super::Worker;
-use crate::{metrics::Moved, session::Goodbye, table::Place};
+use crate::{
+    metrics::Moved,
+    session::{Goodbye, Session},
+    table::Place,
+};
 
 /// Connections told at one wake-up.
 const EVICTIONS_PER_TURN: usize = 256;
@@ -20,8 +24,9 @@ pub(super) struct Eviction {
 }
 
 impl Worker {
-    pub(super) fn begin_eviction(&mut self, spread_ms: u32) {
-        let left = self.table.iter().map(|(place, _)| place).collect();
+    pub(super) fn begin_eviction(&mut self, spread_ms: u32, whom: impl Fn(&Session) -> bool) {
+        let whom = self.table.iter().filter(|(_, connection)| whom(&connection.session));
+        let left = whom.map(|(place, _)| place).collect();
         self.eviction = Some(Eviction { left, spread_ms });
     }
 
@@ -30,7 +35,7 @@ impl Worker {
         self.acceptor.close();
         self.env.stopping = true;
         // Anew, though a drain may have listed them before: those who linger since are given less time now.
-        self.begin_eviction(self.env.spread_ms);
+        self.begin_eviction(self.env.spread_ms, |_| true);
         let grace = i64::try_from(self.env.timeouts.stop.as_millis()).unwrap_or(i64::MAX);
         let until = self.now.steady_ms.saturating_add(grace);
         self.stopping_ms = Some(until);

@@ -13,6 +13,7 @@ use berth_proto::{
 
 use super::{Worker, moving::Moving};
 use crate::{
+    asking::Whom,
     metrics::{LinkRefused, Metrics},
     session::Ups,
     shared::Rare,
@@ -44,6 +45,7 @@ impl Ups {
         self.logic.is_empty()
             && self.refresh.is_empty()
             && self.redirects.is_empty()
+            && self.silent.is_empty()
             && self.used_tickets.is_empty()
     }
 
@@ -114,13 +116,13 @@ impl Outlet {
         }
     }
 
-    /// Asks the first of these schedulers that takes the question.
-    fn ask(&self, ask: &RedirectAsk, (among, from): (u64, usize)) -> bool {
-        let Some(rare) = &self.links else { return false };
-        let links = turns(rare.schedulers.len(), among, from).map(|index| &rare.schedulers[index]);
-        links.filter(|link| link.connected()).any(|link| {
-            let message = Some(to_scheduler::Message::Redirect(ask.clone()));
-            link.send(vec![ToScheduler { message }]).is_ok()
+    /// Asks the first of these schedulers that takes the question; which one that was.
+    fn ask(&self, ask: &RedirectAsk, (among, from): Whom) -> Option<usize> {
+        let schedulers = &self.links.as_ref()?.schedulers;
+        turns(schedulers.len(), among, from).find(|index| {
+            let link = &schedulers[*index];
+            let message = || Some(to_scheduler::Message::Redirect(ask.clone()));
+            link.connected() && link.send(vec![ToScheduler { message: message() }]).is_ok()
         })
     }
 }
@@ -145,16 +147,11 @@ impl Worker {
         if !self.ups.used_tickets.is_empty() {
             self.shared.ticket_used(&mut self.ups.used_tickets);
         }
+        self.ups.silent.drain(..).for_each(|silent| self.shared.asking.silent(silent));
         for ask in std::mem::take(&mut self.ups.redirects) {
-            let moved = self.asks_about(ask.handle);
-            let whom = self.moving.as_ref().filter(|_| moved).map_or((u64::MAX, 0), Moving::whom);
-            if !self.outlet.ask(&ask, whom) {
-                self.shared.metrics.links.refused.one(LinkRefused::Redirect);
-                if moved {
-                    self.take_back(ask.handle, "no scheduler takes questions");
-                } else if let Some(place) = self.place(ask.handle) {
-                    self.with(place, |session, cx| session.redirect_refused(cx));
-                }
+            match self.moving.as_ref().filter(|_| self.asks_about(ask.handle)).map(Moving::whom) {
+                Some(whom) => self.ask_of_moved(&ask, whom),
+                None => self.ask_of_arriving(&ask),
             }
         }
         for (logic, batch) in self.ups.take_batches() {
@@ -162,6 +159,28 @@ impl Worker {
                 count(&self.shared.metrics, &message);
                 self.returned(logic, message);
             }
+        }
+    }
+
+    fn ask_of_moved(&mut self, ask: &RedirectAsk, whom: Whom) {
+        if self.outlet.ask(ask, whom).is_none() {
+            self.shared.metrics.links.refused.one(LinkRefused::Redirect);
+            self.take_back(ask.handle, "no scheduler takes questions");
+        }
+    }
+
+    fn ask_of_arriving(&mut self, ask: &RedirectAsk) {
+        let whom = self.shared.asking.whom(ask.purpose());
+        let asked = self.outlet.ask(ask, whom);
+        match asked {
+            Some(scheduler) => self.shared.asking.took(whom, scheduler),
+            None => self.shared.metrics.links.refused.one(LinkRefused::Redirect),
+        }
+        if let Some(place) = self.place(ask.handle) {
+            self.with(place, |session, cx| match asked {
+                Some(scheduler) => session.redirect_asked(scheduler),
+                None => session.redirect_refused(cx),
+            });
         }
     }
 

@@ -12,7 +12,11 @@ use berth_proto::{
 };
 
 use super::*;
-use crate::{inlet::LogicDown, listener, testing::Site};
+use crate::{
+    inlet::{Delivery, LogicDown},
+    listener,
+    testing::Site,
+};
 
 /// A worker and where it listens.
 struct Bench {
@@ -226,4 +230,18 @@ fn however_many_notifies_come_what_repairs_a_lost_one_and_what_is_about_conversa
         assert!(bench.worker.has_notifies(), "there is always more");
         assert!(bench.worker.waiting.refreshed.is_empty() && bench.worker.waiting.others.is_empty());
     }
+}
+
+#[test]
+fn when_the_rest_of_a_drain_is_told_who_is_arriving_waits_for_his_own_answer() {
+    let mut bench = Bench::new();
+    let _client = bench.connect();
+    let place = bench.place();
+    let closed = |bench: &Bench| bench.site.recorder.value("berth_gateway_connections_closed_total 4001");
+    bench.worker.deliver(Delivery::TellRest(0));
+    bench.worker.evict_some();
+    assert_eq!((bench.connection(place).session.closing(), closed(&bench)), (false, 0));
+    bench.worker.deliver(Delivery::Evict(0));
+    bench.worker.evict_some();
+    assert_eq!(closed(&bench), 1, "at a stop everybody is told");
 }

@@ -1,10 +1,12 @@
 //! PROTOCOL.md's table of errors, row by row, on each transport.
 
+use std::sync::Arc;
+
 use berth_proto::{
     client::{self, Endpoint, Hello, Request, client_frame, request::Method},
     code::{CloseCode, ErrorCode},
     ticket::TicketSigner,
-    wire::RedirectAnswer,
+    wire::{RedirectAnswer, Ticket},
 };
 
 use crate::support::{
@@ -13,6 +15,7 @@ use crate::support::{
     eventually,
     logic::Manner,
     now_ms,
+    scheduler::FakeScheduler,
 };
 
 /// A payload, and whether it is text.
@@ -320,6 +323,22 @@ fn a_ticket_for_other_gateways_is_redirected_by_a_scheduler() {
     site.scheduler.answer_redirects(RedirectAnswer::default());
     let goodbye = goodbye_for(&site, Transport::Tcp, &ticket);
     assert_eq!((goodbye.code, goodbye.redirect.len()), (4002, 0));
+}
+
+#[test]
+fn a_scheduler_that_does_not_answer_costs_one_client_a_wait_and_not_every_one() {
+    let site = Site::bare(|config| config.timeouts.redirect = std::time::Duration::from_millis(50));
+    let frozen = Arc::new(FakeScheduler::default());
+    site.gateway.attach_scheduler(Arc::clone(&frozen) as _);
+    site.gateway.attach_scheduler(Arc::clone(&site.scheduler) as _);
+    site.gateway.attach_logic(Arc::clone(&site.logic) as _);
+    site.scheduler.answer_redirects(RedirectAnswer::default());
+    let elsewhere = Ticket { gateway_ids: vec!["gw-2".into()], ..Site::ticket("alice", "d") };
+    let ticket = site.scheduler.sign(&elsewhere);
+    // Each worker takes some of them.
+    let codes: Vec<u32> = (0..12).map(|_| goodbye_for(&site, Transport::Tcp, &ticket).code).collect();
+    assert_eq!((codes[0], frozen.asks().len()), (4005, 1), "{codes:?}");
+    assert!(codes[1..].iter().all(|code| *code == 4002), "{codes:?}");
 }
 
 #[test]

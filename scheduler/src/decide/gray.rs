@@ -3,7 +3,7 @@
 use berth_proto::{bucket::bucket, schedule::Reason};
 
 use super::{Observer, Request};
-use crate::policy::{Client, GrayRule, HOME_SALT, Home, Policy, Takes};
+use crate::policy::{Client, GrayRule, HOME_SALT, Home, Policy, STABLE, Takes};
 
 /// What a gray rule said of a request.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -68,15 +68,30 @@ pub(super) fn rule<'a>(
     })
 }
 
-/// Whether a rule of that pool takes the user, or would in another region: which one he named himself is known only when he asks
-/// for a place.
+/// Whether the policy would send the user to that pool had he named one of the regions that its rules ask for: which one he named
+/// himself is known only when he asks for a place.
 pub(crate) fn may_take(policy: &Policy, request: &Request<'_>, pool: &str) -> bool {
-    policy.gray.iter().filter(|rule| rule.pool == pool).any(|rule| {
-        let origin = rule.matcher.regions.first().map_or("", String::as_str);
+    let own = policy.gray.iter().filter(|rule| rule.pool == pool);
+    let mut named: Vec<&String> = own.flat_map(|rule| &rule.matcher.regions).collect();
+    for rule in &policy.gray {
+        if named.is_empty() {
+            return false;
+        }
+        let asked = &rule.matcher.regions;
+        // In any of its regions it says the same, so that one hash for each rule is enough.
+        let origin = asked.first().map_or("", String::as_str);
         let client = Client { origin, ..request.client.clone() };
-        let request = Request { client, ..*request };
-        verdict(rule, &request).reason().is_some()
-    })
+        let verdict = verdict(rule, &Request { client, ..*request });
+        if verdict.reason().is_none() {
+            continue;
+        }
+        let takes = |region: &String| asked.is_empty() || verdict == Verdict::Named || asked.contains(region);
+        if rule.pool == pool && named.iter().any(|region| takes(region)) {
+            return true;
+        }
+        named.retain(|region| !takes(region));
+    }
+    pool == STABLE && !named.is_empty()
 }
 
 /// The hash is the dear part (a SHA-256), so it comes last.

@@ -57,6 +57,7 @@ async fn a_schedule_is_answered_as_documented() {
         verifier.verify(&schedule.ticket, schedule.server_time_ms).expect("signed by the ticket key");
     assert_eq!((ticket.user_id.as_str(), ticket.device_id.as_str()), ("alice", "d1"));
     assert_eq!(ticket.gateway_ids, [first, second]);
+    assert_eq!((ticket.platform.as_str(), ticket.app_version.as_str()), ("web", "7.3.1"));
     assert_eq!(schedule.schedule_id, format!("{:016x}", ticket.schedule_id));
     assert_eq!(ticket.expires_at_ms, schedule.ticket_expires_at_ms);
     assert!(ticket.auth_expires_at_ms >= schedule.server_time_ms + 3_500_000);

@@ -91,6 +91,62 @@ match = { regions = ["eu"], platforms = ["ios"] }
 }
 
 #[tokio::test]
+async fn whom_an_earlier_rule_takes_out_of_his_pool_is_moved() {
+    let rule = |id: &str, pool: &str, whom: &str| format!("[[gray]]\nid = {id:?}\npool = {pool:?}\n{whom}\n");
+    let canary = rule("canary", "canary", "percent = 100");
+    let out = rule("out", "stable", "users = [\"alice\"]");
+    let out_of_eu = rule("out", "stable", "percent = 100\nmatch = { regions = [\"eu\"] }");
+    let of_eu = rule("canary", "canary", "percent = 100\nmatch = { regions = [\"eu\"] }");
+    let all = rule("rest", "stable", "percent = 100");
+    let ios = rule("ios", "canary", "percent = 100\nmatch = { platforms = [\"ios\"] }");
+    for (rules, at, moved_to) in [
+        ([&out, &canary], "canary", "stable"),
+        ([&canary, &out], "canary", ""),
+        ([&out_of_eu, &canary], "canary", ""),
+        ([&out, &of_eu], "canary", "stable"),
+        ([&out_of_eu, &of_eu], "canary", "stable"),
+        ([&of_eu, &out_of_eu], "canary", ""),
+        ([&ios, &all], "stable", "canary"),
+    ] {
+        let policy = format!("version = 1\n{}{}", rules[0], rules[1]);
+        let (fixture, _path, _directory) = Fixture::with_policy(&policy).await;
+        let stable = fixture.gateway(self::at("stable", "stable", "")).await;
+        let canary = fixture.gateway(self::at("canary", "canary", "")).await;
+        let gateway = if at == "canary" { &canary } else { &stable };
+        for purpose in [MovePurpose::Sweep, MovePurpose::Home] {
+            let answer = answer_to(gateway, asks(purpose)).await;
+            assert_eq!(
+                (first(&answer), answer.stay),
+                (moved_to, moved_to.is_empty()),
+                "{policy} {purpose:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_one_clients_own_trouble_pauses_no_drain() {
+    let fixture = Fixture::start(config()).await;
+    let leaving = fixture.gateway(report("gw-1")).await;
+    leaving.report(GatewayReport { draining: true, ..report("gw-1") });
+    let mut only_ws = report("gw-2");
+    only_ws.endpoints.retain(|endpoint| endpoint.transport == "ws");
+    let other = fixture.gateway(only_ws.clone()).await;
+    eventually("it drains", || fixture.scheduler.core.fleet.load().candidates.len() == 1).await;
+    for purpose in [MovePurpose::Drain, MovePurpose::Rebalance, MovePurpose::Sweep] {
+        let expired = RedirectAsk { auth_expires_at_ms: 1, ..asks(purpose) };
+        assert!(answer_to(&leaving, expired).await.stay, "his gateway closes him, {purpose:?}");
+    }
+    let over = |transport: &str| RedirectAsk { transport: transport.to_owned(), ..asks(MovePurpose::Drain) };
+    assert_eq!(first(&answer_to(&leaving, over("ws")).await), "gw-2");
+    let answer = answer_to(&leaving, over("tcp")).await;
+    assert!(answer.stay && answer.hold.is_empty(), "{answer:?}");
+    other.report(GatewayReport { connections: 1_000, ..only_ws });
+    eventually("it is full", || fixture.scheduler.core.fleet.load().candidates.is_empty()).await;
+    assert!(answer_to(&leaving, over("tcp")).await.hold.contains("no gateway"));
+}
+
+#[tokio::test]
 async fn a_place_is_kept_for_who_is_moved_and_a_busy_gateway_gets_nobody() {
     let fixture = Fixture::start(config()).await;
     let leaving = fixture.gateway(report("gw-1")).await;
@@ -104,6 +160,7 @@ async fn a_place_is_kept_for_who_is_moved_and_a_busy_gateway_gets_nobody() {
     let verifier = TicketVerifier::new(&[TicketSigner::from_secret(TICKET_KEY).public_key()]);
     let ticket = verifier.verify(&answer.ticket, answer.ticket_expires_at_ms - 1).expect("genuine");
     assert!(!ticket.gateway_ids.is_empty() && !ticket.elsewhere);
+    assert_eq!((ticket.platform.as_str(), ticket.app_version.as_str()), ("ios", "7.3.1"));
     assert_eq!(fixture.scheduler.core.pending_len(), 1);
 
     let busy = GatewayLoad { handshakes_per_second: 95, ..GatewayLoad::default() };

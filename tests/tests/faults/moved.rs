@@ -238,7 +238,8 @@ users = ["gretel"]
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_changed_rule_moves_those_it_takes_and_nobody_else() -> TestResult {
-    let options = Options::default().apart().tireless_clients().policy("version = 1\n");
+    let options =
+        Options::default().apart().tireless_clients().policy("version = 1\n").expect_warning("its lease");
     let mut server = Server::prepare(options)?;
     for role in [Role::Logic, Role::Scheduler(0), Role::Scheduler(1)] {
         server.start_role(role).await?;
@@ -250,14 +251,21 @@ async fn a_changed_rule_moves_those_it_takes_and_nobody_else() -> TestResult {
     server.ready().await?;
     let mut hansel = at_gateway(&server, 0, "hansel", "d").await?;
     let mut gretel = at_gateway(&server, 0, "gretel", "d").await?;
-    let early = tokens::sign(&tokens::ticket("gretel", "late", "gw-1"));
+    let mut early = tokens::ticket("gretel", "late", "gw-1");
+    early.expires_at_ms += 600_000;
+    let early = tokens::sign(&early);
 
     server.write_policy(GRAY)?;
     let ending = gretel.ending().await?;
     ensure!(told_to_go(&ending, 4002)?.first().is_some_and(|first| first == "gw-2"), "{ending:?}");
     // By a ticket from before she would come back to where she no longer belongs.
-    let late = Device::connect_to(&server.at.gateways[0], Transport::Tcp, &early, "late").await;
-    ensure!(late.is_err_and(|error| error.to_string().contains("4002")), "an old ticket let her in");
+    let late = async |server: &Server| {
+        let late = Device::connect_to(&server.at.gateways[0], Transport::Tcp, &early, "late").await;
+        let refused = late.err().context("an old ticket let her in")?.to_string();
+        ensure!(refused.contains("4002"), "{refused}");
+        anyhow::Ok(())
+    };
+    late(&server).await?;
     let swept = wait::until("the sweep is over", || async {
         let moves = json(&server, 0, &["rebalance", "--status"]).await?;
         let moves = moves["moves"].as_array().cloned().unwrap_or_default();
@@ -266,5 +274,12 @@ async fn a_changed_rule_moves_those_it_takes_and_nobody_else() -> TestResult {
     let swept = swept.await?;
     ensure!((swept["moved"].as_u64(), swept["stayed"].as_u64()) == (Some(1), Some(1)), "{swept}");
     hansel.heartbeat().await?;
+
+    // What it knew of that it forgets when it is killed.
+    server.kill9_role(Role::Gateway(0));
+    server.env("BERTH_GATEWAY__POOL", "stable");
+    server.start_role(Role::Gateway(0)).await?;
+    server.ready().await?;
+    late(&server).await?;
     Ok(())
 }
