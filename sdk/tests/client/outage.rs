@@ -264,6 +264,28 @@ async fn a_session_that_lived_ends_the_outage() {
 }
 
 #[tokio::test]
+async fn a_renewals_answer_ends_the_outage() {
+    let fake = Fake::start().await;
+    let store = keeping(&expired(&fake));
+    fake.refuse_next(502, "", None);
+    // A session is stable after four times the base, which this one is not.
+    fake.change(|answer| {
+        answer.ticket = "renewed".into();
+        answer.reconnect.base_ms = 2_000;
+    });
+    let mut renewing = options(&fake, Kind::Tcp, &store);
+    renewing.renew_every = Duration::from_millis(30);
+    let (_client, _events) = Client::start(renewing).await.expect("starts");
+    let mut peer = fake.accept().await;
+    assert!(peer.hello().await.no_scheduler);
+    peer.send(Down::Welcome(welcome(0))).await;
+    assert_eq!(kept_after(&store, Some("old")).await.expect("one").ticket, "renewed");
+    drop(peer);
+    let hello = fake.accept().await.hello().await;
+    assert_eq!((hello.ticket.as_str(), hello.no_scheduler), ("renewed", false));
+}
+
+#[tokio::test]
 async fn a_long_sessions_ticket_is_renewed_without_a_word() {
     let mut fake = Fake::start().await;
     let address = fake.address();
