@@ -7,6 +7,7 @@ use berth_proto::{
     code::CloseCode,
     schedule::{HeartbeatParameters, Problem, ScheduleRequest},
 };
+use rand::Rng;
 use tokio::{
     pin,
     sync::watch,
@@ -78,10 +79,12 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    pub fn new(core: Core, state: watch::Sender<State>, stored: Option<StoredSchedule>) -> Self {
+    pub fn new(mut core: Core, state: watch::Sender<State>, stored: Option<StoredSchedule>) -> Self {
+        let first = core.options.first_scheduler;
+        let first = first.unwrap_or_else(|| core.rng.random_range(0..core.options.schedulers.len()));
         Self {
             plan: Plan::new(&core.options, stored),
-            schedulers: Schedulers::new(core.options.schedulers.len()),
+            schedulers: Schedulers::new(core.options.schedulers.len(), first),
             core,
             state,
         }
@@ -221,8 +224,9 @@ impl Driver {
 
     /// Serves the connection, and renews the ticket beside it.
     async fn live(&mut self, connection: Connection, heartbeat: HeartbeatParameters) -> Ending {
-        let (options, request, user_id) =
-            (self.core.options.clone(), self.request(""), self.plan.user_id.clone());
+        // What failed before this connection was made says nothing about the next.
+        let request = ScheduleRequest { attempt: 0, failed: Vec::new(), ..self.request("") };
+        let (options, user_id) = (self.core.options.clone(), self.plan.user_id.clone());
         let mut renewal = Renewal::new(options, request, user_id, self.schedulers.at(), &mut self.core.rng);
         let clock = self.core.clock;
         let live = Live::new(&mut self.core, connection, heartbeat).run();
@@ -232,6 +236,7 @@ impl Driver {
                 ending = &mut live => return ending,
                 answer = renewal.next() => {
                     tracing::debug!(schedule_id = answer.schedule_id, "the ticket was renewed");
+                    self.schedulers.answered();
                     self.plan.renewed(&answer, clock.now_ms());
                 }
             }
@@ -240,11 +245,13 @@ impl Driver {
 
     /// Decides what follows an end, and waits as long as it takes.
     async fn ended(&mut self, ending: Ending, open_ms: Option<i64>) -> Result<(), StopReason> {
-        if open_ms.is_some_and(|open_ms| self.plan.reconnect.session_ended(open_ms)) {
+        let stable = open_ms.is_some_and(|open_ms| self.plan.reconnect.session_ended(open_ms));
+        if stable {
             self.plan.endpoints.stable();
+            self.schedulers.answered();
         }
         let now_ms = self.core.clock.now_ms();
-        let before = self.plan.endpoints.here(now_ms).map(str::to_owned);
+        let before = self.plan.endpoints.place().map(str::to_owned);
         let (code, reason, retry_after_ms) = match ending {
             Ending::Stop(reason) => return Err(reason),
             Ending::Failed(reason) => {
@@ -261,6 +268,9 @@ impl Driver {
             }
             Ending::Lost(reason) => {
                 self.plan.endpoints.suspect();
+                if stable {
+                    self.plan.endpoints.once_more(now_ms);
+                }
                 (None, reason, 0)
             }
             Ending::Closed(disconnect) => {
@@ -270,13 +280,13 @@ impl Driver {
                     tracing::debug!(code, reason, "following a redirect");
                     return Ok(());
                 }
+                let reason = format!("closed with {code}: {reason}");
                 if in_line_at_gateway(code, retry_after_ms) {
-                    let wait_ms = self.plan.reconnect.told(retry_after_ms, &mut self.core.rng);
-                    self.pause(u16::try_from(code).ok(), format!("closed with {code}: {reason}"), wait_ms)
-                        .await;
+                    let wait_ms = self.in_line_at_gateway(retry_after_ms, now_ms);
+                    self.pause(u16::try_from(code).ok(), reason, wait_ms).await;
                     return Ok(());
                 }
-                (u16::try_from(code).ok(), format!("closed with {code}: {reason}"), retry_after_ms)
+                (u16::try_from(code).ok(), reason, retry_after_ms)
             }
         };
         let stays = before.is_some() && before.as_deref() == self.plan.endpoints.here(now_ms);
@@ -286,12 +296,24 @@ impl Driver {
         Ok(())
     }
 
+    /// How long to stand in line where a gateway said so. Who would have no ticket at the end of it asks a scheduler instead.
+    fn in_line_at_gateway(&mut self, retry_after_ms: u32, now_ms: i64) -> i64 {
+        let Plan { reconnect, endpoints, .. } = &mut self.plan;
+        let wait_ms = reconnect.told(retry_after_ms, &mut self.core.rng);
+        if endpoints.ticket_until(now_ms.saturating_add(wait_ms)) {
+            return wait_ms;
+        }
+        endpoints.forget();
+        reconnect.wait(Toward::Another, 0, &mut self.core.rng)
+    }
+
     /// Decides where to go after a close code. Whether to go there without waiting.
     fn closed(&mut self, disconnect: &Disconnect) -> Result<bool, StopReason> {
         let code = u16::try_from(disconnect.code).ok();
         let next = after_close(code);
-        let endpoints = &mut self.plan.endpoints;
+        let Plan { endpoints, reconnect, .. } = &mut self.plan;
         if code == Some(CloseCode::Unauthenticated.number()) && endpoints.doubtful() {
+            reconnect.no_spread();
             if !endpoints.refused() {
                 self.plan.forget_ticket();
             }
@@ -305,10 +327,15 @@ impl Driver {
             return Err(StopReason::Gateway { code: code.unwrap_or_default(), reason });
         }
         if !disconnect.redirect.is_empty() && endpoints.redirected(disconnect) {
-            return Ok(next == Next::Redirect && disconnect.retry_after_ms == 0);
+            // The place kept there is not kept for long.
+            reconnect.no_spread();
+            return Ok(disconnect.retry_after_ms == 0 && matches!(next, Next::Redirect | Next::Another));
         }
         match next {
-            Next::Redirect | Next::Schedule => endpoints.forget(),
+            Next::Redirect | Next::Schedule => {
+                reconnect.no_spread();
+                endpoints.forget();
+            }
             Next::Another if in_line_at_gateway(disconnect.code, disconnect.retry_after_ms) => {
                 endpoints.busy()
             }
@@ -366,13 +393,17 @@ impl Driver {
                     return Ok(Err(ScheduleError::Unreachable(format!("no user token: {problem}"))));
                 }
             };
-            if self.plan.restore(token::user_of(&token).as_deref(), self.core.clock.now_ms()) {
+            let user_id = token::user_of(&token);
+            if self.plan.restore(user_id.as_deref(), self.core.clock.now_ms()) {
                 return Ok(Ok(()));
+            }
+            if !self.plan.is_of(user_id) {
+                return Err(StopReason::Token("the user token is of another user".to_owned()));
             }
             if let Some((rejected, problem)) = &refused
                 && *rejected == token
             {
-                return Err(refusal(problem));
+                return Err(self.refused_for_good(problem));
             }
             let scheduler = &self.core.options.schedulers[self.schedulers.at()];
             let request = self.request(self.schedulers.queue_token());
@@ -387,12 +418,12 @@ impl Driver {
                 Err(ScheduleError::Refused(problem)) if matches!(problem.status, 401 | 403) => {
                     self.schedulers.answered();
                     if refused.is_some() {
-                        return Err(refusal(&problem));
+                        return Err(self.refused_for_good(&problem));
                     }
                     refused = Some((token, problem));
                 }
                 Err(ScheduleError::Refused(problem)) if problem.status == 400 => {
-                    return Err(refusal(&problem));
+                    return Err(self.refused_for_good(&problem));
                 }
                 Err(ScheduleError::Refused(problem)) => {
                     self.schedulers.refused(&problem);
@@ -405,6 +436,16 @@ impl Driver {
                 }
             }
         }
+    }
+
+    /// A scheduler's answer that no repeat would change. Where it speaks of the user, and is a scheduler's, not a proxy's, the
+    /// ticket is of no use in a later run either.
+    fn refused_for_good(&mut self, problem: &Problem) -> StopReason {
+        if matches!(problem.status, 401 | 403) && !problem.reason.is_empty() {
+            self.plan.forget_ticket();
+        }
+        let Problem { status, reason, detail, .. } = problem.clone();
+        StopReason::Scheduler { status, reason, detail }
     }
 
     fn request(&self, queue_token: &str) -> ScheduleRequest {
@@ -437,10 +478,4 @@ impl Driver {
 /// Whether a gateway that closes has more to do than it takes now, and has said when to come.
 fn in_line_at_gateway(code: u32, retry_after_ms: u32) -> bool {
     code == u32::from(CloseCode::Overloaded.number()) && retry_after_ms > 0
-}
-
-/// A scheduler's answer that no repeat would change.
-fn refusal(problem: &Problem) -> StopReason {
-    let Problem { status, reason, detail, .. } = problem.clone();
-    StopReason::Scheduler { status, reason, detail }
 }

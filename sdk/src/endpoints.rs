@@ -1,6 +1,9 @@
 //! Where to connect next: walks the scheduler's list with its ticket until a new schedule is needed. Pure.
 
-use std::{collections::VecDeque, mem};
+use std::{
+    collections::{HashSet, VecDeque},
+    mem,
+};
 
 use berth_proto::{
     client::Disconnect,
@@ -61,6 +64,8 @@ enum Origin {
     Kept,
     /// It is one bootstrap gateway, of so many.
     Bootstrap(usize),
+    /// Its ticket has ended, and the gateway of a lost session is shown it once more.
+    Over,
 }
 
 /// The list being walked, its ticket, and what failed.
@@ -85,6 +90,10 @@ pub struct Endpoints {
     /// Bootstrap gateways in a row that refused the ticket.
     refusals: usize,
     failures: u32,
+    /// Gateways in a row that were busy, since the last whole round of them.
+    busy: usize,
+    /// Whole rounds in which every gateway was busy.
+    busy_rounds: u32,
     redirects: u32,
     failed: VecDeque<String>,
     asked: u32,
@@ -107,6 +116,8 @@ impl Endpoints {
             bootstraps: 0,
             refusals: 0,
             failures: 0,
+            busy: 0,
+            busy_rounds: 0,
             redirects: 0,
             failed: VecDeque::new(),
             asked: 0,
@@ -114,7 +125,7 @@ impl Endpoints {
     }
 
     /// Where to connect now; `None`: a scheduler must be asked, since there is no list, its ticket has expired, or it
-    /// failed too often, and none was told since.
+    /// failed or was busy too often, and none was told since.
     pub fn next(&mut self, now_ms: i64) -> Option<Attempt> {
         if !self.usable(now_ms) {
             self.list.clear();
@@ -134,8 +145,26 @@ impl Endpoints {
         endpoint.map(|endpoint| endpoint.url.as_str())
     }
 
+    /// The address that the client is at, whether it can go there again or not.
+    #[must_use]
+    pub fn place(&self) -> Option<&str> {
+        self.list.get(self.at).map(|endpoint| endpoint.url.as_str())
+    }
+
+    /// Whether there will be a ticket in time for an attempt then. A bootstrap gateway takes one that has ended.
+    #[must_use]
+    pub fn ticket_until(&self, then_ms: i64) -> bool {
+        matches!(self.origin, Origin::Bootstrap(_))
+            || lives(self.expires_at_ms, then_ms)
+            || (self.renewed && lives(self.told.expires_at_ms, then_ms))
+    }
+
     fn usable(&self, now_ms: i64) -> bool {
-        (self.fresh || lives(self.expires_at_ms, now_ms)) && self.failures < self.told.reschedule_after
+        (self.fresh || lives(self.expires_at_ms, now_ms)) && !self.too_often()
+    }
+
+    fn too_often(&self) -> bool {
+        self.failures.max(self.busy_rounds) >= self.told.reschedule_after
     }
 
     /// Takes a scheduler's answer. Whether any of its endpoints can be used.
@@ -237,21 +266,73 @@ impl Endpoints {
         self.fresh = false;
         self.renewed = false;
         self.failures = 0;
+        self.not_busy();
     }
 
-    /// The gateway has more to do than it takes: on to another, which is nobody's failure. A bootstrap gateway is left for a
-    /// scheduler's turn.
+    fn not_busy(&mut self) {
+        self.busy = 0;
+        self.busy_rounds = 0;
+    }
+
+    /// The gateway has more to do than it takes: on to another that did not fail, which is nobody's failure; without one it is come
+    /// back to. Each round in which all of them were busy counts towards a scheduler's turn: it may know of more gateways. A
+    /// bootstrap gateway is left for that at once.
     pub fn busy(&mut self) {
-        match self.origin {
-            Origin::Bootstrap(_) => self.failed_altogether(),
-            Origin::Told | Origin::Kept => self.at = self.elsewhere().unwrap_or(self.at),
+        if let Origin::Bootstrap(_) = self.origin {
+            return self.failed_altogether();
+        }
+        self.busy += 1;
+        if self.busy >= self.willing() {
+            self.busy = 0;
+            self.busy_rounds = self.busy_rounds.saturating_add(1);
+        }
+        let willing = self.elsewhere(|endpoint| !self.has_failed(endpoint));
+        self.at = willing.unwrap_or(self.at);
+    }
+
+    /// How many places the list has whose gateway did not fail.
+    fn willing(&self) -> usize {
+        let willing = self.list.iter().filter(|endpoint| !self.has_failed(endpoint));
+        willing.filter_map(place).collect::<HashSet<_>>().len()
+    }
+
+    fn has_failed(&self, endpoint: &ScheduleEndpoint) -> bool {
+        self.failed.contains(&endpoint.gateway_id)
+    }
+
+    /// A long session was lost, and its ticket may have ended meanwhile. Then the same endpoint is tried once more: with a ticket
+    /// that was told since if that is for it too, else with the one that is over. A gateway that lives says so, before it counts
+    /// whom it takes; one that is dead takes no harm.
+    pub fn once_more(&mut self, now_ms: i64) {
+        if self.usable(now_ms) || self.too_often() {
+            return;
+        }
+        let Some(here) = self.list.get(self.at) else { return };
+        let again = self.told.endpoints.iter().position(|told| told.url == here.url);
+        match again.filter(|_| self.renewed && lives(self.told.expires_at_ms, now_ms)) {
+            Some(at) => {
+                self.walk();
+                self.at = at;
+            }
+            None => {
+                self.origin = Origin::Over;
+                self.fresh = true;
+            }
         }
     }
 
     /// The gateway refuses the ticket, which is [`Endpoints::doubtful`]. Whether the ticket is of use all the same: one
     /// bootstrap gateway that has other keys, or is another system's by now, does not speak for the rest.
     pub fn refused(&mut self) -> bool {
-        let Origin::Bootstrap(count) = self.origin else { return false };
+        let count = match self.origin {
+            Origin::Bootstrap(count) => count,
+            // Its key may be gone with its time. What was told since, and its user, may be as good as ever.
+            Origin::Over => {
+                self.forget();
+                return true;
+            }
+            Origin::Told | Origin::Kept => return false,
+        };
         let refusals = self.refusals + 1;
         self.failed_altogether();
         self.refusals = refusals;
@@ -269,7 +350,7 @@ impl Endpoints {
     /// Nobody answered at the current endpoint's `host:port`, or all of its gateway is leaving: on to the next endpoint that
     /// is not there. A gateway's transports share one port, so another transport would only cost one more attempt.
     pub fn failed_altogether(&mut self) {
-        match self.elsewhere() {
+        match self.elsewhere(|_| true) {
             Some(at) => {
                 self.suspect();
                 self.at = at;
@@ -278,13 +359,13 @@ impl Endpoints {
         }
     }
 
-    /// The next endpoint of another `host:port`.
-    fn elsewhere(&self) -> Option<usize> {
-        let place = |endpoint: &ScheduleEndpoint| transport::address(endpoint).ok().map(|(_, place)| place);
+    /// The next endpoint of another `host:port` that `suits`.
+    fn elsewhere(&self, suits: impl Fn(&ScheduleEndpoint) -> bool) -> Option<usize> {
         let here = self.list.get(self.at).and_then(place);
-        (1..self.list.len())
-            .map(|step| (self.at + step) % self.list.len())
-            .find(|at| here.is_none() || self.list.get(*at).and_then(place) != here)
+        (1..self.list.len()).map(|step| (self.at + step) % self.list.len()).find(|at| {
+            let there = &self.list[*at];
+            (here.is_none() || place(there) != here) && suits(there)
+        })
     }
 
     /// The current endpoint dropped a session too early; it is tried again, but it counts.
@@ -293,7 +374,7 @@ impl Endpoints {
         self.refusals = 0;
         let Some(endpoint) = self.list.get(self.at) else { return };
         // Which gateway answers at a bootstrap address is not known.
-        if !endpoint.gateway_id.is_empty() && !self.failed.contains(&endpoint.gateway_id) {
+        if !endpoint.gateway_id.is_empty() && !self.has_failed(endpoint) {
             if self.failed.len() == FAILED {
                 self.failed.pop_front();
             }
@@ -305,6 +386,7 @@ impl Endpoints {
     /// gateways may welcome and send on in a circle) and a schedule end a row of redirects.
     pub fn stable(&mut self) {
         self.failures = 0;
+        self.not_busy();
         self.redirects = 0;
         self.bootstraps = 0;
         self.asked = 0;
@@ -369,6 +451,11 @@ impl Endpoints {
     pub fn failed_gateways(&self) -> Vec<String> {
         self.failed.iter().cloned().collect()
     }
+}
+
+/// Its `host:port`.
+fn place(endpoint: &ScheduleEndpoint) -> Option<String> {
+    transport::address(endpoint).ok().map(|(_, place)| place)
 }
 
 fn lives(expires_at_ms: i64, now_ms: i64) -> bool {

@@ -11,7 +11,7 @@ use crate::{
     store::{ScheduleStore, StoredSchedule},
 };
 
-/// Between attempts to store a cursor that could not be stored.
+/// Between attempts to store what could not be stored.
 const SAVE_AGAIN_MS: i64 = 1_000;
 
 /// Stores the cursor whenever the application has moved it. Does not give up: the caller bounds it.
@@ -47,19 +47,25 @@ pub(crate) async fn keep_cursor(mailbox: &Mailbox, store: &Arc<dyn CursorStore>)
     }
 }
 
-/// Stores the schedule whenever there is another one, until its sender is gone. One that cannot be stored is left: the next comes
-/// within a ticket's life.
+/// Stores the schedule whenever there is another one, until its sender is gone and the last one is stored. Does not give up: the
+/// caller bounds it.
 pub(crate) async fn keep_schedule(
     mut newest: watch::Receiver<Option<StoredSchedule>>,
     store: &Arc<dyn ScheduleStore>,
 ) {
+    let mut failures = 0;
     while newest.changed().await.is_ok() {
         let schedule = newest.borrow_and_update().clone();
         let store = Arc::clone(store);
         let result = tokio::task::spawn_blocking(move || store.save(schedule.as_ref())).await;
-        if let Err(problem) = result.map_err(std::io::Error::other).flatten() {
-            tracing::warn!(%problem, "the schedule could not be stored; a restart needs a scheduler");
-        }
+        let Err(problem) = result.map_err(std::io::Error::other).flatten() else {
+            failures = 0;
+            continue;
+        };
+        failures += 1;
+        tracing::warn!(%problem, failures, "the schedule could not be stored; until it is, a restart needs a scheduler");
+        sleep(from_ms(SAVE_AGAIN_MS)).await;
+        newest.mark_changed();
     }
 }
 

@@ -21,6 +21,8 @@ pub struct Options {
     /// Schedulers, `http://host:port` (TLS is not supported yet), asked in turn: the next one when one fails, or does not
     /// answer within 3 s (10 s where there is only one).
     pub schedulers: Vec<String>,
+    /// Which of them to ask first, counted from 0. `None`: any, so that not all clients ask the same one first.
+    pub first_scheduler: Option<usize>,
     /// Gateways to go to when no scheduler answers and the last schedule's ticket has expired or its list failed:
     /// `ws://host:port/v1/ws` or `tcp://host:port`. Each device goes through them in an order of its own, and then through those
     /// of the last list.
@@ -113,6 +115,7 @@ impl Options {
     ) -> Self {
         Self {
             schedulers: vec![scheduler.into()],
+            first_scheduler: None,
             bootstrap_gateways: Vec::new(),
             token: Arc::new(token),
             user_id: String::new(),
@@ -147,6 +150,10 @@ impl Options {
         for scheduler in &self.schedulers {
             http::check_base(scheduler)
                 .or_else(|problem| bad("schedulers", &format!("has a bad one: {problem}")))?;
+        }
+        if let Some(first) = self.first_scheduler.filter(|first| *first >= self.schedulers.len()) {
+            let count = self.schedulers.len();
+            return bad("first_scheduler", &format!("is {first}; there are {count}, counted from 0"));
         }
         id::check(&self.device_id).or_else(|problem| bad("device_id", &problem))?;
         if !self.user_id.is_empty() {

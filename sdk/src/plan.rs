@@ -10,7 +10,7 @@ pub(crate) struct Plan {
     pub endpoints: Endpoints,
     pub reconnect: Reconnect,
     pub heartbeat: HeartbeatParameters,
-    /// Whom the gateways welcomed; empty: nobody yet.
+    /// Whom the gateways welcomed, or whose tokens there were before; empty: that is not known.
     pub user_id: String,
     device_id: String,
     /// Of an earlier run, until it is known whose it is.
@@ -51,6 +51,16 @@ impl Plan {
         self.endpoints.restored(&stored, now_ms)
     }
 
+    /// Whether a token of this user is this client's, which is so where nobody knows whose it is. The first one decides.
+    pub fn is_of(&mut self, user_id: Option<String>) -> bool {
+        let Some(user_id) = user_id else { return true };
+        if self.user_id.is_empty() {
+            self.user_id = user_id;
+            return true;
+        }
+        self.user_id == user_id
+    }
+
     /// Has the schedule stored, if it is another one than before: once a gateway has welcomed its user, or refused it.
     pub fn keep(&self) {
         let (user_id, device_id) = (&self.user_id, &self.device_id);
@@ -68,8 +78,10 @@ impl Plan {
         self.keep();
     }
 
-    /// Takes a scheduler's answer. Whether any of its endpoints can be used.
+    /// Takes a scheduler's answer, which is a place at the gateways: nobody waits for the spread after it. Whether any of its
+    /// endpoints can be used.
     pub fn scheduled(&mut self, answer: &ScheduleAnswer, now_ms: i64) -> bool {
+        self.reconnect.no_spread();
         self.reconnect.set_parameters(answer.reconnect);
         self.heartbeat = answer.heartbeat;
         self.endpoints.scheduled(answer, now_ms)
@@ -96,5 +108,20 @@ impl Plan {
             }
         }
         self.endpoints.bootstrap(&order)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::token::StaticToken;
+
+    #[test]
+    fn the_first_token_that_says_whose_it_is_decides() {
+        let mut plan = Plan::new(&Options::new("http://h:1", "d", StaticToken::new("jwt")), None);
+        assert!(plan.is_of(None) && plan.user_id.is_empty(), "a token may say nothing");
+        assert!(plan.is_of(Some("alice".into())));
+        assert_eq!(plan.user_id, "alice", "the order of bootstrap gateways depends on it, welcomed or not");
+        assert!(plan.is_of(Some("alice".into())) && plan.is_of(None) && !plan.is_of(Some("bob".into())));
     }
 }

@@ -68,8 +68,8 @@ pub struct Reconnect {
     attempt: u32,
     /// The wait before the latest attempt.
     last_wait_ms: i64,
-    /// The client has waited for its turn among those who lost the same gateway.
-    spread_out: bool,
+    /// The client has lost a gateway that served it well, and has not waited yet for its turn among those who lost the same one.
+    owes_spread: bool,
 }
 
 impl Reconnect {
@@ -85,12 +85,12 @@ impl Reconnect {
     }
 
     /// The wait before the next attempt, in milliseconds: full jitter from baseMs up to maxMs. The first time that a client
-    /// leaves its gateway it waits U(0, spreadMs) if that is longer: the others of a dead gateway do so too, and the rest take
-    /// so long to take them all. A gateway that is alive is soon come back to, and one that is dead takes no harm. A server's
-    /// own wait is kept in full ([`Reconnect::told`]).
+    /// leaves a gateway that served it well it waits U(0, spreadMs) if that is longer: the others of a dead gateway do so too, and
+    /// the rest take so long to take them all. A gateway that is alive is soon come back to, and one that is dead takes no harm. A
+    /// server's own wait is kept in full ([`Reconnect::told`]).
     pub fn wait(&mut self, toward: Toward, retry_after_ms: u32, rng: &mut impl Rng) -> i64 {
         let ReconnectParameters { base_ms, max_ms, spread_ms, .. } = self.parameters;
-        let leaves = toward == Toward::Another && !self.spread_out;
+        let leaves = toward == Toward::Another && self.owes_spread;
         self.last_wait_ms = match () {
             () if retry_after_ms > 0 => self.told(retry_after_ms, rng),
             () if leaves => {
@@ -99,17 +99,25 @@ impl Reconnect {
             }
             () => full_jitter(base_ms, max_ms, self.attempt, rng),
         };
-        self.spread_out |= leaves || retry_after_ms > 0;
+        if leaves {
+            self.no_spread();
+        }
         self.attempt = self.attempt.saturating_add(1);
         self.last_wait_ms
     }
 
     /// A wait that a server told, in milliseconds, kept in full (up to [`LONGEST_WAIT_MS`]) and the first jitter added to it, so
     /// that clients told the same do not come back together. By itself it does not count as a failure: who stands in line has
-    /// not failed.
-    pub fn told(&self, retry_after_ms: u32, rng: &mut impl Rng) -> i64 {
+    /// not failed. It stands in place of the spread.
+    pub fn told(&mut self, retry_after_ms: u32, rng: &mut impl Rng) -> i64 {
+        self.no_spread();
         let base_ms = self.parameters.base_ms;
         i64::from(retry_after_ms.min(LONGEST_WAIT_MS)) + full_jitter(base_ms, base_ms, 0, rng)
+    }
+
+    /// There is nobody to be spread among: the gateway has spoken, so it is not dead, or a scheduler has let this client in.
+    pub fn no_spread(&mut self) {
+        self.owes_spread = false;
     }
 
     /// A session has ended that was open for `open_ms`. Whether it was a stable one: as long as the wait before it, and
@@ -119,7 +127,7 @@ impl Reconnect {
         let stable = open_ms >= self.last_wait_ms.max(4 * i64::from(self.parameters.base_ms));
         if stable {
             self.attempt = 0;
-            self.spread_out = false;
+            self.owes_spread = true;
         }
         stable
     }
@@ -145,7 +153,7 @@ mod tests {
             let mut reconnect = Reconnect::default();
             reconnect.set_parameters(p);
             let first = reconnect.wait(Toward::Another, 0, &mut rng);
-            prop_assert!((0..=i64::from(p.spread_ms.max(p.base_ms))).contains(&first));
+            prop_assert!((0..=i64::from(p.base_ms)).contains(&first), "a new client has lost no gateway");
             for attempt in 1..attempts {
                 let toward = if attempt % 3 == 0 { Toward::Same } else { Toward::Another };
                 let wait = reconnect.wait(toward, 0, &mut rng);
@@ -173,7 +181,7 @@ mod tests {
             let mut rng = SmallRng::seed_from_u64(1);
             full_jitter(a, b, attempt, &mut rng);
             let p = ReconnectParameters { base_ms: a, max_ms: b, spread_ms: c, reschedule_after_failures: 0 };
-            let mut reconnect = Reconnect { parameters: p, attempt, last_wait_ms: 0, spread_out: false };
+            let mut reconnect = Reconnect { parameters: p, attempt, last_wait_ms: 0, owes_spread: true };
             reconnect.wait(Toward::Another, retry, &mut rng);
             reconnect.session_ended(open);
         }
@@ -209,22 +217,49 @@ mod tests {
     #[test]
     fn the_spread_is_waited_once_and_only_before_another_gateway() {
         let p = ReconnectParameters { base_ms: 500, max_ms: 2_000, spread_ms: 60_000, ..Default::default() };
-        let mut longest = [0; 4];
+        let mut longest = [0; 5];
         for seed in 0..500 {
             let mut rng = SmallRng::seed_from_u64(seed);
             let mut reconnect = Reconnect::default();
             reconnect.set_parameters(p);
+            longest[0] = reconnect.wait(Toward::Another, 0, &mut rng).max(longest[0]);
+            assert!(reconnect.session_ended(60_000));
             for (longest, toward) in
-                longest.iter_mut().zip([Toward::Same, Toward::Another, Toward::Another, Toward::Same])
+                longest[1..].iter_mut().zip([Toward::Same, Toward::Another, Toward::Another, Toward::Same])
             {
                 *longest = reconnect.wait(toward, 0, &mut rng).max(*longest);
             }
             assert!(reconnect.session_ended(60_000));
             assert!(reconnect.wait(Toward::Same, 0, &mut rng) <= 500, "a stable session starts over");
         }
-        let [same, another, again, back] = longest;
-        assert!(same <= 500 && again <= 2_000 && back <= 2_000, "{longest:?}");
+        let [new, same, another, again, back] = longest;
+        assert!(new <= 500 && same <= 500 && again <= 2_000 && back <= 2_000, "{longest:?}");
         assert!((50_000..=60_000).contains(&another), "{longest:?}");
+    }
+
+    #[test]
+    fn a_word_of_a_server_stands_in_place_of_the_spread() {
+        let p = ReconnectParameters { base_ms: 1, max_ms: 1, spread_ms: 300_000, ..Default::default() };
+        type Word = fn(&mut Reconnect, &mut SmallRng) -> i64;
+        let words: [(Word, i64); 3] = [
+            (|reconnect, rng| reconnect.told(7, rng), 8),
+            (|reconnect, rng| reconnect.wait(Toward::Another, 7, rng), 8),
+            (
+                |reconnect, _| {
+                    reconnect.no_spread();
+                    0
+                },
+                0,
+            ),
+        ];
+        for (word, most) in words {
+            let mut rng = SmallRng::seed_from_u64(7);
+            let mut reconnect = Reconnect::default();
+            reconnect.set_parameters(p);
+            assert!(reconnect.session_ended(60_000));
+            assert!(word(&mut reconnect, &mut rng) <= most);
+            assert!(reconnect.wait(Toward::Another, 0, &mut rng) <= 1);
+        }
     }
 
     #[test]

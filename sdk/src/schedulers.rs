@@ -21,9 +21,9 @@ pub(crate) struct Schedulers {
 }
 
 impl Schedulers {
-    /// So many of them; at least one.
-    pub fn new(count: usize) -> Self {
-        Self { count, at: 0, unanswered: 0, queue_token: String::new() }
+    /// So many of them, at least one, and which to ask first.
+    pub fn new(count: usize, first: usize) -> Self {
+        Self { count, at: first % count, unanswered: 0, queue_token: String::new() }
     }
 
     /// Whose turn it is.
@@ -60,7 +60,7 @@ impl Schedulers {
         !self.queue_token.is_empty() && !self.none_answers()
     }
 
-    /// A scheduler answered.
+    /// A scheduler answered, or a session lived, which is long enough for them to have come back: the count begins anew.
     pub fn answered(&mut self) {
         self.unanswered = 0;
     }
@@ -110,8 +110,8 @@ mod tests {
 
     #[test]
     fn a_network_too_slow_for_every_scheduler_is_waited_for() {
-        assert_eq!(Schedulers::new(1).patience(), http::DEADLINE);
-        let mut three = Schedulers::new(3);
+        assert_eq!(Schedulers::new(1, 0).patience(), http::DEADLINE);
+        let mut three = Schedulers::new(3, 0);
         for (unanswered, within) in [
             (0, http::DEADLINE_OF_SEVERAL),
             (2, http::DEADLINE_OF_SEVERAL),
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn who_gave_a_place_is_asked_again_and_the_next_at_once_if_it_is_gone() {
-        let mut schedulers = Schedulers::new(2);
+        let mut schedulers = Schedulers::new(2, 0);
         assert!(!schedulers.unanswered(), "without a place there is time");
         schedulers.refused(&overloaded("place"));
         assert_eq!((schedulers.at(), schedulers.queue_token()), (1, "place"));

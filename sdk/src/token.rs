@@ -23,7 +23,8 @@ pub enum TokenError {
     Permanent(String),
 }
 
-/// Gives the user's JWT. Called before each schedule request; a provider caches as it likes.
+/// Gives the user's JWT. Called before each schedule request; a provider caches as it likes. A client is one user's: a token of
+/// another one stops it, where tokens say whose they are.
 pub trait TokenProvider: Send + Sync {
     /// A token. `rejected` is the one that a scheduler has just refused: giving it again stops the client.
     fn token<'a>(&'a self, rejected: Option<&'a str>) -> BoxFuture<'a, Result<String, TokenError>>;

@@ -1,9 +1,13 @@
 """A client by somebody else: it knows PROTOCOL.md, `websockets` and nothing of this repository.
 
 Usage: client.py http://scheduler:port
+       client.py http://scheduler:port follow TOKEN TOKEN
+       client.py http://scheduler:port queue TOKEN...
 
-alice and bob schedule, connect (one by each subprotocol), talk, pull, acknowledge, read, and lose a connection. Each step
-prints "ok <step>"; the first that fails ends the program with a traceback and exit code 1.
+Alone: alice and bob schedule, connect (one by each subprotocol), talk, pull, acknowledge, read, and lose a connection.
+`follow`: two users connect, one by each subprotocol, say so, wait until their gateway sends them elsewhere, and go there.
+`queue`: all users ask at once, and whoever is told to wait keeps the place.
+Each step prints "ok <step>"; the first that fails ends the program with a traceback and exit code 1.
 """
 
 import asyncio
@@ -18,6 +22,8 @@ import websockets
 
 SCHEDULER = sys.argv[1]
 PATIENCE = 15  # seconds for any one answer
+SENT_ELSEWHERE = 60  # seconds for an operator to empty a gateway
+REDIRECTS = 3  # in a row
 RUN = uuid.uuid4().hex[:8]
 ALICE, BOB = f"alice-{RUN}", f"bob-{RUN}"
 
@@ -46,8 +52,8 @@ class Json:
     async def send(self, frame):
         await self.socket.send(json.dumps(frame))
 
-    async def receive(self):
-        message = await asyncio.wait_for(self.socket.recv(), PATIENCE)
+    async def receive(self, within=PATIENCE):
+        message = await asyncio.wait_for(self.socket.recv(), within)
         assert isinstance(message, str), message
         frame = json.loads(message)
         assert len(frame) == 1, frame
@@ -128,8 +134,8 @@ class Proto:
     def pull_request(self, pull):
         return field(3, field(1, pull["afterSeq"]))
 
-    async def receive(self):
-        message = await asyncio.wait_for(self.socket.recv(), PATIENCE)
+    async def receive(self, within=PATIENCE):
+        message = await asyncio.wait_for(self.socket.recv(), within)
         assert isinstance(message, bytes), message
         (number, (body,)), = fields(message).items()
         body = fields(body)
@@ -142,7 +148,17 @@ class Proto:
         if number == 4:
             return {"notify": {"inboxSeq": str(one(body, 1))}}
         if number == 5:
-            return {"disconnect": {"code": one(body, 1)}}
+            return {
+                "disconnect": {
+                    "code": one(body, 1),
+                    "retryAfterMs": one(body, 3),
+                    "redirect": [
+                        {"gatewayId": text(to, 1), "transport": text(to, 2), "url": text(to, 3)}
+                        for to in map(fields, body.get(4, []))
+                    ],
+                    "ticket": text(body, 5),
+                }
+            }
         answer = {"id": one(body, 1)}
         if 2 in body:
             sent = fields(body[2][0])
@@ -169,24 +185,72 @@ class Proto:
 
 
 class Client:
-    def __init__(self, user, device, codec):
-        self.user, self.device, self.codec = user, device, codec
+    def __init__(self, user, device, codec, token=None):
+        self.user, self.device, self.codec, self.token = user, device, codec, token
         self.cursor, self.known, self.last_id = 0, 0, 0
+        self.waits, self.redirects = 0, 0
 
     async def connect(self):
-        token = post("/v1/dev/token", {"userId": self.user})[0]["token"]
-        self.token = token
-        self.schedule, headers = post("/v1/schedule", {"deviceId": self.device, "transports": ["ws"]}, token)
-        assert headers["Cache-Control"] == "no-store", headers
-        url = next(e["url"] for e in self.schedule["endpoints"] if e["transport"] == "ws")
+        if self.token is None:
+            answer, _ = await asyncio.to_thread(post, "/v1/dev/token", {"userId": self.user})
+            self.token = answer["token"]
+        self.schedule = await self.ask()
+        return await self.open(self.schedule["endpoints"], self.schedule["ticket"])
+
+    async def ask(self):
+        """A schedule. Who is told to wait waits as long as that, and shows the place that it was given."""
+        request = {"deviceId": self.device, "transports": ["ws"]}
+        while True:
+            try:
+                schedule, headers = await asyncio.to_thread(post, "/v1/schedule", request, self.token)
+            except urllib.error.HTTPError as refused:
+                problem = json.load(refused)
+                assert refused.code == 503 and problem["reason"] == "OVERLOADED", problem
+                assert int(refused.headers["Retry-After"]) * 1000 >= problem["retryAfterMs"], problem
+                self.waits += 1
+                await asyncio.sleep(problem["retryAfterMs"] / 1000)
+                request["queueToken"] = problem.get("queueToken", "")
+                continue
+            assert headers["Cache-Control"] == "no-store", headers
+            return schedule
+
+    async def open(self, endpoints, ticket):
+        """A connection to the first of these that welcomes it, or to where that sends it."""
+        endpoint = next(e for e in endpoints if e["transport"] == "ws")
         # Extensions are the client's offer; a server may decline them all.
-        socket = await websockets.connect(url, subprotocols=[self.codec.subprotocol], ping_interval=None)
+        socket = await websockets.connect(
+            endpoint["url"], subprotocols=[self.codec.subprotocol], ping_interval=None
+        )
         assert socket.subprotocol == self.codec.subprotocol, socket.subprotocol
-        self.wire = self.codec(socket)
-        await self.wire.send({"hello": {"ticket": self.schedule["ticket"], "deviceId": self.device}})
-        self.welcome = (await self.wire.receive())["welcome"]
+        self.wire, self.gateway = self.codec(socket), endpoint["gatewayId"]
+        await self.wire.send({"hello": {"ticket": ticket, "deviceId": self.device}})
+        first = await self.wire.receive()
+        if "disconnect" in first:
+            if first["disconnect"]["code"] == 4009:
+                # A place in this gateway's own line; a ticket is good for all of the list.
+                await asyncio.sleep(first["disconnect"].get("retryAfterMs", 0) / 1000)
+                return await self.open(endpoints[1:] + endpoints[:1], ticket)
+            return await self.follow(first["disconnect"])
+        self.redirects, self.welcome = 0, first["welcome"]
         self.known = int(self.welcome.get("inboxSeq", "0"))
         return self
+
+    async def follow(self, disconnect):
+        """Goes where a gateway sends it that lets go of it: there a place is kept for the ticket."""
+        assert disconnect["code"] in (4001, 4002) and disconnect.get("redirect"), disconnect
+        self.redirects += 1
+        assert self.redirects <= REDIRECTS, "in circles"
+        await self.wire.socket.close()
+        await asyncio.sleep(disconnect.get("retryAfterMs", 0) / 1000)
+        return await self.open(disconnect["redirect"], disconnect["ticket"])
+
+    async def sent_elsewhere(self):
+        """Waits until its gateway lets go of it, and follows."""
+        while True:
+            frame = await self.wire.receive(SENT_ELSEWHERE)
+            self.take(frame)
+            if "disconnect" in frame:
+                return await self.follow(frame["disconnect"])
 
     def take(self, frame):
         for kind in ("notify", "heartbeatAck"):
@@ -243,7 +307,33 @@ class Client:
             return code
 
 
-async def main():
+async def follow(tokens):
+    codecs = [Json, Proto]
+    clients = [Client("", f"follower-{n}", codecs[n % 2], token) for n, token in enumerate(tokens)]
+    await asyncio.gather(*(client.connect() for client in clients))
+    before = [client.gateway for client in clients]
+    users = [client.welcome["userId"] for client in clients]
+    assert len(set(before)) == 1, before
+    ok(f"they are connected to {before[0]}")
+    await asyncio.gather(*(client.sent_elsewhere() for client in clients))
+    for client, gateway, user in zip(clients, before, users):
+        assert client.gateway != gateway and client.welcome["userId"] == user, (client.gateway, client.welcome)
+        await client.heartbeat()
+    ok("they went where they were sent, and are welcome there")
+    for client in clients:
+        await client.wire.socket.close()
+
+
+async def queue(tokens):
+    clients = [Client("", f"waiter-{n}", Json, token) for n, token in enumerate(tokens)]
+    await asyncio.gather(*(client.connect() for client in clients))
+    ok(f"all are connected; {sum(client.waits > 0 for client in clients)} were told to wait")
+    assert max(client.waits for client in clients) >= 1, "nobody was told to wait"
+    for client in clients:
+        await client.wire.socket.close()
+
+
+async def talk():
     try:
         post("/v1/schedule", {"deviceId": "d"})
         raise AssertionError("scheduled without a token")
@@ -323,6 +413,18 @@ async def main():
     assert await silent.closed() == 4003
     ok("silence is closed with 4003")
     await alice.wire.socket.close()
+
+
+async def main():
+    match sys.argv[2:]:
+        case []:
+            await talk()
+        case ["follow", *tokens]:
+            await follow(tokens)
+        case ["queue", *tokens]:
+            await queue(tokens)
+        case other:
+            sys.exit(f"{other}: see the top of this file")
 
 
 asyncio.run(asyncio.wait_for(main(), 120))

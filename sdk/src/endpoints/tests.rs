@@ -241,17 +241,106 @@ fn a_ticket_is_given_up_once_all_bootstrap_gateways_in_a_row_refuse_it() {
 fn a_gateway_that_is_busy_has_not_failed() {
     let mut endpoints = Endpoints::new(vec![Transport::WebSocket, Transport::Tcp]);
     endpoints.scheduled(&answer(2, 300_000), 0);
-    for turn in 0..10 {
+    for turn in 0..6 {
         assert_eq!(gateway(&mut endpoints, 1).as_deref(), Some(["gw-0", "gw-1"][turn % 2]));
         endpoints.busy();
     }
     assert!(endpoints.failed_gateways().is_empty());
-    endpoints.scheduled(&answer(1, 300_000), 0);
-    endpoints.busy();
-    assert_eq!(gateway(&mut endpoints, 1).as_deref(), Some("gw-0"), "there is no other");
+    assert_eq!(gateway(&mut endpoints, 1), None, "three rounds: a scheduler may know of others");
+    for stable in [true, false] {
+        endpoints.scheduled(&answer(1, 300_000), 0);
+        for _ in 0..2 {
+            endpoints.busy();
+            assert_eq!(gateway(&mut endpoints, 1).as_deref(), Some("gw-0"), "there is no other");
+        }
+        if stable {
+            endpoints.stable();
+        }
+        endpoints.busy();
+        assert_eq!(gateway(&mut endpoints, 1).is_some(), stable, "only a session that lived begins anew");
+    }
     assert!(endpoints.bootstrap(&[endpoint(7, "tcp"), endpoint(8, "tcp")]));
     endpoints.busy();
     assert_eq!(gateway(&mut endpoints, 1), None, "a scheduler's turn");
+}
+
+#[test]
+fn who_is_sent_on_by_a_busy_gateway_does_not_go_to_a_dead_one() {
+    let mut endpoints = only(Transport::Tcp);
+    endpoints.scheduled(&answer(4, 300_000), 0);
+    // A long session was lost, and its gateway did not answer.
+    endpoints.stable();
+    endpoints.suspect();
+    endpoints.failed_altogether();
+    for turn in 0..9 {
+        assert_eq!(gateway(&mut endpoints, 1).as_deref(), Some(["gw-1", "gw-2", "gw-3"][turn % 3]));
+        endpoints.busy();
+    }
+    assert_eq!(endpoints.failed_gateways(), ["gw-0"]);
+    assert_eq!(gateway(&mut endpoints, 1), None, "three rounds of those that live");
+
+    endpoints.scheduled(&answer(2, 300_000), 0);
+    endpoints.failed_altogether();
+    endpoints.busy();
+    assert_eq!(gateway(&mut endpoints, 1).as_deref(), Some("gw-1"), "without another it is come back to");
+}
+
+#[test]
+fn a_line_longer_than_the_ticket_is_not_stood_in() {
+    let mut endpoints = only(Transport::Tcp);
+    endpoints.scheduled(&answer(1, 300_000), 0);
+    assert!(endpoints.ticket_until(298_999) && !endpoints.ticket_until(299_000));
+    assert!(endpoints.renewed(&answer(1, 600_000), 0));
+    assert!(endpoints.ticket_until(598_999) && !endpoints.ticket_until(599_000));
+    assert!(endpoints.bootstrap(&[endpoint(7, "tcp")]));
+    assert!(endpoints.ticket_until(900_000), "where the ticket's time does not count");
+}
+
+#[test]
+fn the_gateway_of_a_lost_session_is_tried_once_more_though_the_ticket_has_ended() {
+    let lost = || {
+        let mut endpoints = only(Transport::Tcp);
+        endpoints.scheduled(&answer(2, 300_000), 0);
+        endpoints.next(0);
+        endpoints.failed_altogether();
+        endpoints.stable();
+        endpoints.suspect();
+        endpoints
+    };
+    let mut early = lost();
+    early.once_more(1);
+    assert!(!early.doubtful(), "the ticket lives: nothing need be done");
+
+    for end in [Endpoints::failed_altogether, Endpoints::forget, |e: &mut Endpoints| assert!(e.refused())] {
+        let mut late = lost();
+        assert_eq!((late.here(400_000), late.place()), (None, Some("tcp://gw-1:1")));
+        late.once_more(400_000);
+        assert!(late.doubtful() && late.here(400_000) == late.place());
+        assert_eq!(gateway(&mut late, 400_000).as_deref(), Some("gw-1"));
+        end(&mut late);
+        assert_eq!(gateway(&mut late, 400_000), None, "once");
+        assert_eq!(late.told().len(), 2, "the ticket stays for the bootstrap gateways");
+    }
+
+    let mut failing = lost();
+    failing.suspect();
+    failing.suspect();
+    failing.once_more(400_000);
+    assert_eq!(gateway(&mut failing, 400_000), None, "it failed too often");
+
+    let mut renewed = lost();
+    assert!(renewed.renewed(&ScheduleAnswer { ticket: "renewed".into(), ..answer(2, 900_000) }, 0));
+    renewed.once_more(400_000);
+    let attempt = renewed.next(400_000).expect("the renewed ticket lives");
+    assert_eq!((attempt.endpoint.gateway_id.as_str(), attempt.ticket.as_str()), ("gw-1", "renewed"));
+    assert!(!renewed.doubtful());
+
+    let mut moved = lost();
+    assert!(moved.renewed(&ScheduleAnswer { ticket: "renewed".into(), ..answer(1, 900_000) }, 0));
+    moved.once_more(400_000);
+    assert_eq!(moved.next(400_000).expect("the same").ticket, "t", "the new one is not for this gateway");
+    moved.forget();
+    assert_eq!(moved.next(400_000).expect("the new one").ticket, "renewed");
 }
 
 #[test]
@@ -310,6 +399,7 @@ enum Step {
     FailedAltogether,
     Suspect,
     Busy,
+    OnceMore(i64),
     Refused,
     Renew(usize, i64),
     Redirect,
@@ -327,6 +417,7 @@ fn step() -> impl Strategy<Value = Step> {
         Just(Step::FailedAltogether),
         Just(Step::Suspect),
         Just(Step::Busy),
+        (0i64..400_000).prop_map(Step::OnceMore),
         Just(Step::Refused),
         (0usize..6, -10i64..400_000).prop_map(|(g, t)| Step::Renew(g, t)),
         Just(Step::Redirect),
@@ -354,6 +445,7 @@ proptest! {
                 Step::FailedAltogether => endpoints.failed_altogether(),
                 Step::Suspect => endpoints.suspect(),
                 Step::Busy => endpoints.busy(),
+                Step::OnceMore(now) => endpoints.once_more(now),
                 Step::Refused => drop(endpoints.refused()),
                 Step::Renew(g, t) => drop(endpoints.renewed(&answer(g, t), 0)),
                 Step::Redirect => drop(endpoints.redirected(&redirect("t2"))),

@@ -165,6 +165,7 @@ impl Fake {
     pub fn options(&self, kind: Kind) -> Options {
         let scheduler = format!("http://{}", self.scheduler);
         let mut options = Options::new(scheduler, "device", StaticToken::new("jwt"));
+        options.first_scheduler = Some(0);
         options.transports = vec![kind.transport()];
         options.encoding = if matches!(kind, Kind::Json) { Encoding::Json } else { Encoding::Proto };
         options

@@ -1,6 +1,12 @@
 //! What the client does while no scheduler answers: the stored schedule, then the bootstrap gateways.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use berth_client::{
     Client, Event, Options,
@@ -226,14 +232,88 @@ async fn codes_about_the_user_end_the_ticket_that_is_kept() {
 }
 
 #[tokio::test]
-async fn a_long_sessions_ticket_is_renewed_without_a_word() {
+async fn a_session_that_lived_ends_the_outage() {
     let fake = Fake::start().await;
-    fake.change(|answer| answer.ticket_expires_at_ms = 1);
+    let store = keeping(&expired(&fake));
+    let mut stranded = options(&fake, Kind::Tcp, &store);
+    // It is there, and does not answer yet; what the other says is no scheduler's word.
+    let (proxy, returns) = (Fake::start().await, Fake::start().await);
+    for _ in 0..50 {
+        proxy.refuse_next(502, "", None);
+    }
+    returns.refuse_next(502, "", None);
+    let other = fake.address();
+    returns.change(|answer| answer.endpoints = endpoints("gw-1", other));
+    stranded.schedulers = [&returns, &proxy].map(|fake| format!("http://{}", fake.scheduler)).into();
+    let (_client, _events) = Client::start(stranded).await.expect("starts");
+    let mut peer = fake.accept().await;
+    assert!(peer.hello().await.no_scheduler, "neither answered");
+    peer.send(Down::Welcome(welcome(0))).await;
+    // A stable session, and one of them is back; it is the dead one's turn, or its own.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    drop(peer);
+    // The gateway is asked whether it lives, which is not what this is about.
+    let mut peer = fake.accept().await;
+    let mut hello = peer.hello().await;
+    if hello.ticket == "old" {
+        assert!(!hello.no_scheduler, "nobody knows that yet");
+        peer.disconnect(close_code(4005)).await;
+        hello = fake.accept().await.hello().await;
+    }
+    assert_eq!((hello.ticket.as_str(), hello.no_scheduler), ("ticket", false), "the living one was asked");
+}
+
+#[tokio::test]
+async fn a_renewals_answer_ends_the_outage() {
+    let fake = Fake::start().await;
+    let store = keeping(&expired(&fake));
+    fake.refuse_next(502, "", None);
+    // A session is stable after four times the base, which this one is not.
+    fake.change(|answer| {
+        answer.ticket = "renewed".into();
+        answer.reconnect.base_ms = 2_000;
+    });
+    let mut renewing = options(&fake, Kind::Tcp, &store);
+    renewing.renew_every = Duration::from_millis(30);
+    let (_client, _events) = Client::start(renewing).await.expect("starts");
+    let mut peer = fake.accept().await;
+    assert!(peer.hello().await.no_scheduler);
+    peer.send(Down::Welcome(welcome(0))).await;
+    assert_eq!(kept_after(&store, Some("old")).await.expect("one").ticket, "renewed");
+    drop(peer);
+    let hello = fake.accept().await.hello().await;
+    assert_eq!((hello.ticket.as_str(), hello.no_scheduler), ("renewed", false));
+}
+
+#[tokio::test]
+async fn a_long_sessions_ticket_is_renewed_without_a_word() {
+    let mut fake = Fake::start().await;
+    let address = fake.address();
+    fake.change(|answer| {
+        answer.ticket_expires_at_ms = 300_000;
+        answer.endpoints = endpoints("dead", "127.0.0.1:1".parse().expect("an address"));
+        answer.endpoints.extend(endpoints("gw-1", address));
+        answer.reconnect.reschedule_after_failures = 1;
+    });
     let store = Arc::new(MemorySchedule::new());
     let mut renewing = options(&fake, Kind::Tcp, &store);
     renewing.renew_every = Duration::from_millis(30);
-    let (_client, mut events, mut peer) = fake.connect(renewing).await;
+    let (_client, mut events) = Client::start(renewing).await.expect("starts");
+    assert!(matches!(next(&mut events).await, Event::Disconnected(_)), "the first gateway is dead");
+    fake.change(|answer| {
+        answer.ticket_expires_at_ms = 1;
+        answer.endpoints = endpoints("gw-1", address);
+    });
+    let mut peer = fake.accept().await;
+    peer.hello().await;
+    peer.send(Down::Welcome(welcome(0))).await;
+    assert!(matches!(next(&mut events).await, Event::Connected(_)));
     kept_after(&store, None).await;
+    fake.asked().await;
+    let again = fake.asked().await.request;
+    assert_eq!((again.attempt, again.failed), (1, vec!["dead".to_owned()]), "that was told");
+    let renewal = fake.asked().await.request;
+    assert_eq!((renewal.attempt, renewal.failed), (0, vec![]), "and is over");
     // What fails is tried at the next time.
     fake.refuse_next(503, "NO_GATEWAY", Some(300_000));
     fake.change(|answer| {
@@ -251,6 +331,46 @@ async fn a_long_sessions_ticket_is_renewed_without_a_word() {
     let asked = fake.answered();
     assert_eq!(fake.accept().await.hello().await.ticket, "renewed", "the first one is over");
     assert!(fake.answered() <= asked + 1, "at most the renewal under way");
+}
+
+#[tokio::test]
+async fn a_schedule_that_could_not_be_stored_is_stored_later() {
+    struct Full(AtomicU32, MemorySchedule);
+    impl ScheduleStore for Full {
+        fn load(&self) -> std::io::Result<Option<StoredSchedule>> {
+            self.1.load()
+        }
+        fn save(&self, schedule: Option<&StoredSchedule>) -> std::io::Result<()> {
+            match self.0.fetch_add(1, Ordering::Relaxed) {
+                0 => Err(std::io::Error::other("full")),
+                _ => self.1.save(schedule),
+            }
+        }
+    }
+    let fake = Fake::start().await;
+    let store = Arc::new(Full(AtomicU32::new(0), MemorySchedule::new()));
+    let mut options = fake.options(Kind::Tcp);
+    options.schedule = Arc::clone(&store) as _;
+    let (_client, _events, _peer) = fake.connect(options).await;
+    assert_eq!(kept_after(&store.1, None).await.expect("one").ticket, "ticket");
+}
+
+#[tokio::test]
+async fn a_schedulers_final_word_ends_the_ticket_that_is_kept() {
+    for (status, reason, kept) in [
+        (401, "UNAUTHENTICATED", false),
+        (403, "FORBIDDEN", false),
+        (401, "", true),
+        (400, "INVALID_ARGUMENT", true),
+    ] {
+        let fake = Fake::start().await;
+        let store = keeping(&expired(&fake));
+        fake.refuse_next(status, reason, None);
+        let (client, _events) = Client::start(options(&fake, Kind::Tcp, &store)).await.expect("starts");
+        soon("the stop", stopped(&client)).await;
+        client.close().await;
+        assert_eq!(store.load().expect("memory").is_some(), kept, "{status} {reason}");
+    }
 }
 
 #[tokio::test]

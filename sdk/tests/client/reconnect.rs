@@ -1,8 +1,17 @@
 //! What the client does after each kind of end.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use berth_client::{Client, Event, StopReason, transport::Transport};
+use berth_client::{
+    Client, Event, Events, StopReason,
+    store::{MemorySchedule, ScheduleStore},
+    token::StaticToken,
+    transport::Transport,
+};
 use berth_proto::{
     client::{self, Disconnect, Endpoint, client_frame::Frame as Up, server_frame::Frame as Down},
     schedule::HeartbeatParameters,
@@ -16,7 +25,32 @@ fn moved(fake: &Fake, ticket: &str) -> Disconnect {
     Disconnect { redirect, ticket: ticket.into(), ticket_expires_at_ms: 300_000, ..close_code(4002) }
 }
 
-async fn check_disconnected(events: &mut berth_client::Events, code: Option<u16>) {
+/// The longest back-off of [`Fake`]'s clients.
+const BACKOFF: Duration = Duration::from_millis(20);
+
+/// A server's `spreadMs` beside which a back-off is nothing.
+const SPREAD_MS: u32 = 300_000;
+
+/// How long the client waits before it goes on.
+async fn wait(events: &mut Events) -> Duration {
+    match next(events).await {
+        Event::Disconnected(disconnected) => disconnected.retry_in,
+        other => panic!("expected Disconnected, got {other:?}"),
+    }
+}
+
+/// An address where nobody listens.
+fn nobody() -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+    listener.local_addr().expect("is bound")
+}
+
+/// Long enough for a session of [`Fake`]'s clients to be a stable one.
+async fn a_while() {
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+async fn check_disconnected(events: &mut Events, code: Option<u16>) {
     match next(events).await {
         Event::Disconnected(disconnected) => assert_eq!(disconnected.code, code, "{disconnected:?}"),
         other => panic!("expected Disconnected, got {other:?}"),
@@ -55,6 +89,22 @@ async fn a_redirect_is_followed_with_its_ticket() {
         assert_eq!(connected.gateway_id, "gw-2");
         assert_eq!(fake.answered(), 1);
     }
+}
+
+#[tokio::test]
+async fn a_redirect_of_a_gateway_that_is_drained_is_followed_while_its_place_is_kept() {
+    let fake = Fake::start().await;
+    fake.change(|answer| answer.reconnect.spread_ms = SPREAD_MS);
+    let (_client, mut events, peer) = fake.connect(fake.options(Kind::Tcp)).await;
+    a_while().await;
+    peer.disconnect(Disconnect { code: 4001, ..moved(&fake, "another") }).await;
+    let peer = welcomed(&fake, "another").await;
+    assert!(matches!(next(&mut events).await, Event::Connected(_)), "no wait before it");
+    // And when it is to wait, it waits no longer.
+    peer.disconnect(Disconnect { code: 4001, retry_after_ms: 10, ..moved(&fake, "third") }).await;
+    assert!(wait(&mut events).await <= Duration::from_millis(10) + BACKOFF);
+    let _peer = welcomed(&fake, "third").await;
+    assert_eq!(fake.answered(), 1);
 }
 
 #[tokio::test]
@@ -153,26 +203,123 @@ async fn a_gateway_that_is_busy_has_not_failed() {
 }
 
 #[tokio::test]
+async fn a_line_at_a_gateway_that_is_longer_than_the_ticket_lives_is_left_for_a_scheduler() {
+    let mut fake = Fake::start().await;
+    fake.change(|answer| answer.reconnect.spread_ms = SPREAD_MS);
+    let (_client, mut events, peer) = fake.connect(fake.options(Kind::Tcp)).await;
+    fake.asked().await;
+    a_while().await;
+    fake.change(|answer| answer.ticket = "second".into());
+    peer.disconnect(Disconnect { retry_after_ms: SPREAD_MS, ..close_code(4009) }).await;
+    assert!(wait(&mut events).await <= BACKOFF);
+    let _peer = welcomed(&fake, "second").await;
+    assert_eq!(fake.asked().await.request.failed, Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_gateway_that_is_alive_is_come_back_to_at_once_and_left_for_another_within_the_spread() {
     let fake = Fake::start().await;
-    fake.change(|answer| answer.reconnect.spread_ms = 300_000);
+    fake.change(|answer| answer.reconnect.spread_ms = SPREAD_MS);
     let (client, mut events, peer) = fake.connect(fake.options(Kind::Tcp)).await;
-    let wait = async |events: &mut berth_client::Events| match next(events).await {
-        Event::Disconnected(disconnected) => disconnected.retry_in,
-        other => panic!("expected Disconnected, got {other:?}"),
-    };
+    a_while().await;
     drop(peer);
-    assert!(wait(&mut events).await <= Duration::from_millis(20), "the longest back-off");
+    assert!(wait(&mut events).await <= BACKOFF);
     let gateways = [fake.address(), Fake::start().await.address()];
     client.close().await;
 
     // The same, and it is gone.
     fake.change(|answer| answer.endpoints = gateways.map(|address| endpoints("gw", address)).concat());
     let (_client, mut events, peer) = fake.connect(fake.options(Kind::Tcp)).await;
+    a_while().await;
     drop((fake, peer));
-    assert!(wait(&mut events).await <= Duration::from_millis(20));
+    assert!(wait(&mut events).await <= BACKOFF);
     // Of U(0, 300 s).
-    assert!(wait(&mut events).await > Duration::from_millis(20), "before another gateway");
+    assert!(wait(&mut events).await > BACKOFF, "before another gateway");
+}
+
+#[tokio::test]
+async fn after_a_gateway_that_speaks_nobody_waits_for_the_spread() {
+    for code in [4005, 4002] {
+        let fake = Fake::start().await;
+        fake.change(|answer| answer.reconnect.spread_ms = SPREAD_MS);
+        let mut options = fake.options(Kind::Tcp);
+        options.schedulers.insert(0, format!("http://{}", nobody()));
+        options.first_scheduler = Some(1);
+        let (_client, mut events, peer) = fake.connect(options).await;
+        a_while().await;
+        fake.change(|answer| answer.ticket = "second".into());
+        fake.refuse_next(503, "NO_GATEWAY", None);
+        peer.disconnect(close_code(code)).await;
+        for what in ["the gateway", "a scheduler without one", "a dead scheduler"] {
+            assert!(wait(&mut events).await <= BACKOFF, "{code}: after {what}");
+        }
+        let _peer = welcomed(&fake, "second").await;
+    }
+}
+
+#[tokio::test]
+async fn who_has_lost_no_gateway_does_not_wait_for_the_spread() {
+    // With what an earlier run kept, and the first scheduler is gone.
+    let fake = Fake::start().await;
+    fake.change(|answer| {
+        answer.reconnect.spread_ms = SPREAD_MS;
+        answer.ticket_expires_at_ms = 1;
+    });
+    let store = Arc::new(MemorySchedule::new());
+    let mut options = fake.options(Kind::Tcp);
+    // {"alg":"none"} and {"sub":"alice"}
+    options.token = Arc::new(StaticToken::new("eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbGljZSJ9.c2ln"));
+    options.schedule = Arc::clone(&store) as _;
+    let (client, _events, _peer) = fake.connect(options.clone()).await;
+    client.close().await;
+    assert_eq!(store.load().expect("memory").expect("one is kept").reconnect.spread_ms, SPREAD_MS);
+    options.schedulers.insert(0, format!("http://{}", nobody()));
+    let (_client, mut events) = Client::start(options).await.expect("starts");
+    assert!(wait(&mut events).await <= BACKOFF, "the next scheduler");
+    fake.accept().await.hello().await;
+
+    // A new one, and the first gateway is gone.
+    let fake = Fake::start().await;
+    fake.change(|answer| {
+        answer.reconnect.spread_ms = SPREAD_MS;
+        answer.endpoints.splice(0..0, endpoints("dead", nobody()));
+    });
+    let (_client, mut events) = Client::start(fake.options(Kind::Tcp)).await.expect("starts");
+    assert!(wait(&mut events).await <= BACKOFF, "the next gateway");
+    let _peer = welcomed(&fake, "ticket").await;
+}
+
+#[tokio::test]
+async fn a_gateway_lost_after_the_tickets_end_is_asked_whether_it_lives() {
+    let gateway = Fake::start().await;
+    let address = gateway.address();
+    let fake = Fake::start().await;
+    fake.change(|answer| {
+        answer.endpoints = endpoints("gw-1", address);
+        answer.reconnect.spread_ms = SPREAD_MS;
+        answer.ticket_expires_at_ms = 1;
+    });
+    // It lives.
+    let (_client, mut events) = Client::start(fake.options(Kind::Tcp)).await.expect("starts");
+    let peer = welcomed(&gateway, "ticket").await;
+    assert!(matches!(next(&mut events).await, Event::Connected(_)));
+    a_while().await;
+    fake.change(|answer| answer.ticket = "second".into());
+    drop(peer);
+    assert!(wait(&mut events).await <= BACKOFF);
+    let mut peer = gateway.accept().await;
+    assert_eq!(peer.hello().await.ticket, "ticket", "the one that is over");
+    peer.disconnect(close_code(4005)).await;
+    assert!(wait(&mut events).await <= BACKOFF, "it said so");
+    let peer = welcomed(&gateway, "second").await;
+    assert!(matches!(next(&mut events).await, Event::Connected(_)));
+    // It is gone.
+    a_while().await;
+    drop((gateway, peer));
+    assert!(wait(&mut events).await <= BACKOFF);
+    // Of U(0, 300 s).
+    assert!(wait(&mut events).await > BACKOFF, "before another schedule");
+    assert_eq!(fake.answered(), 2);
 }
 
 #[tokio::test]

@@ -112,6 +112,42 @@ async fn the_next_scheduler_is_asked_when_one_fails() {
 }
 
 #[tokio::test]
+async fn not_every_client_asks_the_same_scheduler_first() {
+    let (fake, other) = (Fake::start().await, Fake::start().await);
+    let mut options = fake.options(Kind::Tcp);
+    options.schedulers.push(format!("http://{}", other.scheduler));
+    options.first_scheduler = None;
+    for _ in 0..64 {
+        let (client, _events) = Client::start(options.clone()).await.expect("starts");
+        tokio::select! { peer = fake.accept() => peer, peer = other.accept() => peer }.hello().await;
+        client.close().await;
+        if fake.answered() > 0 && other.answered() > 0 {
+            return;
+        }
+    }
+    panic!("{} asked the first one, {} the second", fake.answered(), other.answered());
+}
+
+#[tokio::test]
+async fn a_client_does_not_become_another_users() {
+    let fake = Fake::start().await;
+    let first = std::sync::atomic::AtomicBool::new(true);
+    let mut options = fake.options(Kind::Tcp);
+    options.token = std::sync::Arc::new(move || {
+        let first = first.swap(false, std::sync::atomic::Ordering::Relaxed);
+        // {"sub":"alice"} and {"sub":"bob"}
+        let claims = if first { "eyJzdWIiOiJhbGljZSJ9" } else { "eyJzdWIiOiJib2IifQ" };
+        async move { Ok(format!("eyJhbGciOiJub25lIn0.{claims}.c2ln")) }
+    });
+    let (_client, mut events, peer) = fake.connect(options).await;
+    peer.disconnect(close_code(4005)).await;
+    assert!(matches!(next(&mut events).await, Event::Disconnected(_)));
+    let Event::Stopped(reason) = next(&mut events).await else { panic!("expected Stopped") };
+    assert_eq!(reason, StopReason::Token("the user token is of another user".into()));
+    assert_eq!(fake.answered(), 1, "no scheduler was asked with it");
+}
+
+#[tokio::test]
 async fn a_place_in_the_queue_is_kept_whoever_is_asked_and_used_once() {
     let (mut fake, mut other) = (Fake::start().await, Fake::start().await);
     fake.queue_next(300, "place");
@@ -186,9 +222,10 @@ async fn a_scheduler_that_stands_still_is_not_waited_for_when_there_is_another()
 async fn options_that_cannot_be_are_named() {
     let fake = Fake::start().await;
     type Spoil = fn(&mut berth_client::Options);
-    let cases: [(Spoil, &str); 17] = [
+    let cases: [(Spoil, &str); 18] = [
         (|o| o.schedulers.clear(), "schedulers"),
         (|o| o.schedulers = vec!["https://h".into()], "schedulers"),
+        (|o| o.first_scheduler = Some(1), "first_scheduler"),
         (|o| o.device_id.clear(), "device_id"),
         (|o| o.user_id = "a b".into(), "user_id"),
         (|o| o.transports.clear(), "transports"),
