@@ -169,7 +169,7 @@ impl Core {
         self.metrics.reports.increment(1);
         let used = &report.used_tickets[..report.used_tickets.len().min(limits::USED_TICKETS)];
         lock(&self.pending).used(used);
-        self.moving.progressed(&report.gateway_id, &report.moves);
+        self.moving.reported(report, now_ms);
         lock(&self.guards).take(report, now_ms);
         self.heard_of_replicas(report, now_ms);
         if urgent {
@@ -339,7 +339,8 @@ impl Core {
         self.metrics.distrusted.set(if fleet.distrusted { 1.0 } else { 0.0 });
         silence.tell(&fleet);
         self.budgets(&fleet, now_ms);
-        self.moving.look(&fleet, &self.policy.load(), ended, now_ms);
+        let strained = self.moving.look(&fleet, &self.policy.load(), ended, now_ms);
+        self.metrics.targets_strained.set(strained as f64);
         self.fleet.store(Arc::new(fleet));
         self.metrics.pending.set(pending, ended);
         let took = started.elapsed();

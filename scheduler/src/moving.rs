@@ -3,21 +3,23 @@
 mod arrivals;
 mod homes;
 pub(crate) mod plan;
+mod targets;
 
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
 
+use arc_swap::ArcSwap;
 use berth_proto::{
     carry::{Record, kind},
-    wire::{CarriedRecord, Drain, Introduction, MoveOrder, MoveProgress, MovePurpose},
+    wire::{CarriedRecord, Drain, GatewayReport, Introduction, MoveOrder, MoveProgress, MovePurpose},
 };
 
-use self::{arrivals::Arrivals, homes::Homes};
+use self::{arrivals::Arrivals, homes::Homes, targets::Targets};
 use crate::{
     core::Core,
     fleet::{Fleet, PendingCounts},
@@ -29,6 +31,9 @@ use crate::{
 pub(crate) struct Moving {
     arrivals: Mutex<Arrivals>,
     homes: Mutex<Homes>,
+    targets: Mutex<Targets>,
+    /// The gateways that nobody should be moved to now, with the reasons: most often none.
+    strained: ArcSwap<HashMap<String, String>>,
     /// Of the home regions that can take connections.
     homes_there: AtomicU64,
     /// By gateway, as it reported last.
@@ -49,10 +54,25 @@ struct Ordered {
 }
 
 impl Moving {
-    /// Takes note of a new snapshot.
-    pub fn look(&self, fleet: &Fleet, policy: &Policy, ended: PendingCounts, now_ms: i64) {
-        lock(&self.arrivals).count(ended.arrived, ended.lost, now_ms);
+    /// Takes note of a new snapshot. Returns how many gateways nobody should be moved to.
+    pub fn look(&self, fleet: &Fleet, policy: &Policy, ended: PendingCounts, now_ms: i64) -> usize {
+        lock(&self.arrivals).count(ended.arrived, ended.lost, policy.move_limits.lost, now_ms);
         self.homes_there.store(lock(&self.homes).look(fleet, policy, now_ms), Relaxed);
+        let strained = {
+            let mut targets = lock(&self.targets);
+            targets.keep(|gateway_id| fleet.find(gateway_id).is_some(), now_ms);
+            targets.strained(&policy.move_limits, now_ms)
+        };
+        let count = strained.len();
+        if count > 0 || !self.strained.load().is_empty() {
+            self.strained.store(Arc::new(strained));
+        }
+        count
+    }
+
+    /// Why nobody should be moved to that gateway now, if so: clients fare badly there.
+    pub fn strained(&self, gateway_id: &str) -> Option<String> {
+        self.strained.load().get(gateway_id).cloned()
     }
 
     /// Why nobody should be moved now, if so: those who were told to go do not arrive.
@@ -60,8 +80,13 @@ impl Moving {
         lock(&self.arrivals).hold()
     }
 
-    /// A gateway reported how far it is.
-    pub fn progressed(&self, gateway_id: &str, progress: &[MoveProgress]) {
+    /// A gateway reported how clients fare there, and how far it is.
+    pub fn reported(&self, report: &GatewayReport, now_ms: i64) {
+        lock(&self.targets).take(report, now_ms);
+        self.progressed(&report.gateway_id, &report.moves);
+    }
+
+    fn progressed(&self, gateway_id: &str, progress: &[MoveProgress]) {
         let through = |one: &MoveProgress| one.purpose() == MovePurpose::Rebalance && one.phase == "done";
         for done in progress.iter().filter(|one| through(one)) {
             lock(&self.orders).retain(|id, known| id != gateway_id || known.order.id != done.order);
