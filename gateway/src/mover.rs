@@ -33,6 +33,9 @@ const HOLD_MS: i64 = 2_000;
 /// Between two looks for who has come since, or is still there, in milliseconds.
 const RELIST_MS: i64 = 2_000;
 
+/// What reports say of what was ended before it was through.
+const STOPPED: &str = "stopped";
+
 /// Orders that are known again: a scheduler repeats its last one whenever a link is made anew.
 const ORDERS: usize = 16;
 
@@ -127,6 +130,12 @@ impl Running {
     fn sweeps(&self) -> bool {
         self.job.order.purpose == MovePurpose::Sweep
     }
+
+    /// To be asked about yet.
+    fn left(&self) -> u64 {
+        let count = self.job.count();
+        count.left.min(self.most.saturating_sub(count.moved))
+    }
 }
 
 /// What this gateway moves.
@@ -220,7 +229,7 @@ impl Mover {
             stopped => {
                 acts.push(Act::Serve(true));
                 self.draining = stopped;
-                self.end(MovePurpose::Drain, &mut acts);
+                self.end(MovePurpose::Drain, now, &mut acts);
                 self.even_out(now, up, &mut acts);
             }
         }
@@ -233,7 +242,7 @@ impl Mover {
             (running.job.order.purpose, running.job.order.id) == (MovePurpose::Drain, *version)
         };
         if self.running.as_ref().is_some_and(|running| !ours(running)) {
-            self.put_off("a drain goes first", acts);
+            self.put_off("a drain goes first", now, acts);
         }
         let paused = self.running.as_ref().is_some_and(|running| running.held.is_some());
         let phase = phase(drain, now.wall_ms, connections, paused);
@@ -283,9 +292,9 @@ impl Mover {
     /// Rebalances and sweeps.
     fn even_out(&mut self, now: Now, up: &[bool], acts: &mut Vec<Act>) {
         if let Some(order) = self.rebalance.take() {
-            self.end(MovePurpose::Rebalance, acts);
+            self.end(MovePurpose::Rebalance, now, acts);
             if order.count > 0 {
-                self.put_off("a rebalance goes first", acts);
+                self.put_off("a rebalance goes first", now, acts);
                 let MoveOrder { id, count, per_second, within_permille, spread_ms } = order;
                 let order = Order {
                     purpose: MovePurpose::Rebalance,
@@ -308,9 +317,9 @@ impl Mover {
         let per_second = self.sweeps.per_second(up);
         if self.moves(MovePurpose::Sweep) {
             if per_second == Some(0) {
-                self.put_off("the policy's [move] per_second is 0", acts);
+                self.put_off("the policy's [move] per_second is 0", now, acts);
             } else if self.sweep.is_some() {
-                self.put_off("where users belong has changed again", acts);
+                self.put_off("where users belong has changed again", now, acts);
             }
         }
         let waits = self.running.is_none();
@@ -352,7 +361,7 @@ impl Mover {
             .name()
             .to_owned(),
             reason: running.held.as_ref().map_or_else(String::new, |held| held.reason.clone()),
-            left: count.left.min(running.most.saturating_sub(count.moved)),
+            left: running.left(),
             moved: count.moved,
             stayed: count.stayed,
             unplaced: count.unplaced,
@@ -370,28 +379,33 @@ impl Mover {
     }
 
     /// Nobody is moved for that any more; those told already are on their way.
-    fn end(&mut self, purpose: MovePurpose, acts: &mut Vec<Act>) {
+    fn end(&mut self, purpose: MovePurpose, now: Now, acts: &mut Vec<Act>) {
         let ended = self.running.take_if(|running| running.job.order.purpose == purpose);
         if ended.is_some() {
             acts.push(Act::End);
         }
         if let Some(progress) = self.progress.get_mut(&purpose.into()) {
-            if let Some(count) = ended.map(|running| running.job.count()) {
+            if let Some(running) = ended {
+                let count = running.job.count();
                 (progress.moved, progress.stayed, progress.unplaced) =
                     (count.moved, count.stayed, count.unplaced);
+                progress.left = running.left();
             }
-            progress.phase = Phase::Done.name().to_owned();
+            // Those who are left stay.
+            if ![Phase::Done.name(), STOPPED].contains(&progress.phase.as_str()) {
+                STOPPED.clone_into(&mut progress.phase);
+                progress.phase_since_ms = now.wall_ms.max(0).unsigned_abs();
+            }
             progress.reason.clear();
-            progress.left = 0;
         }
     }
 
     /// Something else goes before what is under way. A sweep goes on later; a rebalance ends.
-    fn put_off(&mut self, why: &str, acts: &mut Vec<Act>) {
+    fn put_off(&mut self, why: &str, now: Now, acts: &mut Vec<Act>) {
         let Some(running) = &self.running else { return };
         let Order { purpose, id: placement, only_away, .. } = running.job.order;
         if purpose != MovePurpose::Sweep {
-            return self.end(purpose, acts);
+            return self.end(purpose, now, acts);
         }
         let older = Sweep { placement, only_away };
         self.sweep = Some(self.sweep.take().map_or(older, |newer| newer.after(Some(older))));

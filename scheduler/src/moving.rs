@@ -6,7 +6,7 @@ pub(crate) mod plan;
 mod targets;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -44,6 +44,11 @@ pub(crate) struct Moving {
 
 /// After so long an order is not told any more, in milliseconds: what it evens out is another fleet by then.
 const ORDER_MS: i64 = 10 * 60_000;
+
+/// Whether a gateway says that an order of its is carried out, or was ended.
+fn over(progress: &MoveProgress) -> bool {
+    matches!(progress.phase.as_str(), "done" | "stopped")
+}
 
 /// An order, for the boot that was there when it was issued.
 #[derive(Clone, Copy)]
@@ -87,9 +92,8 @@ impl Moving {
     }
 
     fn progressed(&self, gateway_id: &str, progress: &[MoveProgress]) {
-        let through = |one: &MoveProgress| one.purpose() == MovePurpose::Rebalance && one.phase == "done";
-        for done in progress.iter().filter(|one| through(one)) {
-            lock(&self.orders).retain(|id, known| id != gateway_id || known.order.id != done.order);
+        for ended in progress.iter().filter(|one| one.purpose() == MovePurpose::Rebalance && over(one)) {
+            lock(&self.orders).retain(|id, known| id != gateway_id || known.order.id != ended.order);
         }
         let mut known = lock(&self.progress);
         if progress.is_empty() {
@@ -106,14 +110,40 @@ impl Moving {
         known.clone()
     }
 
-    /// Gateways are to let go of some connections, each (of that boot) as its order says; those who had orders before are to end them.
-    pub fn order(&self, orders: HashMap<String, (u64, MoveOrder)>, id: u64, now_ms: i64) {
-        let mut known = lock(&self.orders);
-        for known in known.values_mut() {
-            (known.order, known.issued_ms) = (MoveOrder { id, ..MoveOrder::default() }, now_ms);
-        }
+    /// Gateways are to let go of some connections, each (of that boot) as its order says. The others of the fleet are to end what they
+    /// have: by an order from here, or by what they say, since another scheduler may have begun it, or this one before it was restarted.
+    /// Returns those that end something.
+    pub fn order(
+        &self,
+        fleet: &Fleet,
+        orders: HashMap<String, (u64, MoveOrder)>,
+        id: u64,
+        now_ms: i64,
+    ) -> BTreeSet<String> {
+        let shed = |moves: &Vec<MoveProgress>| {
+            moves.iter().any(|one| one.purpose() == MovePurpose::Rebalance && !over(one))
+        };
+        let busy = self.progress(fleet).into_iter().filter(|(_, moves)| shed(moves));
+        let boot_of =
+            |gateway_id: &str| fleet.find(gateway_id).map(|index| fleet.gateway(index).profile.boot);
         let ordered = |(gateway_id, (boot, order))| (gateway_id, Ordered { boot, issued_ms: now_ms, order });
+        let none = MoveOrder { id, ..MoveOrder::default() };
+        let mut known = lock(&self.orders);
+        // One that is not heard is told when it is.
+        let is_of = |id: &str, order: &Ordered| boot_of(id).is_none_or(|boot| boot == order.boot);
+        let open = known.iter().filter(|(id, known)| known.order.count > 0 && is_of(id, known));
+        let mut ending: BTreeSet<String> = open.map(|(gateway_id, _)| gateway_id.clone()).collect();
+        for known in known.values_mut() {
+            (known.order, known.issued_ms) = (none, now_ms);
+        }
+        for (gateway_id, _) in busy {
+            if let Some(boot) = boot_of(&gateway_id) {
+                ending.insert(gateway_id.clone());
+                known.extend([ordered((gateway_id, (boot, none)))]);
+            }
+        }
         known.extend(orders.into_iter().map(ordered));
+        ending
     }
 
     /// The order of a gateway, until it is carried out or too old. A boot that came since has none.
@@ -169,7 +199,8 @@ mod tests {
     fn an_order_is_of_one_boot_and_ends_when_it_is_done_or_old() {
         let moving = Moving::default();
         let order = |id| MoveOrder { id, count: 10, ..MoveOrder::default() };
-        let give = |id| moving.order(HashMap::from([("gw-1".to_owned(), (7, order(id)))]), id, 1_000);
+        let fleet = Fleet::default();
+        let give = |id| moving.order(&fleet, HashMap::from([("gw-1".to_owned(), (7, order(id)))]), id, 1_000);
         give(1);
         assert_eq!(moving.order_of("gw-1", 7, 2_000), Some(order(1)));
         assert_eq!(moving.order_of("gw-1", 8, 2_000), None, "started since");
@@ -184,7 +215,9 @@ mod tests {
         progress(1, "done");
         assert_eq!(moving.order_of("gw-1", 7, 2_000), None);
         give(3);
-        moving.order(HashMap::new(), 4, 2_000);
+        let stop = |id| moving.order(&fleet, HashMap::new(), id, 2_000);
+        assert_eq!(stop(4).into_iter().collect::<Vec<_>>(), ["gw-1"]);
+        assert!(stop(4).is_empty(), "it was told");
         assert_eq!(moving.order_of("gw-1", 7, 3_000), Some(MoveOrder { count: 0, ..order(4) }));
         assert_eq!(moving.order_of("gw-1", 7, 2_000 + ORDER_MS), None);
     }

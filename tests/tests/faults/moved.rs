@@ -218,6 +218,42 @@ async fn the_fullest_sheds_until_all_are_within_the_share() -> TestResult {
     Ok(())
 }
 
+/// How many connections gw-1 has moved for a rebalance, and its phase.
+async fn evening_out(server: &Server, scheduler: usize) -> anyhow::Result<(u64, String)> {
+    let moves = json(server, scheduler, &["rebalance", "--status"]).await?;
+    let moves = moves["moves"].as_array().cloned().unwrap_or_default();
+    let one = moves.into_iter().find(|one| one["what"] == "rebalance" && one["gatewayId"] == "gw-1");
+    let one = one.unwrap_or_default();
+    Ok((one["moved"].as_u64().unwrap_or(0), one["phase"].as_str().unwrap_or("").to_owned()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebalance_is_ended_at_another_scheduler_than_it_was_begun_at() -> TestResult {
+    let server = Server::start(options()).await?;
+    let (code, said) = ctl(&server, 1, &["rebalance", "--stop"]).await?;
+    ensure!(code == Some(1) && said.contains("no rebalance"), "{code:?} {said}");
+    let _devices = filled(&server, 0, 60).await?;
+    let begun = wait::until("the scheduler knows of all", || async {
+        let begun = json(&server, 0, &["rebalance", "--rate", "1/s", "--spread", "1s"]).await?;
+        Ok((begun["gateways"][0]["sheds"].as_u64() >= Some(20)).then_some(()))
+    });
+    begun.await?;
+    wait::until("some are moved", || async { Ok((evening_out(&server, 1).await?.0 >= 2).then_some(())) })
+        .await?;
+    let (code, said) = ctl(&server, 1, &["rebalance", "--stop"]).await?;
+    ensure!(code == Some(0) && said.contains("ends at gw-1"), "{code:?} {said}");
+    wait::until("it has ended", || async {
+        let (_, phase) = evening_out(&server, 1).await?;
+        Ok(matches!(phase.as_str(), "stopped").then_some(()))
+    })
+    .await?;
+    let (moved, _) = evening_out(&server, 0).await?;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let (later, phase) = evening_out(&server, 0).await?;
+    ensure!(later == moved && moved < 20 && phase == "stopped", "{moved}, 4 s later {later}, {phase}");
+    Ok(())
+}
+
 const HOMES: &str = r#"
 version = 1
 [[home]]

@@ -4,7 +4,7 @@ use axum::{
     body::{Body, to_bytes},
     http::Request,
 };
-use berth_proto::wire::{GatewayReport, from_scheduler};
+use berth_proto::wire::{GatewayReport, MoveProgress, MovePurpose, from_scheduler};
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
 
@@ -167,7 +167,30 @@ async fn a_rebalance_is_told_to_those_who_shed() {
     }
     assert_eq!(put(json!({ "pool": "stable" })).await.0, 200);
     eventually("the fullest is told", || orders(&full) == [270]).await;
-    assert_eq!(ask(&fixture, ADMIN_KEY, "DELETE", "/admin/v1/rebalance", &Value::Null).await.0, 200);
+    let stop = async || ask(&fixture, ADMIN_KEY, "DELETE", "/admin/v1/rebalance", &Value::Null).await;
+    assert_eq!(stop().await, (200, json!({ "gateways": ["gw-1"] })));
     eventually("and that it is over", || orders(&full) == [270, 0]).await;
     assert!(orders(&empty).is_empty());
+    assert_eq!(stop().await, (200, json!({ "gateways": [] })));
+
+    // One that another scheduler ordered.
+    let says = |phase: &str| {
+        let purpose = MovePurpose::Rebalance.into();
+        let moves =
+            vec![MoveProgress { purpose, order: 5, phase: phase.to_owned(), ..MoveProgress::default() }];
+        empty.report(GatewayReport { moves, ..report("gw-2") });
+    };
+    let known = |phase: &str| {
+        let progress = fixture.scheduler.core.moving.progress(&fixture.scheduler.core.fleet.load());
+        progress.get("gw-2").is_some_and(|moves| moves[0].phase == phase)
+    };
+    for phase in ["done", "stopped"] {
+        says(phase);
+        eventually("that is known", || known(phase)).await;
+        assert_eq!(stop().await.1, json!({ "gateways": [] }), "{phase}");
+    }
+    says("paused");
+    eventually("that is known", || known("paused")).await;
+    assert_eq!(stop().await.1, json!({ "gateways": ["gw-2"] }));
+    eventually("it is told", || orders(&empty) == [0]).await;
 }
