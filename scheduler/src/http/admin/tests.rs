@@ -9,7 +9,10 @@ use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
 
 use super::OPERATIONS;
-use crate::testing::{ADMIN_KEY, FakeGateway, Fixture, config, eventually, report};
+use crate::{
+    Config,
+    testing::{ADMIN_KEY, FakeGateway, Fixture, config, eventually, report},
+};
 
 /// Asks the routes as the admin port would: the status and the body.
 pub(crate) async fn ask(
@@ -49,6 +52,24 @@ async fn every_operation_wants_the_admin_key() {
         }
     }
     assert!(fixture.metric(r#"berth_scheduler_admin_requests_total{outcome="unauthenticated"}"#) > 1.0);
+}
+
+#[tokio::test]
+async fn the_key_before_lets_in_while_it_is_changed_and_an_empty_one_nobody() {
+    const OLD: &str = "the key that operators had before it";
+    for (new, old, good) in [
+        (ADMIN_KEY, OLD, &[ADMIN_KEY, OLD][..]),
+        (ADMIN_KEY, "", &[ADMIN_KEY][..]),
+        ("", OLD, &[OLD][..]),
+        ("", "", &[][..]),
+    ] {
+        let (admin_key, previous_admin_key) = (new.to_owned(), old.to_owned());
+        let fixture = Fixture::start(Config { admin_key, previous_admin_key, ..config() }).await;
+        for key in [ADMIN_KEY, OLD, ""] {
+            let (status, _) = ask(&fixture, key, "GET", "/admin/v1/gateways", &Value::Null).await;
+            assert_eq!(status, if good.contains(&key) { 200 } else { 401 }, "{key:?} of {new:?}, {old:?}");
+        }
+    }
 }
 
 #[tokio::test]
