@@ -86,12 +86,12 @@ impl Phase {
 }
 
 /// What a drain does at that time of the wall clock.
-fn phase(drain: &Drain, wall_ms: i64, connections: u64, paused: bool) -> Phase {
+fn phase(drain: &Drain, wall_ms: i64, sessions: u64, paused: bool) -> Phase {
     let waits = wall_ms < drain.started_at_ms.saturating_add(drain.wait_lb_ms.into());
     match () {
-        () if drain.deadline_ms > 0 && wall_ms >= drain.deadline_ms && connections > 0 => Phase::Overdue,
+        () if drain.deadline_ms > 0 && wall_ms >= drain.deadline_ms && sessions > 0 => Phase::Overdue,
         () if waits => Phase::WaitLb,
-        () if connections == 0 => Phase::Done,
+        () if sessions == 0 => Phase::Done,
         () if paused => Phase::Paused,
         () => Phase::Moving,
     }
@@ -212,8 +212,9 @@ impl Mover {
         self.progress.values().cloned().collect()
     }
 
-    /// What is due now; `up`: which schedulers' links are.
-    pub(crate) fn turn(&mut self, now: Now, up: &[bool], connections: u64) -> Vec<Act> {
+    /// What is due now; `up`: which schedulers' links are. `sessions` were welcomed and not told to go: who only comes with an old
+    /// ticket, or a load balancer that looks, makes no drain begin again.
+    pub(crate) fn turn(&mut self, now: Now, up: &[bool], sessions: u64) -> Vec<Act> {
         let mut acts = vec![];
         if let Some(sweep) = self.sweeps.due(up, now.steady_ms) {
             self.sweep = Some(sweep.after(self.sweep.take()));
@@ -223,7 +224,7 @@ impl Mover {
                 acts.push(Act::Serve(false));
                 // It would even out an empty gateway, whenever that serves again.
                 self.rebalance = None;
-                self.empty(&mut draining, now, connections, &mut acts);
+                self.empty(&mut draining, now, sessions, &mut acts);
                 self.draining = Some(draining);
             }
             stopped => {
@@ -236,7 +237,7 @@ impl Mover {
         acts
     }
 
-    fn empty(&mut self, draining: &mut Draining, now: Now, connections: u64, acts: &mut Vec<Act>) {
+    fn empty(&mut self, draining: &mut Draining, now: Now, sessions: u64, acts: &mut Vec<Act>) {
         let Draining { version, drain, told_rest_ms, .. } = &mut *draining;
         let ours = |running: &Running| {
             (running.job.order.purpose, running.job.order.id) == (MovePurpose::Drain, *version)
@@ -245,7 +246,7 @@ impl Mover {
             self.put_off("a drain goes first", now, acts);
         }
         let paused = self.running.as_ref().is_some_and(|running| running.held.is_some());
-        let phase = phase(drain, now.wall_ms, connections, paused);
+        let phase = phase(drain, now.wall_ms, sessions, paused);
         match phase {
             Phase::WaitLb => {}
             Phase::Moving | Phase::Paused => {
@@ -269,7 +270,11 @@ impl Mover {
             Phase::Done => {}
         }
         if phase != draining.phase {
-            tracing::info!(phase = phase.name(), connections, "this gateway is drained");
+            tracing::info!(
+                phase = phase.name(),
+                sessions,
+                "an operator's drain of this gateway is in its next phase"
+            );
             draining.phase = phase;
         }
         let reason = self.running.as_ref().and_then(|running| running.held.as_ref()).map(|held| &held.reason);
@@ -280,7 +285,7 @@ impl Mover {
             order: draining.version,
             phase: phase.name().to_owned(),
             reason,
-            left: connections,
+            left: sessions,
             moved: count.moved,
             stayed: count.stayed,
             unplaced: count.unplaced,
