@@ -138,7 +138,7 @@ pub enum PendingEnd {
     Expired,
     /// Too many were pending.
     Evicted,
-    /// The same user was assigned again and again.
+    /// The same user was assigned again and again, or a device that was moved was assigned anew.
     Superseded,
 }
 
