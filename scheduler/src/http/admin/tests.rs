@@ -156,6 +156,11 @@ async fn a_drain_is_ordered_shown_refused_twice_and_ended() {
     let (status, problem) = put("gw-1", json!({})).await;
     assert_eq!((status, &problem["reason"]), (409, &json!("CONFLICT")));
     let delete = async || ask(&fixture, ADMIN_KEY, "DELETE", "/admin/v1/drains/gw-1", &Value::Null).await.0;
+    for by in ["o ps".to_owned(), "x".repeat(65)] {
+        let body = json!({ "by": by });
+        let (status, _) = ask(&fixture, ADMIN_KEY, "DELETE", "/admin/v1/drains/gw-1", &body).await;
+        assert_eq!((status, list().await.as_array().map(Vec::len)), (400, Some(1)), "{by}");
+    }
     assert_eq!((delete().await, list().await, delete().await), (200, json!([]), 404));
     assert_eq!(put("gw-1", json!({})).await.0, 200, "and again, whatever the clock says");
 }
