@@ -1,6 +1,12 @@
 //! A worker's part of the gauges that all workers move: what is left of it goes with the worker, however that ends.
 
-use std::cell::Cell;
+use std::{
+    cell::Cell,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use metrics::Gauge;
 
@@ -15,10 +21,11 @@ pub(crate) struct Levels {
 }
 
 impl Levels {
-    pub(crate) fn new(metrics: &Metrics) -> Self {
+    /// `sessions`: those of all workers together.
+    pub(crate) fn new(metrics: &Metrics, sessions: Arc<AtomicU64>) -> Self {
         Self {
             connections: Level::of(&metrics.connections),
-            sessions: Level::of(&metrics.sessions),
+            sessions: Level::also(&metrics.sessions, sessions),
             pending: Level::of(&metrics.pending),
             requests_in_flight: Level::of(&metrics.requests.in_flight),
         }
@@ -28,18 +35,29 @@ impl Levels {
 /// A part of one gauge.
 pub(crate) struct Level {
     gauge: Gauge,
+    /// The same number, where the gateway itself goes by it.
+    total: Option<Arc<AtomicU64>>,
     part: Cell<u64>,
 }
 
 impl Level {
     fn of(gauge: &Gauge) -> Self {
-        Self { gauge: gauge.clone(), part: Cell::new(0) }
+        Self { gauge: gauge.clone(), total: None, part: Cell::new(0) }
+    }
+
+    fn also(gauge: &Gauge, total: Arc<AtomicU64>) -> Self {
+        let mut level = Self::of(gauge);
+        level.total = Some(total);
+        level
     }
 
     /// One more.
     pub(crate) fn up(&self) {
         self.part.set(self.part.get() + 1);
         self.gauge.increment(1.0);
+        if let Some(total) = &self.total {
+            total.fetch_add(1, Relaxed);
+        }
     }
 
     /// So many fewer: no more than came.
@@ -53,6 +71,9 @@ impl Level {
     #[expect(clippy::cast_precision_loss, reason = "counts of connections are far below 2^52")]
     fn take(&self, count: u64) {
         self.gauge.decrement(count as f64);
+        if let Some(total) = &self.total {
+            total.fetch_sub(count, Relaxed);
+        }
     }
 }
 

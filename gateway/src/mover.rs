@@ -33,6 +33,9 @@ const HOLD_MS: i64 = 2_000;
 /// Between two looks for who has come since, or is still there, in milliseconds.
 const RELIST_MS: i64 = 2_000;
 
+/// What reports say of what was ended before it was through.
+const STOPPED: &str = "stopped";
+
 /// Orders that are known again: a scheduler repeats its last one whenever a link is made anew.
 const ORDERS: usize = 16;
 
@@ -85,12 +88,12 @@ impl Phase {
 }
 
 /// What a drain does at that time of the wall clock.
-fn phase(drain: &Drain, wall_ms: i64, connections: u64, paused: bool) -> Phase {
+fn phase(drain: &Drain, wall_ms: i64, sessions: u64, paused: bool) -> Phase {
     let waits = wall_ms < drain.started_at_ms.saturating_add(drain.wait_lb_ms.into());
     match () {
-        () if drain.deadline_ms > 0 && wall_ms >= drain.deadline_ms && connections > 0 => Phase::Overdue,
+        () if drain.deadline_ms > 0 && wall_ms >= drain.deadline_ms && sessions > 0 => Phase::Overdue,
         () if waits => Phase::WaitLb,
-        () if connections == 0 => Phase::Done,
+        () if sessions == 0 => Phase::Done,
         () if paused => Phase::Paused,
         () => Phase::Moving,
     }
@@ -128,6 +131,12 @@ struct Running {
 impl Running {
     fn sweeps(&self) -> bool {
         self.job.order.purpose == MovePurpose::Sweep
+    }
+
+    /// To be asked about yet.
+    fn left(&self) -> u64 {
+        let count = self.job.count();
+        count.left.min(self.most.saturating_sub(count.moved))
     }
 }
 
@@ -216,8 +225,9 @@ impl Mover {
         self.sweeps.who_agree()
     }
 
-    /// What is due now; `up`: which schedulers' links are.
-    pub(crate) fn turn(&mut self, now: Now, up: &[bool], connections: u64) -> Vec<Act> {
+    /// What is due now; `up`: which schedulers' links are. `sessions` were welcomed and not told to go: who only comes with an old
+    /// ticket, or a load balancer that looks, makes no drain begin again.
+    pub(crate) fn turn(&mut self, now: Now, up: &[bool], sessions: u64) -> Vec<Act> {
         let mut acts = vec![];
         match self.sweeps.due(up, now.steady_ms) {
             Some(Due::First) => acts.push(Act::Placed),
@@ -229,29 +239,29 @@ impl Mover {
                 acts.push(Act::Serve(false));
                 // It would even out an empty gateway, whenever that serves again.
                 self.rebalance = None;
-                self.empty(&mut draining, now, connections, &mut acts);
+                self.empty(&mut draining, now, sessions, &mut acts);
                 self.draining = Some(draining);
             }
             stopped => {
                 acts.push(Act::Serve(true));
                 self.draining = stopped;
-                self.end(MovePurpose::Drain, &mut acts);
+                self.end(MovePurpose::Drain, now, &mut acts);
                 self.even_out(now, up, &mut acts);
             }
         }
         acts
     }
 
-    fn empty(&mut self, draining: &mut Draining, now: Now, connections: u64, acts: &mut Vec<Act>) {
+    fn empty(&mut self, draining: &mut Draining, now: Now, sessions: u64, acts: &mut Vec<Act>) {
         let Draining { version, drain, told_rest_ms, .. } = &mut *draining;
         let ours = |running: &Running| {
             (running.job.order.purpose, running.job.order.id) == (MovePurpose::Drain, *version)
         };
         if self.running.as_ref().is_some_and(|running| !ours(running)) {
-            self.put_off("a drain goes first", acts);
+            self.put_off("a drain goes first", now, acts);
         }
         let paused = self.running.as_ref().is_some_and(|running| running.held.is_some());
-        let phase = phase(drain, now.wall_ms, connections, paused);
+        let phase = phase(drain, now.wall_ms, sessions, paused);
         match phase {
             Phase::WaitLb => {}
             Phase::Moving | Phase::Paused => {
@@ -275,7 +285,11 @@ impl Mover {
             Phase::Done => {}
         }
         if phase != draining.phase {
-            tracing::info!(phase = phase.name(), connections, "this gateway is drained");
+            tracing::info!(
+                phase = phase.name(),
+                sessions,
+                "an operator's drain of this gateway is in its next phase"
+            );
             draining.phase = phase;
         }
         let reason = self.running.as_ref().and_then(|running| running.held.as_ref()).map(|held| &held.reason);
@@ -286,7 +300,7 @@ impl Mover {
             order: draining.version,
             phase: phase.name().to_owned(),
             reason,
-            left: connections,
+            left: sessions,
             moved: count.moved,
             stayed: count.stayed,
             unplaced: count.unplaced,
@@ -298,9 +312,9 @@ impl Mover {
     /// Rebalances and sweeps.
     fn even_out(&mut self, now: Now, up: &[bool], acts: &mut Vec<Act>) {
         if let Some(order) = self.rebalance.take() {
-            self.end(MovePurpose::Rebalance, acts);
+            self.end(MovePurpose::Rebalance, now, acts);
             if order.count > 0 {
-                self.put_off("a rebalance goes first", acts);
+                self.put_off("a rebalance goes first", now, acts);
                 let MoveOrder { id, count, per_second, within_permille, spread_ms } = order;
                 let order = Order {
                     purpose: MovePurpose::Rebalance,
@@ -323,9 +337,9 @@ impl Mover {
         let per_second = self.sweeps.per_second(up);
         if self.moves(MovePurpose::Sweep) {
             if per_second == Some(0) {
-                self.put_off("the policy's [move] per_second is 0", acts);
+                self.put_off("the policy's [move] per_second is 0", now, acts);
             } else if self.sweep.is_some() {
-                self.put_off("where users belong has changed again", acts);
+                self.put_off("where users belong has changed again", now, acts);
             }
         }
         let waits = self.running.is_none();
@@ -365,7 +379,7 @@ impl Mover {
             .name()
             .to_owned(),
             reason: running.held.as_ref().map_or_else(String::new, |held| held.reason.clone()),
-            left: count.left.min(running.most.saturating_sub(count.moved)),
+            left: running.left(),
             moved: count.moved,
             stayed: count.stayed,
             unplaced: count.unplaced,
@@ -383,28 +397,33 @@ impl Mover {
     }
 
     /// Nobody is moved for that any more; those told already are on their way.
-    fn end(&mut self, purpose: MovePurpose, acts: &mut Vec<Act>) {
+    fn end(&mut self, purpose: MovePurpose, now: Now, acts: &mut Vec<Act>) {
         let ended = self.running.take_if(|running| running.job.order.purpose == purpose);
         if ended.is_some() {
             acts.push(Act::End);
         }
         if let Some(progress) = self.progress.get_mut(&purpose.into()) {
-            if let Some(count) = ended.map(|running| running.job.count()) {
+            if let Some(running) = ended {
+                let count = running.job.count();
                 (progress.moved, progress.stayed, progress.unplaced) =
                     (count.moved, count.stayed, count.unplaced);
+                progress.left = running.left();
             }
-            progress.phase = Phase::Done.name().to_owned();
+            // Those who are left stay.
+            if ![Phase::Done.name(), STOPPED].contains(&progress.phase.as_str()) {
+                STOPPED.clone_into(&mut progress.phase);
+                progress.phase_since_ms = now.wall_ms.max(0).unsigned_abs();
+            }
             progress.reason.clear();
-            progress.left = 0;
         }
     }
 
     /// Something else goes before what is under way. A sweep goes on later; a rebalance ends.
-    fn put_off(&mut self, why: &str, acts: &mut Vec<Act>) {
+    fn put_off(&mut self, why: &str, now: Now, acts: &mut Vec<Act>) {
         let Some(running) = &self.running else { return };
         let Order { purpose, id: placement, only_away, .. } = running.job.order;
         if purpose != MovePurpose::Sweep {
-            return self.end(purpose, acts);
+            return self.end(purpose, now, acts);
         }
         let older = Sweep { placement, only_away };
         self.sweep = Some(self.sweep.take().map_or(older, |newer| newer.after(Some(older))));

@@ -103,6 +103,8 @@ pub(crate) struct Shared {
     /// The waits of those who are sent away are spread over so many milliseconds.
     pub(crate) spread_ms: AtomicU32,
     pub(crate) connections: AtomicU64,
+    /// Of those, clients that were welcomed and have not been told to go.
+    pub(crate) sessions: Arc<AtomicU64>,
     /// The handshake rate.
     pub(crate) door: Arc<Door>,
     /// What of it may be leased to schedulers, a second.
@@ -177,6 +179,7 @@ impl Shared {
             moves: Mutex::default(),
             spread_ms: AtomicU32::new(STOP_SPREAD_MS),
             connections: AtomicU64::new(0),
+            sessions: Arc::default(),
             spare_per_second: AtomicU64::new(0),
             demands: Mutex::default(),
             reporting: Mutex::default(),

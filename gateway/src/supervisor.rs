@@ -263,7 +263,7 @@ impl Supervisor {
         }
         let tell =
             |delivery: &dyn Fn() -> Delivery| shared.inlets.iter().for_each(|inlet| inlet.send(delivery()));
-        for act in self.mover.turn(now, &up, shared.connections.load(Relaxed)) {
+        for act in self.mover.turn(now, &up, shared.sessions.load(Relaxed)) {
             match act {
                 Act::Serve(serves) => {
                     if shared.evacuating.swap(!serves, AcqRel) == serves {

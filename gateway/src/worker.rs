@@ -135,7 +135,7 @@ impl Worker {
             revoked: Arc::clone(&shared.revoked),
             guard: Arc::clone(&shared.guard),
             door: Arc::clone(&shared.door),
-            levels: Levels::new(&shared.metrics),
+            levels: Levels::new(&shared.metrics, Arc::clone(&shared.sessions)),
             metrics: Arc::clone(&shared.metrics),
         };
         let pending = pending::share(&shared);

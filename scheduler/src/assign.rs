@@ -104,7 +104,8 @@ impl Core {
             platform: platform.to_owned(),
             app_version: app_version.to_owned(),
         });
-        let place = Place { gateway: ranked[0], user_id: request.user_id, schedule_id, wait_ms, moved };
+        let (user_id, device_id) = (request.user_id, request.client.device_id);
+        let place = Place { gateway: ranked[0], user_id, device_id, schedule_id, wait_ms, moved };
         self.assigned(&fleet, place);
         self.metrics.decision(decision.pool, decision.reason);
         tracing::debug!(

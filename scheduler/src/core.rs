@@ -56,7 +56,8 @@ pub(crate) struct Core {
     pub queue_tokens: QueueTokens,
     /// The public halves of every key that any scheduler may sign with now, our own first.
     pub ticket_keys: Vec<[u8; PUBLIC_KEY]>,
-    pub admin_key: String,
+    /// Each lets operators in; one that is empty nobody has.
+    pub admin_keys: Vec<String>,
     pub ticket_ttl_ms: i64,
     pub heartbeat: HeartbeatParameters,
     pub reconnect: ReconnectParameters,
@@ -97,7 +98,7 @@ pub(crate) struct Parts {
     pub signer: TicketSigner,
     pub queue_tokens: QueueTokens,
     pub ticket_keys: Vec<[u8; PUBLIC_KEY]>,
-    pub admin_key: String,
+    pub admin_keys: Vec<String>,
     pub ticket_ttl_ms: i64,
     pub heartbeat: HeartbeatParameters,
     pub reconnect: ReconnectParameters,
@@ -118,7 +119,7 @@ impl Core {
             signer,
             queue_tokens,
             ticket_keys,
-            admin_key,
+            admin_keys,
             ticket_ttl_ms,
             heartbeat,
             reconnect,
@@ -151,7 +152,7 @@ impl Core {
             signer,
             queue_tokens,
             ticket_keys,
-            admin_key,
+            admin_keys,
             ticket_ttl_ms,
             heartbeat,
             reconnect,
@@ -169,7 +170,7 @@ impl Core {
         self.metrics.reports.increment(1);
         let used = &report.used_tickets[..report.used_tickets.len().min(limits::USED_TICKETS)];
         lock(&self.pending).used(used);
-        self.moving.progressed(&report.gateway_id, &report.moves);
+        self.moving.reported(report, now_ms);
         lock(&self.guards).take(report, now_ms);
         self.heard_of_replicas(report, now_ms);
         if urgent {
@@ -339,7 +340,8 @@ impl Core {
         self.metrics.distrusted.set(if fleet.distrusted { 1.0 } else { 0.0 });
         silence.tell(&fleet);
         self.budgets(&fleet, now_ms);
-        self.moving.look(&fleet, &self.policy.load(), ended, now_ms);
+        let strained = self.moving.look(&fleet, &self.policy.load(), ended, now_ms);
+        self.metrics.targets_strained.set(strained as f64);
         self.fleet.store(Arc::new(fleet));
         self.metrics.pending.set(pending, ended);
         let took = started.elapsed();

@@ -106,6 +106,8 @@ pub struct Config {
     pub other_ticket_keys: Vec<Vec<u8>>,
     /// `auth.admin_key`: for `:explain`. Empty: nobody has it.
     pub admin_key: String,
+    /// `auth.admin_key_previous`: accepted as well. Empty: none.
+    pub previous_admin_key: String,
     /// How long a ticket is good for.
     pub ticket_ttl: Duration,
     /// The heartbeats clients are told; the gateways' own.
@@ -227,7 +229,7 @@ impl Scheduler {
             signer: TicketSigner::from_secret(&config.ticket_key),
             queue_tokens: QueueTokens::new(&config.ticket_key, &config.other_ticket_keys, rand::random()),
             ticket_keys: ticket_keys().map(|key| TicketSigner::from_secret(key).public_key()).collect(),
-            admin_key: config.admin_key,
+            admin_keys: vec![config.admin_key, config.previous_admin_key],
             ticket_ttl_ms: i64::try_from(config.ticket_ttl.as_millis()).unwrap_or(i64::MAX / 2),
             heartbeat: config.heartbeat,
             reconnect: config.reconnect,

@@ -138,7 +138,7 @@ pub enum PendingEnd {
     Expired,
     /// Too many were pending.
     Evicted,
-    /// The same user was assigned again and again.
+    /// The same user was assigned again and again, or a device that was moved was assigned anew.
     Superseded,
 }
 
@@ -178,6 +178,8 @@ pub struct Metrics {
     pub reports: Counter,
     /// `berth_scheduler_reports_refused_total`.
     pub reports_refused: Counter,
+    /// `berth_scheduler_move_targets_strained`: gateways that nobody is moved to because clients fare badly there.
+    pub targets_strained: Gauge,
     /// `berth_scheduler_redirects_total{outcome}`.
     redirects: [Counter; Redirect::ALL.len()],
     /// The storm budget.
@@ -250,6 +252,10 @@ impl Metrics {
             reports_refused: counter(
                 "berth_scheduler_reports_refused_total",
                 "Gateway reports that were not valid or of a superseded link.",
+            ),
+            targets_strained: gauge(
+                "berth_scheduler_move_targets_strained",
+                "Gateways that no connection is moved to: handshakes there are slow or fail.",
             ),
             redirects: Redirect::ALL.map(|(_, name)| {
                 let help = "Gateways' questions where a client belongs.";

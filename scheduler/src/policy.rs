@@ -5,6 +5,7 @@
 
 mod diff;
 mod gray;
+mod moves;
 mod parse;
 mod placement;
 mod proximity;
@@ -29,6 +30,7 @@ use semver::{Version, VersionReq};
 pub use self::{
     diff::{Diff, Move, RuleChange},
     gray::{GrayRule, Guard, Step, Stop, Stops, Takes},
+    moves::MoveLimits,
     parse::{MAX_TEXT, PolicyError, parse},
     proximity::{Distances, Geography, PlaceRule, Point, Proximity},
     store::{Offered, PolicyStore, Refused, Replaced, Taken},
@@ -213,6 +215,8 @@ pub struct Policy {
     pub slow_start_ms: i64,
     /// Connected users of each gateway who are asked about in a second when homes or rules change; 0: they stay.
     pub moves_per_second: u32,
+    /// When nobody is moved.
+    pub move_limits: MoveLimits,
 }
 
 impl Default for Policy {
@@ -230,6 +234,7 @@ impl Default for Policy {
             bound: 0.25,
             slow_start_ms: 30_000,
             moves_per_second: 100,
+            move_limits: MoveLimits::default(),
         }
     }
 }

@@ -188,13 +188,12 @@ fn judge(
     if let Some(reason) = core.moving.hold() {
         return Err(Unmoved::Held(reason));
     }
-    match busy(fleet, first) {
-        Some((what, used)) => {
-            let used = used * 100.0;
-            Err(Unmoved::Held(format!("{} is at {used:.0}% of {what} that it can stand", there.profile.id)))
-        }
-        None => Ok(()),
+    if let Some((what, used)) = busy(fleet, first) {
+        let used = used * 100.0;
+        let reason = format!("{} is at {used:.0}% of {what} that it can stand", there.profile.id);
+        return Err(Unmoved::Held(reason));
     }
+    core.moving.strained(&there.profile.id).map_or(Ok(()), |reason| Err(Unmoved::Held(reason)))
 }
 
 /// What makes handshakes slow at a gateway, and how much of it is used, when that is near the end.

@@ -59,6 +59,7 @@ pub(crate) fn config() -> Config {
         ticket_key: TICKET_KEY.to_vec(),
         other_ticket_keys: Vec::new(),
         admin_key: ADMIN_KEY.to_owned(),
+        previous_admin_key: String::new(),
         ticket_ttl: crate::DEFAULT_TICKET_TTL,
         heartbeat: Default::default(),
         reconnect: Default::default(),

@@ -51,6 +51,7 @@ pub fn scheduler(config: &Config, auth: &Auth) -> anyhow::Result<berth_scheduler
         ticket_key: auth.ticket_key.clone().into_bytes(),
         other_ticket_keys: other_ticket_keys.into_iter().map(<[u8]>::to_vec).collect(),
         admin_key: auth.admin_key.clone(),
+        previous_admin_key: auth.admin_key_previous.clone(),
         ticket_ttl: Duration::from_secs(scheduler.ticket_ttl_seconds.into()),
         heartbeat: heartbeat(config),
         reconnect: Default::default(),

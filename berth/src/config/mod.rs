@@ -57,6 +57,8 @@ pub struct Auth {
     pub service_key_previous: String,
     /// What operators call with.
     pub admin_key: String,
+    /// While it is changed: the one before, which schedulers still accept.
+    pub admin_key_previous: String,
 }
 
 impl Auth {
@@ -73,6 +75,7 @@ impl Auth {
             &self.service_key,
             &self.service_key_previous,
             &self.admin_key,
+            &self.admin_key_previous,
         ]
     }
 }
@@ -311,7 +314,7 @@ fn loopback(port: u16) -> SocketAddr {
 pub const KEY_BYTES: usize = 32;
 
 /// The keys whose values are never printed.
-pub const SECRETS: [&str; 10] = [
+pub const SECRETS: [&str; 11] = [
     "auth.jwt_secret",
     "auth.jwt_secret_previous",
     "auth.ticket_key",
@@ -322,6 +325,7 @@ pub const SECRETS: [&str; 10] = [
     "auth.service_key",
     "auth.service_key_previous",
     "auth.admin_key",
+    "auth.admin_key_previous",
 ];
 
 impl Config {

@@ -251,7 +251,7 @@ fn a_drain_that_is_stopped_moves_nobody_more() {
     world.pass(5_000);
     assert_eq!((world.serves, world.connections(), world.job.is_some()), (true, half, false));
     let progress = told(&world, MovePurpose::Drain);
-    assert_eq!((progress.phase.as_str(), progress.left, progress.moved), ("done", 0, 100 - half));
+    assert_eq!((progress.phase.as_str(), progress.left, progress.moved), ("stopped", half, 100 - half));
     assert!(!world.mover.busy());
 }
 

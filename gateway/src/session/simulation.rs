@@ -60,7 +60,7 @@ impl Harness {
             revoked: Arc::default(),
             guard: Arc::default(),
             door: Arc::default(),
-            levels: Levels::new(&metrics),
+            levels: Levels::new(&metrics, Arc::default()),
             metrics,
         };
         let now = Now { steady_ms: 1_000_000, wall_ms: 2_000_000 };

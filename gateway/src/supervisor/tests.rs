@@ -2,7 +2,10 @@
 
 use std::{sync::mpsc, thread};
 
-use berth_proto::link::{Link, Refused};
+use berth_proto::{
+    link::{Link, Refused},
+    wire::Drain,
+};
 
 use super::*;
 
@@ -81,7 +84,8 @@ fn a_report_tells_the_load() {
 fn a_worker_that_hangs_is_a_lag() {
     let site = crate::testing::Site::new(2);
     let mut supervisor = Supervisor::new(Arc::clone(&site.shared));
-    let start = site.shared.clock.now().steady_ms;
+    // Its own first look: a later one would be a lag already.
+    let start = supervisor.turned_ms;
     let mut lag_us = |ms: i64| {
         site.shared.rounds[0].fetch_add(1, Relaxed);
         supervisor.watch(start + ms);
@@ -146,6 +150,26 @@ fn once_a_worker_has_ended_by_itself_no_lease_is_renewed_and_readiness_says_why(
     assert!(supervisor.leases.is_empty(), "nothing is due in the past: the supervisor would spin");
     let reason = site.shared.ready().expect_err("not ready");
     assert!(reason.contains("worker 0") && reason.contains("boom"), "{reason}");
+}
+
+#[test]
+fn a_drained_gateway_stays_done_while_somebody_only_looks_or_comes_with_an_old_ticket() {
+    let site = crate::testing::Site::new(1);
+    let mut supervisor = Supervisor::new(Arc::clone(&site.shared));
+    let drain = |deadline_ms| Drain { active: true, rate_per_second: 1, deadline_ms, ..Drain::default() };
+    let phase = |supervisor: &mut Supervisor, connections, sessions| {
+        site.shared.connections.store(connections, Relaxed);
+        site.shared.sessions.store(sessions, Relaxed);
+        supervisor.move_on();
+        let told = lock(&site.shared.moves)[0].clone();
+        (told.phase, told.left)
+    };
+    supervisor.mover.drain(1, drain(0));
+    assert_eq!(phase(&mut supervisor, 0, 0), ("done".to_owned(), 0));
+    assert_eq!(phase(&mut supervisor, 1, 0), ("done".to_owned(), 0), "it is not welcomed");
+    assert_eq!(phase(&mut supervisor, 1, 1), ("moving".to_owned(), 1));
+    supervisor.mover.drain(2, drain(1));
+    assert_eq!(phase(&mut supervisor, 1, 0), ("done".to_owned(), 0), "not overdue either");
 }
 
 /// A link on which a report that does not say draining takes long: it lets a later one overtake it, if that can come.

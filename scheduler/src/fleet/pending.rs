@@ -32,7 +32,7 @@ pub struct PendingCounts {
     pub expired: u64,
     /// Stopped counting early, since too many were pending.
     pub evicted: u64,
-    /// Stopped counting early, since the same user was assigned again and again.
+    /// Stopped counting early, since the same user was assigned again and again, or a device that was moved was assigned anew.
     pub superseded: u64,
     /// Of those used: places kept for clients that were moved.
     pub arrived: u64,
@@ -45,6 +45,8 @@ pub struct PendingCounts {
 struct Open {
     profile: Arc<Profile>,
     user: u64,
+    /// By a keyed hash of the id.
+    device: u64,
     moved: bool,
 }
 
@@ -55,6 +57,8 @@ pub struct Place<'a> {
     pub gateway: u32,
     /// The user.
     pub user_id: &'a str,
+    /// The user's device; may be empty.
+    pub device_id: &'a str,
     /// Its schedule id.
     pub schedule_id: u64,
     /// The client is told to come only after so many milliseconds.
@@ -67,7 +71,7 @@ impl<'a> Place<'a> {
     /// For a client that comes at once.
     #[must_use]
     pub fn at_once(gateway: u32, user_id: &'a str, schedule_id: u64) -> Self {
-        Self { gateway, user_id, schedule_id, wait_ms: 0, moved: false }
+        Self { gateway, user_id, device_id: "", schedule_id, wait_ms: 0, moved: false }
     }
 }
 
@@ -113,18 +117,19 @@ pub struct Pending {
 
 impl Pending {
     /// Counts an assignment of a user to a gateway of `fleet`, under its schedule id. Of one user's at most
-    /// `MAX_OF_USER` count: a newer one ends the oldest.
+    /// `MAX_OF_USER` count: a newer one ends the oldest. And a newer one of the same device ends the one that was kept for it when it
+    /// was moved: the client asked anew instead of going there, and is not lost.
     pub fn assign(&mut self, fleet: &Fleet, place: Place<'_>, now_ms: i64) {
-        let Place { gateway, user_id, schedule_id, wait_ms, moved } = place;
+        let Place { gateway, user_id, device_id, schedule_id, wait_ms, moved } = place;
         while self.order.len() >= MAX_PENDING {
             self.counts.evicted += u64::from(self.drop_oldest().is_some());
         }
-        let user = self.hasher.hash_one(user_id);
-        if let Some(oldest) = self.users.get(&user).and_then(Newest::surplus)
-            && let Some(Open { profile, .. }) = self.close(oldest)
-        {
-            self.counts.superseded += 1;
-            forget_in_groups(fleet, &profile);
+        let (user, device) = (self.hasher.hash_one(user_id), self.hasher.hash_one(device_id));
+        if let Some(kept) = self.kept_for(user, device) {
+            self.supersede(fleet, kept);
+        }
+        if let Some(oldest) = self.users.get(&user).and_then(Newest::surplus) {
+            self.supersede(fleet, oldest);
         }
         // Drawn at random out of 2^64: that two are equal is not expected, but must not count twice.
         self.close(schedule_id);
@@ -133,9 +138,24 @@ impl Pending {
         for group in fleet.groups_of(gateway) {
             group.pending.fetch_add(1, Ordering::Relaxed);
         }
-        self.open.insert(schedule_id, Open { profile: Arc::clone(&gateway.profile), user, moved });
+        self.open.insert(schedule_id, Open { profile: Arc::clone(&gateway.profile), user, device, moved });
         self.users.entry(user).or_default().push(schedule_id);
         self.order.push(Reverse((now_ms + PENDING_MS + i64::from(wait_ms), schedule_id)));
+    }
+
+    /// The assignment that waits for a device that was moved.
+    fn kept_for(&self, user: u64, device: u64) -> Option<u64> {
+        let Newest { ids, len } = self.users.get(&user)?;
+        let kept = |id: &&u64| self.open.get(id).is_some_and(|open| open.moved && open.device == device);
+        ids[..*len].iter().find(kept).copied()
+    }
+
+    /// A newer one takes its place.
+    fn supersede(&mut self, fleet: &Fleet, id: u64) {
+        if let Some(Open { profile, .. }) = self.close(id) {
+            self.counts.superseded += 1;
+            forget_in_groups(fleet, &profile);
+        }
     }
 
     /// A gateway saw these tickets: they are in the connections that it reports. Until a snapshot shows those, the

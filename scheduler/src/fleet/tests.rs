@@ -435,6 +435,32 @@ fn one_user_who_never_connects_fills_nobody() {
 }
 
 #[test]
+fn who_was_moved_and_asks_anew_is_not_lost() {
+    let fleet = table(&[report("g1", "stable", "eu", "a"), report("g2", "stable", "eu", "a")])
+        .snapshot(0, SLOW_START_MS);
+    let mut pending = Pending::default();
+    let place = |gateway, device_id, schedule_id, moved| Place {
+        device_id,
+        moved,
+        ..Place::at_once(gateway, "alice", schedule_id)
+    };
+    pending.assign(&fleet, place(0, "phone", 1, true), 0);
+    pending.assign(&fleet, place(0, "tablet", 2, true), 0);
+    pending.assign(&fleet, place(1, "phone", 3, false), 1_000);
+    assert_eq!((fleet.gateway(0).pending(), fleet.gateway(1).pending()), (1, 1), "the tablet's is kept");
+    assert_eq!(fleet.pool("stable").expect("reported").sums().pending, 2);
+    pending.used(&[3]);
+    pending.settle();
+    pending.expire(60_000);
+    let counts = PendingCounts { used: 1, expired: 1, superseded: 1, lost: 1, ..PendingCounts::default() };
+    assert_eq!(pending.counts(), counts, "the tablet alone");
+
+    pending.assign(&fleet, place(0, "phone", 4, false), 0);
+    pending.assign(&fleet, place(1, "phone", 5, false), 0);
+    assert_eq!((fleet.gateway(0).pending(), fleet.gateway(1).pending()), (1, 1), "others may both come");
+}
+
+#[test]
 fn an_older_gateway_s_rate_is_shared_by_the_schedulers_that_it_knows() {
     let admit = |schedulers: usize| {
         let seen = |n| SchedulerSeen { scheduler_id: format!("s{n}"), ..SchedulerSeen::default() };

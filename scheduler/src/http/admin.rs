@@ -163,7 +163,7 @@ static OPERATIONS: [Operation; 14] = [
         method: MethodFilter::DELETE,
         named: "DELETE",
         path: "/rebalance",
-        summary: "Ends the rebalance that was begun at this scheduler",
+        summary: "Ends the rebalance, whichever scheduler it was begun at, and names the gateways that were shedding",
         largest: 0,
         act: |core, _| Box::pin(async move { Ok(rebalance::stop(&core)) }),
     },

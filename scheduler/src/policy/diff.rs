@@ -137,12 +137,13 @@ fn also(old: &Policy, new: &Policy) -> Vec<&'static str> {
         both.map(|rule| rule.id.clone()).collect()
     };
     let load = |policy: &Policy| (policy.bound.to_bits(), policy.slow_start_ms);
+    let moving = |policy: &Policy| (policy.moves_per_second, policy.move_limits);
     let near = |policy: &Policy| (policy.spill_at.to_bits(), format!("{:?}", policy.proximity));
     let differs = [
         ("home", placement(&old.homes, &[]) != placement(&new.homes, &[])),
         ("order of rules", order(old, new) != order(new, old)),
         ("load", load(old) != load(new)),
-        ("move", old.moves_per_second != new.moves_per_second),
+        ("move", moving(old) != moving(new)),
         ("proximity", near(old) != near(new)),
     ];
     differs.into_iter().filter(|(_, differs)| *differs).map(|(part, _)| part).collect()
@@ -266,13 +267,13 @@ mod tests {
         let old = rule("a", "canary", "percent = 5") + &rule("b", "next", "percent = 5");
         let new = rule("b", "next", "percent = 5\n[gray.guard]\nconnect_failures = 0.1")
             + &rule("n", "next", "users = [\"u\"]")
-            + "[load]\nbound = 1\n[[home]]\nregion = \"eu\"\nusers = [\"x\"]";
+            + "[load]\nbound = 1\n[move]\nlost = 0.2\n[[home]]\nregion = \"eu\"\nusers = [\"x\"]";
         let diff = Diff::between(&policy(&old), &policy(&new));
         let told: Vec<_> = diff.rules.iter().map(|rule| (rule.rule_id.as_str(), rule.change)).collect();
         assert_eq!(told, [("b", "changed"), ("n", "added"), ("a", "removed")]);
         assert_eq!(
             (diff.rules[0].keys.as_slice(), diff.also.as_slice()),
-            (&["guard"][..], &["home", "load"][..])
+            (&["guard"][..], &["home", "load", "move"][..])
         );
         assert_eq!(
             Diff::lines(&policy(&old), &policy(&new))[0],

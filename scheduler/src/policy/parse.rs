@@ -1,6 +1,7 @@
 //! From a policy's text to its checked form, or to the line, key and reason why not.
 
 mod gray;
+mod moves;
 mod proximity;
 
 use std::{collections::HashSet, ops::Range};
@@ -14,6 +15,7 @@ use toml::Spanned;
 pub(crate) use self::gray::MAX_WINDOW;
 use self::{
     gray::{RawGray, gray_rules},
+    moves::{RawMove, moves},
     proximity::{RawProximity, proximity},
 };
 use super::{Home, Policy, WhenDown, placement::placement, sha256_hex};
@@ -26,9 +28,6 @@ const MAX_VERSION: u64 = 1 << 53;
 
 /// Rules of one kind: each is looked at for every decision until one applies.
 const MAX_RULES: usize = 256;
-
-/// Connections a second that one gateway may be told to ask about: above, it does little else.
-const MAX_MOVES: u32 = 10_000;
 
 /// Why a text is no policy.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -69,12 +68,6 @@ struct RawHome {
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
-struct RawMove {
-    per_second: Option<Spanned<i64>>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
 struct RawLoad {
     bound: Option<Spanned<f64>>,
     slow_start_seconds: Option<Spanned<f64>>,
@@ -103,8 +96,7 @@ pub fn parse(text: &str) -> Result<Policy, PolicyError> {
     let spill_at = place.number(raw.proximity.spill_at.clone(), "proximity.spill_at", 0.0..=1.0)?;
     let bound = place.number(raw.load.bound, "load.bound", 0.0..=100.0)?;
     let slow_start = place.number(raw.load.slow_start_seconds, "load.slow_start_seconds", 0.0..=86_400.0)?;
-    let moves = raw.r#move.per_second;
-    let moves = moves.map(|raw| place.whole(&raw, "move.per_second", 0..=MAX_MOVES)).transpose()?;
+    let (moves_per_second, move_limits) = moves(&place, raw.r#move)?;
     let (homes, gray) = (place.rules("home", raw.home, home)?, gray_rules(&place, raw.gray)?);
     Ok(Policy {
         version,
@@ -117,7 +109,8 @@ pub fn parse(text: &str) -> Result<Policy, PolicyError> {
         spill_at: spill_at.unwrap_or(defaults.spill_at),
         bound: bound.unwrap_or(defaults.bound),
         slow_start_ms: slow_start.map_or(defaults.slow_start_ms, |seconds| (seconds * 1000.0) as i64),
-        moves_per_second: moves.unwrap_or(defaults.moves_per_second),
+        moves_per_second,
+        move_limits,
     })
 }
 

@@ -56,7 +56,9 @@ mod tests {
             format!("version = 2\n{base}"),
             format!("version = 1\n{}", base.replace("[\"a\", \"b\", \"c\"]", "[\"c\", \"a\", \"b\"]")),
             format!("version = 1\n{}", base.replace("id = \"x\"", "id = \"y\"")),
-            format!("version = 1\n{base}\n[load]\nbound = 0.5\n[move]\nper_second = 7\n"),
+            format!(
+                "version = 1\n{base}\n[load]\nbound = 0.5\n[move]\nper_second = 7\nhandshake_p99_ms = 7\nconnect_failures = 0.7\nmin_handshakes = 7\nlost = 0.7\n"
+            ),
         ] {
             assert_eq!(placement(&same), one, "{same}");
         }

@@ -366,7 +366,10 @@ fn arb_table() -> impl Strategy<Value = String> {
         ("[[proximity.region]]", &["name", "lat", "lon"]),
         ("[[proximity.distance]]", &["between", "ms", "bogus"]),
         ("[load]", &["bound", "slow_start_seconds"]),
-        ("[move]", &["per_second", "bogus"]),
+        (
+            "[move]",
+            &["per_second", "handshake_p99_ms", "connect_failures", "min_handshakes", "lost", "bogus"],
+        ),
     ];
     let values = prop::collection::vec((prop::bool::weighted(0.8), arb_value()), 6);
     (prop::sample::select(tables), values).prop_map(|((head, keys), values)| {
@@ -395,6 +398,9 @@ proptest! {
                 prop_assert!(policy.version > 0);
                 prop_assert!((0.0..=1.0).contains(&policy.spill_at) && (0.0..=100.0).contains(&policy.bound));
                 prop_assert!((0..=86_400_000).contains(&policy.slow_start_ms));
+                let MoveLimits { connect_failures, min_handshakes, lost, .. } = policy.move_limits;
+                let shares = 0.0..=1.0;
+                prop_assert!(shares.contains(&connect_failures) && shares.contains(&lost) && min_handshakes > 0);
                 for place in &policy.proximity.places {
                     prop_assert!(!place.region.is_empty() && place.asns.is_sorted());
                 }
@@ -428,6 +434,11 @@ fn what_homes_do_when_down_and_how_fast_users_are_moved() {
     assert_eq!((policy.homes[0].when_down, policy.moves_per_second), (WhenDown::Wait, 0));
     let policy = parse("version = 1\n[[home]]\nregion = \"eu\"\nusers = [\"a\"]").expect("valid");
     assert_eq!((policy.homes[0].when_down, policy.moves_per_second), (WhenDown::Elsewhere, 100));
+    assert_eq!(policy.move_limits, MoveLimits::default());
+    let limits = "handshake_p99_ms = 0\nconnect_failures = 1\nmin_handshakes = 9\nlost = 0.25";
+    let policy = parse(&format!("version = 1\n[move]\n{limits}")).expect("valid");
+    let limits = MoveLimits { handshake_p99_ms: 0, connect_failures: 1.0, min_handshakes: 9, lost: 0.25 };
+    assert_eq!((policy.move_limits, policy.moves_per_second), (limits, 100));
     for (text, line, key, reason) in [
         (
             "version = 1\n[[home]]\nregion = \"eu\"\nusers = [\"a\"]\nwhen_down = \"never\"",

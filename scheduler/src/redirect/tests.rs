@@ -3,7 +3,7 @@
 use berth_proto::{
     carry::Record,
     ticket::{TicketSigner, TicketVerifier},
-    wire::{Drain, GatewayLoad, GatewayReport, MovePurpose, RedirectAnswer, RedirectAsk},
+    wire::{Drain, GatewayHealth, GatewayLoad, GatewayReport, MovePurpose, RedirectAnswer, RedirectAsk},
 };
 
 use crate::{
@@ -176,6 +176,41 @@ async fn a_place_is_kept_for_who_is_moved_and_a_busy_gateway_gets_nobody() {
         "{answer:?}"
     );
     assert_eq!(fixture.metric(r#"berth_scheduler_redirects_total{outcome="held"}"#), 1.0);
+}
+
+#[tokio::test]
+async fn nobody_is_moved_to_where_handshakes_are_slow() {
+    let fixture = Fixture::start(config()).await;
+    let leaving = fixture.gateway(report("gw-1")).await;
+    let other = fixture.gateway(report("gw-2")).await;
+    let strained = || fixture.scheduler.core.moving.strained("gw-2").is_some();
+    assert_eq!(first(&answer_to(&leaving, asks(MovePurpose::Drain)).await), "gw-2", "it does not tell");
+    for welcomed in [7, 207] {
+        let mut handshake_ms = vec![0; 16];
+        handshake_ms[13] = welcomed;
+        let health = GatewayHealth { welcomed, handshake_ms, ..GatewayHealth::default() };
+        other.report(GatewayReport { health: Some(health), ..report("gw-2") });
+    }
+    eventually("its health is known", strained).await;
+    for purpose in [MovePurpose::Drain, MovePurpose::Sweep] {
+        // A sweep takes him to the pool that is his.
+        if purpose == MovePurpose::Sweep {
+            leaving.report(at("gw-1", "canary", "eu"));
+            let fleet = || fixture.scheduler.core.fleet.load();
+            let pool = || fleet().find("gw-1").map(|index| fleet().gateway(index).profile.pool.to_string());
+            eventually("it is of another pool", || pool().as_deref() == Some("canary")).await;
+        }
+        let answer = answer_to(&leaving, asks(purpose)).await;
+        let says = answer.hold.contains("gw-2's handshakes take") && answer.hold.contains("at p99");
+        assert!(answer.endpoints.is_empty() && says, "{purpose:?} {answer:?}");
+    }
+    assert_eq!(fixture.metric("berth_scheduler_move_targets_strained"), 1.0);
+    for purpose in [MovePurpose::Stray, MovePurpose::Home] {
+        assert_eq!(first(&answer_to(&leaving, asks(purpose)).await), "gw-2", "{purpose:?}");
+    }
+    other.report(report("gw-2"));
+    eventually("it does not tell", || !strained()).await;
+    assert_eq!(first(&answer_to(&leaving, asks(MovePurpose::Drain)).await), "gw-2");
 }
 
 #[tokio::test]

@@ -112,6 +112,58 @@ async fn a_drain_under_load_loses_nothing_and_outlives_everybody() -> TestResult
     crowd.close().await
 }
 
+/// Short limits and few handshakes: the crowd is small. What else pauses a drain is left out.
+const SLOW: &str = r#"
+version = 1
+[move]
+handshake_p99_ms = 500
+connect_failures = 1.0
+min_handshakes = 3
+lost = 1.0
+"#;
+
+/// Shorter than what ends a link or a client's attempt.
+const LOGIC_STOPS: Duration = Duration::from_millis(2_500);
+
+/// Handshakes are looked at for so long, and a sample more.
+const WINDOW: Duration = Duration::from_secs(35);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_pauses_while_handshakes_are_slow_and_then_goes_on() -> TestResult {
+    let server = Server::start(options().policy(SLOW)).await?;
+    let crowd = Crowd::connect(&server.at, CROWD, &fresh("crowd")).await?;
+    let load = Load::start(&server.at, SHAPE, &fresh("slow"));
+    load.more_acked(100).await?;
+    let arguments = ["--rate", "3/s", "--spread", "1s", "--wait-lb", "1s", "--deadline", "5m"];
+    let (code, said) = ctl(&server, 0, &[&["drain", "start", "gw-1"], &arguments[..]].concat()).await?;
+    ensure!(code == Some(0), "{code:?} {said}");
+    drain_is(&server, 0, "gw-1", "moving").await?;
+
+    // Nobody is welcomed meanwhile: logic opens sessions.
+    server.freeze(Role::Logic)?;
+    tokio::time::sleep(LOGIC_STOPS).await;
+    server.thaw(Role::Logic)?;
+    let thawed = Instant::now();
+    let paused = drain_is(&server, 0, "gw-1", "paused").await?;
+    let reason = paused["reason"].as_str().unwrap_or("");
+    ensure!(reason.contains("gw-2's handshakes") && reason.contains("p99"), "{paused}");
+    ensure!(paused["left"].as_u64() > Some(0), "{paused}");
+    let done = wait::until_within("the drain is done", WINDOW + 2 * PATIENCE, || async {
+        let drain = drain_of(&server, 0, "gw-1").await?;
+        Ok(drain.filter(|drain| drain["phase"] == "done"))
+    });
+    let done = done.await?;
+    figure(&format!(
+        "logic stood still for {} ms during a drain: {reason}; done {} ms later",
+        LOGIC_STOPS.as_millis(),
+        thawed.elapsed().as_millis()
+    ));
+    ensure!(done["failed"] == 0 && done["deadlineInMs"].as_u64() > Some(0), "{done}");
+    crowd.all_back("gw-1").await?;
+    check_clean("a drain while logic stood still", &check(&load.finish(PATIENCE).await?))?;
+    crowd.close().await
+}
+
 /// Devices of as many users at a gateway.
 async fn filled(server: &Server, gateway: usize, count: usize) -> anyhow::Result<Vec<Device>> {
     let mut devices = Vec::new();
@@ -163,6 +215,42 @@ async fn the_fullest_sheds_until_all_are_within_the_share() -> TestResult {
     for device in &mut others {
         device.heartbeat().await?;
     }
+    Ok(())
+}
+
+/// How many connections gw-1 has moved for a rebalance, and its phase.
+async fn evening_out(server: &Server, scheduler: usize) -> anyhow::Result<(u64, String)> {
+    let moves = json(server, scheduler, &["rebalance", "--status"]).await?;
+    let moves = moves["moves"].as_array().cloned().unwrap_or_default();
+    let one = moves.into_iter().find(|one| one["what"] == "rebalance" && one["gatewayId"] == "gw-1");
+    let one = one.unwrap_or_default();
+    Ok((one["moved"].as_u64().unwrap_or(0), one["phase"].as_str().unwrap_or("").to_owned()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebalance_is_ended_at_another_scheduler_than_it_was_begun_at() -> TestResult {
+    let server = Server::start(options()).await?;
+    let (code, said) = ctl(&server, 1, &["rebalance", "--stop"]).await?;
+    ensure!(code == Some(1) && said.contains("no rebalance"), "{code:?} {said}");
+    let _devices = filled(&server, 0, 60).await?;
+    let begun = wait::until("the scheduler knows of all", || async {
+        let begun = json(&server, 0, &["rebalance", "--rate", "1/s", "--spread", "1s"]).await?;
+        Ok((begun["gateways"][0]["sheds"].as_u64() >= Some(20)).then_some(()))
+    });
+    begun.await?;
+    wait::until("some are moved", || async { Ok((evening_out(&server, 1).await?.0 >= 2).then_some(())) })
+        .await?;
+    let (code, said) = ctl(&server, 1, &["rebalance", "--stop"]).await?;
+    ensure!(code == Some(0) && said.contains("ends at gw-1"), "{code:?} {said}");
+    wait::until("it has ended", || async {
+        let (_, phase) = evening_out(&server, 1).await?;
+        Ok(matches!(phase.as_str(), "stopped").then_some(()))
+    })
+    .await?;
+    let (moved, _) = evening_out(&server, 0).await?;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let (later, phase) = evening_out(&server, 0).await?;
+    ensure!(later == moved && moved < 20 && phase == "stopped", "{moved}, 4 s later {later}, {phase}");
     Ok(())
 }
 

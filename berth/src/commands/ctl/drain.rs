@@ -118,7 +118,7 @@ fn status(args: &Status) -> Result<(), Failure> {
     if let (Some(gateway), Some(drains)) = (&args.gateway, answer["drains"].as_array_mut()) {
         drains.retain(|drain| drain["gatewayId"] == **gateway);
     }
-    let text = if args.json { format!("{answer:#}") } else { readable(&answer) };
+    let text = if args.json { format!("{answer:#}") } else { readable(&answer, args.gateway.as_deref()) };
     output::written(output::print(format_args!("{}", text.trim_end())))
 }
 
@@ -177,10 +177,14 @@ fn planned(plan: &Value) -> String {
     text + "Nothing was changed.\n"
 }
 
-fn readable(answer: &Value) -> String {
+/// The drains that are told; `gateway`: only its was asked for.
+fn readable(answer: &Value, gateway: Option<&str>) -> String {
     let drains = answer["drains"].as_array().map_or(&[][..], Vec::as_slice);
     if drains.is_empty() {
-        return "no gateway is being drained".to_owned();
+        return match gateway {
+            Some(gateway) => format!("gateway {gateway:?} is not being drained"),
+            None => "no gateway is being drained".to_owned(),
+        };
     }
     let mut text = String::new();
     for drain in drains {
@@ -218,10 +222,13 @@ mod tests {
     #[test]
     fn each_phase_is_told_in_words() {
         let status = |phase: &str, reason: &str, eta: Value| {
-            readable(&json!({ "drains": [{
+            readable(
+                &json!({ "drains": [{
                 "gatewayId": "gw-1", "phase": phase, "reason": reason, "left": 12, "moved": 30, "failed": 1,
                 "ratePerSecond": 5, "etaMs": eta, "deadlineInMs": 60_000,
-            }] }))
+            }] }),
+                None,
+            )
         };
         let text = status("moving", "", json!(2_400));
         for part in
@@ -232,7 +239,9 @@ mod tests {
         let text = status("paused", "gw-2 is busy", Value::Null);
         assert!(text.contains("gw-1  paused: gw-2 is busy") && !text.contains("done in"), "{text}");
         assert!(status("absent", "", Value::Null).contains("not known"));
-        assert_eq!(readable(&json!({ "drains": [] })), "no gateway is being drained");
+        let none = json!({ "drains": [] });
+        assert_eq!(readable(&none, None), "no gateway is being drained");
+        assert_eq!(readable(&none, Some("gw-9")), "gateway \"gw-9\" is not being drained");
     }
 
     #[test]

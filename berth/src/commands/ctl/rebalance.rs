@@ -2,6 +2,7 @@
 
 use std::{fmt::Write, time::Duration};
 
+use anyhow::anyhow;
 use serde_json::{Value, json};
 
 use super::rate;
@@ -32,7 +33,7 @@ pub struct Args {
     /// Say how many would be shed, and change nothing.
     #[arg(long, conflicts_with_all = ["stop", "status"])]
     dry_run: bool,
-    /// End the rebalance that was begun at this scheduler.
+    /// End the rebalance, whichever scheduler it was begun at.
     #[arg(long, conflicts_with = "status")]
     stop: bool,
     /// Say how far every gateway is with what it moves.
@@ -54,7 +55,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         (answer, text)
     } else if args.stop {
         let answer = client.ask("DELETE", "/rebalance", &Value::Null)?;
-        (answer, "the rebalance ends; who was told to go has gone".to_owned())
+        let text = ended(&answer)?;
+        (answer, text)
     } else {
         let body = json!({
             "within": args.within,
@@ -69,6 +71,17 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     };
     let text = if args.json { format!("{answer:#}") } else { text };
     output::written(output::print(format_args!("{}", text.trim_end())))
+}
+
+/// Which gateways it ends at.
+fn ended(answer: &Value) -> Result<String, Failure> {
+    let gateways = answer["gateways"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let gateways = gateways.collect::<Vec<_>>().join(", ");
+    if gateways.is_empty() {
+        let nothing = "there is no rebalance that could be ended: this scheduler hears of no gateway that sheds connections for one";
+        return Err(Failure::Configuration(anyhow!(nothing)));
+    }
+    Ok(format!("the rebalance ends at {gateways}; who was told to go has gone"))
 }
 
 fn plan(answer: &Value) -> String {
@@ -134,5 +147,8 @@ mod tests {
         ] });
         let text = moves(&answer);
         assert!(text.contains("rebalance  paused: gw-2 is busy, left 3, moved 4, stayed 5"), "{text}");
+        let text = ended(&json!({ "gateways": ["gw-1", "gw-2"] })).expect("it ends");
+        assert!(text.contains("ends at gw-1, gw-2;"), "{text}");
+        assert!(ended(&json!({ "gateways": [] })).is_err());
     }
 }

@@ -123,6 +123,7 @@ pub(super) async fn start(core: &Core, asked: &Asked) -> Result<Value, Refusal> 
 pub(super) async fn stop(core: &Core, asked: &Asked) -> Result<Value, Refusal> {
     let gateway_id = asked.parameter("gatewayId");
     let Stop { by } = asked.json()?;
+    named(&by)?;
     let drains = core.drains();
     let active: Vec<&str> =
         drains.iter().filter(|(_, drain)| drain.active).map(|(_, drain)| drain.gateway_id.as_str()).collect();
@@ -148,6 +149,14 @@ pub(super) fn list(core: &Core) -> Value {
     json!({ "drains": shown })
 }
 
+/// Who says so, if he says who he is: it is carried, and shown to the others.
+fn named(by: &str) -> Result<(), Refusal> {
+    if by.is_empty() || id::check(by).is_ok() {
+        return Ok(());
+    }
+    Err(Refusal::InvalidArgument(format!("by {by:?} is no name of the form of an id")))
+}
+
 fn check(order: &Start, fleet: &Fleet) -> Result<(), Refusal> {
     let wrong = |problem: String| Err(Refusal::InvalidArgument(problem));
     if !(1..=FASTEST).contains(&order.rate_per_second) {
@@ -160,9 +169,7 @@ fn check(order: &Start, fleet: &Fleet) -> Result<(), Refusal> {
         let (deadline, wait) = (order.deadline_ms, order.wait_lb_ms);
         return wrong(format!("deadlineMs {deadline} is not above waitLbMs {wait} and at most {LONGEST_MS}"));
     }
-    if !order.by.is_empty() && id::check(&order.by).is_err() {
-        return wrong(format!("by {:?} is no name of the form of an id", order.by));
-    }
+    named(&order.by)?;
     let pool = fleet.pool(&order.to_pool);
     if !order.to_pool.is_empty() && pool.is_none_or(|pool| pool.is_empty()) {
         return wrong(format!("toPool {:?} has no gateway that can take a connection", order.to_pool));

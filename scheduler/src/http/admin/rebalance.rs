@@ -57,16 +57,18 @@ pub(super) fn start(core: &Core, asked: &Asked) -> Result<Value, Refusal> {
             };
             (gateway.profile.id.to_string(), (gateway.profile.boot, order))
         });
-        core.moving.order(orders.collect::<HashMap<_, _>>(), id, core.clock.wall_ms());
+        core.moving.order(&fleet, orders.collect::<HashMap<_, _>>(), id, core.clock.wall_ms());
         tracing::info!(connections = total, within = order.within, "an operator evens gateways out");
     }
     Ok(json!({ "dryRun": order.dry_run, "connections": total, "gateways": shown }))
 }
 
-/// Whoever has an order ends it; those told already are on their way.
+/// Whoever sheds ends that, whichever scheduler ordered it; those told already are on their way.
 pub(super) fn stop(core: &Core) -> Value {
-    core.moving.order(HashMap::new(), rand::rng().random(), core.clock.wall_ms());
-    json!({})
+    let (fleet, id) = (core.fleet.load(), rand::rng().random());
+    let gateways = core.moving.order(&fleet, HashMap::new(), id, core.clock.wall_ms());
+    tracing::info!(?gateways, "an operator ends a rebalance");
+    json!({ "gateways": gateways })
 }
 
 /// What each gateway moves, or moved last.

@@ -4,12 +4,15 @@ use axum::{
     body::{Body, to_bytes},
     http::Request,
 };
-use berth_proto::wire::{GatewayReport, from_scheduler};
+use berth_proto::wire::{GatewayReport, MoveProgress, MovePurpose, from_scheduler};
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
 
 use super::OPERATIONS;
-use crate::testing::{ADMIN_KEY, FakeGateway, Fixture, config, eventually, report};
+use crate::{
+    Config,
+    testing::{ADMIN_KEY, FakeGateway, Fixture, config, eventually, report},
+};
 
 /// Asks the routes as the admin port would: the status and the body.
 pub(crate) async fn ask(
@@ -49,6 +52,24 @@ async fn every_operation_wants_the_admin_key() {
         }
     }
     assert!(fixture.metric(r#"berth_scheduler_admin_requests_total{outcome="unauthenticated"}"#) > 1.0);
+}
+
+#[tokio::test]
+async fn the_key_before_lets_in_while_it_is_changed_and_an_empty_one_nobody() {
+    const OLD: &str = "the key that operators had before it";
+    for (new, old, good) in [
+        (ADMIN_KEY, OLD, &[ADMIN_KEY, OLD][..]),
+        (ADMIN_KEY, "", &[ADMIN_KEY][..]),
+        ("", OLD, &[OLD][..]),
+        ("", "", &[][..]),
+    ] {
+        let (admin_key, previous_admin_key) = (new.to_owned(), old.to_owned());
+        let fixture = Fixture::start(Config { admin_key, previous_admin_key, ..config() }).await;
+        for key in [ADMIN_KEY, OLD, ""] {
+            let (status, _) = ask(&fixture, key, "GET", "/admin/v1/gateways", &Value::Null).await;
+            assert_eq!(status, if good.contains(&key) { 200 } else { 401 }, "{key:?} of {new:?}, {old:?}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -135,6 +156,11 @@ async fn a_drain_is_ordered_shown_refused_twice_and_ended() {
     let (status, problem) = put("gw-1", json!({})).await;
     assert_eq!((status, &problem["reason"]), (409, &json!("CONFLICT")));
     let delete = async || ask(&fixture, ADMIN_KEY, "DELETE", "/admin/v1/drains/gw-1", &Value::Null).await.0;
+    for by in ["o ps".to_owned(), "x".repeat(65)] {
+        let body = json!({ "by": by });
+        let (status, _) = ask(&fixture, ADMIN_KEY, "DELETE", "/admin/v1/drains/gw-1", &body).await;
+        assert_eq!((status, list().await.as_array().map(Vec::len)), (400, Some(1)), "{by}");
+    }
     assert_eq!((delete().await, list().await, delete().await), (200, json!([]), 404));
     assert_eq!(put("gw-1", json!({})).await.0, 200, "and again, whatever the clock says");
 }
@@ -167,7 +193,30 @@ async fn a_rebalance_is_told_to_those_who_shed() {
     }
     assert_eq!(put(json!({ "pool": "stable" })).await.0, 200);
     eventually("the fullest is told", || orders(&full) == [270]).await;
-    assert_eq!(ask(&fixture, ADMIN_KEY, "DELETE", "/admin/v1/rebalance", &Value::Null).await.0, 200);
+    let stop = async || ask(&fixture, ADMIN_KEY, "DELETE", "/admin/v1/rebalance", &Value::Null).await;
+    assert_eq!(stop().await, (200, json!({ "gateways": ["gw-1"] })));
     eventually("and that it is over", || orders(&full) == [270, 0]).await;
     assert!(orders(&empty).is_empty());
+    assert_eq!(stop().await, (200, json!({ "gateways": [] })));
+
+    // One that another scheduler ordered.
+    let says = |phase: &str| {
+        let purpose = MovePurpose::Rebalance.into();
+        let moves =
+            vec![MoveProgress { purpose, order: 5, phase: phase.to_owned(), ..MoveProgress::default() }];
+        empty.report(GatewayReport { moves, ..report("gw-2") });
+    };
+    let known = |phase: &str| {
+        let progress = fixture.scheduler.core.moving.progress(&fixture.scheduler.core.fleet.load());
+        progress.get("gw-2").is_some_and(|moves| moves[0].phase == phase)
+    };
+    for phase in ["done", "stopped"] {
+        says(phase);
+        eventually("that is known", || known(phase)).await;
+        assert_eq!(stop().await.1, json!({ "gateways": [] }), "{phase}");
+    }
+    says("paused");
+    eventually("that is known", || known("paused")).await;
+    assert_eq!(stop().await.1, json!({ "gateways": ["gw-2"] }));
+    eventually("it is told", || orders(&empty) == [0]).await;
 }
