@@ -98,9 +98,11 @@ impl Core {
             auth_issued_at_ms: terms.auth_issued_at_ms,
             elsewhere: decision.elsewhere,
         });
-        let Terms { wait_ms, moved, .. } = *terms;
-        let place = Place { gateway: ranked[0], user_id: request.user_id, schedule_id, wait_ms, moved };
-        self.assigned(&fleet, place);
+        let Terms { wait_ms, moved, ask, .. } = *terms;
+        if ask != Ask::Renew {
+            let place = Place { gateway: ranked[0], user_id: request.user_id, schedule_id, wait_ms, moved };
+            self.assigned(&fleet, place);
+        }
         self.metrics.decision(decision.pool, decision.reason);
         tracing::debug!(
             schedule_id = %format_args!("{schedule_id:016x}"),

@@ -31,6 +31,7 @@ impl Renewal {
         scheduler: usize,
         rng: &mut impl Rng,
     ) -> Self {
+        let request = ScheduleRequest { renew: true, ..request };
         Self { options, request, user_id, scheduler, rng: SmallRng::from_rng(rng) }
     }
 
