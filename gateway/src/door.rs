@@ -1,9 +1,10 @@
 //! The handshake rate: who says hello is let in at it, one second's worth at once, and who comes above it is told when to come.
 //!
 //! The wait is a place in a virtual queue: behind everybody who was told one before, so that those who were sent away come
-//! back at the rate, here or at the other gateways of their lists, which send them here alike. Nobody waits in here, and
-//! whoever comes while there is room is let in: the queue is a promise to come back to a gateway that has room, not a slot.
-//! Whose ticket ends before such a place gets none: he is to ask a scheduler then.
+//! back at the rate. Nobody waits in here, and whoever comes while there is room is let in: a place is a time, not a slot.
+//! Clients go to the next gateway of their lists with it, so there is room for them as far as gateways that send away alike
+//! have the same rate; one that sends nobody away has room anyhow. Whose ticket ends before such a place gets none: he is to
+//! ask a scheduler then.
 
 use std::sync::{
     Mutex,
@@ -21,6 +22,14 @@ const RETURNING_AFTER_MS: i64 = 10_000;
 /// A scheduler's clock is believed to be behind this gateway's by so much at the most, in milliseconds. What looks further behind is an
 /// old ticket, also where no fresh one came lately.
 const CLOCKS_APART_MS: i64 = 60_000;
+
+/// A ticket is of use for so much less than it is good, in milliseconds: clients add up to half a second to their wait, drop a ticket a
+/// second before its end, and take their time to say hello.
+const UNUSABLE_MS: i64 = 2_000;
+
+/// Who has no place may be told to wait for so long even if his ticket ends sooner, in milliseconds: it costs him little to ask a
+/// scheduler then, and schedulers are not asked by all such clients at once.
+const SHORTEST_WAIT_MS: u32 = 5_000;
 
 /// Why somebody is not let in now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,13 +110,16 @@ impl Queue {
         let first_us = now_us + i64::from(wait_ms) * 1_000;
         let next_us = first_us.max(self.told_us + self.rate.interval_us());
         let wait_ms = (next_us - now_us + 999) / 1_000;
-        let longest_ms = u32::try_from(good_for_ms.max(1)).unwrap_or(u32::MAX).min(LONGEST_WAIT_MS);
+        let usable_ms = good_for_ms.saturating_sub(UNUSABLE_MS).min(LONGEST_WAIT_MS.into());
         match u32::try_from(wait_ms) {
-            Ok(wait_ms) if wait_ms <= longest_ms => {
+            Ok(told_ms) if wait_ms <= usable_ms => {
                 self.told_us = next_us;
-                Err(Shut::Place(wait_ms))
+                Err(Shut::Place(told_ms))
             }
-            _ => Err(Shut::Beyond(longest_ms)),
+            _ => {
+                let good_for_ms = u32::try_from(good_for_ms.max(0)).unwrap_or(u32::MAX);
+                Err(Shut::Beyond(good_for_ms.clamp(SHORTEST_WAIT_MS, LONGEST_WAIT_MS)))
+            }
         }
     }
 
@@ -164,9 +176,11 @@ mod tests {
         let told: Vec<_> = (0..60).map(|_| queue.enter(0, LONG_MS)).collect();
         assert_eq!(told[59], Err(Shut::Place(5_000)));
         for _ in 0..100 {
-            assert_eq!(queue.enter(0, 4_000), Err(Shut::Beyond(4_000)));
+            assert_eq!(queue.enter(0, 4_000), Err(Shut::Beyond(5_000)));
+            assert_eq!(queue.enter(0, 7_099), Err(Shut::Beyond(7_099)), "too late to be of use");
         }
-        assert_eq!(queue.enter(0, LONG_MS), Err(Shut::Place(5_100)));
+        assert_eq!(queue.enter(0, 7_100), Err(Shut::Place(5_100)));
+        assert_eq!(queue.enter(0, LONG_MS), Err(Shut::Place(5_200)));
         assert_eq!(queue.enter(1_500, 0), Ok(()), "while there is room it does not matter");
     }
 

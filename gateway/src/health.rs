@@ -45,8 +45,8 @@ impl Abnormal {
 }
 
 impl Health {
-    /// A connection that had shown what it speaks ended before its welcome. It failed if we ended it for no fault of its own,
-    /// or it went.
+    /// A connection that had shown what it speaks ended before its welcome, and not to wait for its turn. It failed if we ended
+    /// it for no fault of its own, or it went.
     pub(crate) fn not_welcomed(&self, how: Closed) {
         let failed = matches!(
             how,

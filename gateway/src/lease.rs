@@ -3,6 +3,8 @@
 //! Clients who come back with a ticket that they have ask no scheduler. What they need is kept: an eighth of the rate, or what
 //! they take at present, if that is more. The rest is leased to the schedulers, each by what it says it would send.
 
+use std::cmp::Reverse;
+
 /// This much of the rate is kept for those who come back, however few they are; and as much is leased, however many.
 const KEPT: u64 = 8;
 
@@ -46,7 +48,9 @@ impl Spare {
 
 /// Shares of `spare` for the schedulers, by what each wants; none: it is not there, and gets nothing. In proportion to what
 /// they want, each taken to want an eighth of an equal share at least: who is idle may take a few at once, and among idle
-/// ones all shares are equal. The sum is never above `spare`.
+/// ones all shares are equal, but for one. Where somebody is there, all of `spare` is shared: what rounding leaves goes to those
+/// who want most, one each, to the first of those that want alike. Of a spare of 1, all that a gateway has in the tail of a storm,
+/// everybody's part is less than a whole.
 pub(crate) fn split(spare: u64, wanted: &[Option<u64>]) -> Vec<u64> {
     let there = wanted.iter().flatten().count() as u128;
     // In eighths of an equal share of the spare, so that all of it is whole numbers.
@@ -54,9 +58,16 @@ pub(crate) fn split(spare: u64, wanted: &[Option<u64>]) -> Vec<u64> {
         wanted.map_or(0, |wanted| u128::from(wanted.min(spare)) * 8 * there + u128::from(spare))
     };
     let all = wanted.iter().map(weight).sum::<u128>().max(1);
-    // Rounded down, each: the sum is what there is at the most.
+    // Rounded down, each: the sum is what there is at the most, and less by fewer than there are schedulers.
     let share = |wanted| u64::try_from(u128::from(spare) * weight(wanted) / all).unwrap_or(spare);
-    wanted.iter().map(share).collect()
+    let mut shares: Vec<u64> = wanted.iter().map(share).collect();
+    let mut eager: Vec<usize> = (0..wanted.len()).filter(|index| wanted[*index].is_some()).collect();
+    eager.sort_by_key(|index| Reverse(wanted[*index]));
+    let left = spare.saturating_sub(shares.iter().sum::<u64>());
+    for (index, _) in eager.into_iter().zip(0..left) {
+        shares[index] += 1;
+    }
+    shares
 }
 
 #[cfg(test)]
@@ -67,7 +78,7 @@ mod tests {
 
     #[test]
     fn one_busy_scheduler_gets_nearly_all_and_idle_ones_share_alike() {
-        assert_eq!(split(1_750, &[Some(0); 4]), [437; 4]);
+        assert_eq!(split(1_750, &[Some(0); 4]), [438, 438, 437, 437]);
         let shares = split(1_750, &[Some(0), Some(9_000), Some(0), Some(0)]);
         assert!(shares[1] > 1_600 && shares[0] >= 40, "{shares:?}");
         let shares = split(1_750, &[Some(0), Some(9_000), None, Some(9_000)]);
@@ -75,6 +86,14 @@ mod tests {
         assert_eq!(split(1_750, &[Some(0)]), [1_750]);
         assert_eq!(split(1_750, &[None, None]), [0, 0]);
         assert!(split(1_750, &[]).is_empty());
+    }
+
+    #[test]
+    fn the_last_of_it_goes_to_who_wants_most() {
+        assert_eq!(split(1, &[Some(9), Some(0)]), [1, 0]);
+        assert_eq!(split(1, &[Some(0), None, Some(9)]), [0, 0, 1]);
+        assert_eq!(split(1, &[Some(0), Some(0)]), [1, 0], "to one of them, and at each gateway to the same");
+        assert_eq!(split(2, &[Some(5), Some(9), Some(5)]), [1, 1, 0]);
     }
 
     #[test]
@@ -102,16 +121,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_shares_are_never_more_than_there_is(
+        fn the_shares_are_all_that_there_is(
             spare in 0u64..1_000_000, wanted in prop::collection::vec(prop::option::of(0u64..u64::MAX), 0..20)
         ) {
             let shares = split(spare, &wanted);
             let sum: u64 = shares.iter().sum();
             prop_assert_eq!(shares.len(), wanted.len());
-            prop_assert!(sum <= spare);
-            // Rounding loses less than one for each.
-            let there = wanted.iter().flatten().count() as u64;
-            prop_assert!(there == 0 || sum + there >= spare, "{shares:?} of {spare}");
+            let there = wanted.iter().any(Option::is_some);
+            prop_assert_eq!(sum, if there { spare } else { 0 }, "{:?}", shares);
             for (share, wanted) in shares.iter().zip(&wanted) {
                 prop_assert!(wanted.is_some() || *share == 0);
             }

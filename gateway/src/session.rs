@@ -38,6 +38,7 @@ use crate::{
 use arriving::Arriving;
 pub(crate) use context::{Cx, Env, Ups};
 pub(crate) use frames::Frames;
+use goodbye::Ending;
 pub(crate) use goodbye::Goodbye;
 use identified::Identified;
 use identified::Identity;
@@ -409,7 +410,7 @@ impl Session {
 
     /// The peer's end of stream (`lost`: the socket failed): there is nobody to say anything to.
     pub(crate) fn peer_gone(&mut self, cx: &mut Cx<'_>, lost: bool) {
-        self.end(cx, if lost { Closed::Lost } else { Closed::Client });
+        self.end(cx, if lost { Closed::Lost } else { Closed::Client }.into());
         self.stage = Stage::Gone;
     }
 
@@ -430,12 +431,13 @@ impl Session {
         }
         let code = goodbye.code();
         tracing::trace!(handle = cx.handle, code = code.number(), "closing");
+        let ending = goodbye.ending();
         goodbye.write(cx, self.wire);
-        self.finish(cx, Closed::from(code));
+        self.finish(cx, ending);
     }
 
-    fn finish(&mut self, cx: &mut Cx<'_>, how: Closed) {
-        self.end(cx, how);
+    fn finish(&mut self, cx: &mut Cx<'_>, ending: impl Into<Ending>) {
+        self.end(cx, ending.into());
         self.assembly = None;
         let cap_ms = cx.now.steady_ms.saturating_add(cx.env.linger_ms(false).saturating_mul(LINGERS));
         self.stage = Stage::Closing { deadline_ms: cap_ms, cap_ms };
@@ -443,12 +445,13 @@ impl Session {
     }
 
     /// Books the end and lets go of what logic holds for the session.
-    fn end(&mut self, cx: &mut Cx<'_>, how: Closed) {
+    fn end(&mut self, cx: &mut Cx<'_>, ending: Ending) {
+        let Ending { how, in_line } = ending;
         match &mut self.stage {
             Stage::Arriving(arriving) => {
                 arriving.end(cx);
                 cx.env.metrics.handshakes_failed.one(how);
-                if self.wire != Wire::Unknown {
+                if self.wire != Wire::Unknown && !in_line {
                     cx.env.metrics.health.not_welcomed(how);
                 }
             }

@@ -32,6 +32,9 @@ pub struct ScheduleRequest {
     /// What the last OVERLOADED said: it keeps this client's place.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub queue_token: String,
+    /// The client is connected and stays so: it wants a newer ticket, and comes to no gateway now.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub renew: bool,
 }
 
 /// What a scheduler answers.

@@ -5,6 +5,10 @@
 //! when it was given, so who shows a token that is due is let in ahead of newcomers and counted no more. Nobody waits in
 //! here; all there is of the queue is how much of each moment to come is promised.
 //!
+//! A lease is of a moment: in the tail of a storm gateways keep nearly all for those who come back by themselves, and next to
+//! nothing for a scheduler that asked for nothing so far. What is further ahead than that lasts is promised at what the pool
+//! takes, shared by the schedulers. Where that was too much, the gateways hold their rate.
+//!
 //! Pure: times are arguments. A token's times are of the wall clock, so that any replica honours it; places are of the
 //! monotonic clock, which never jumps.
 
@@ -24,6 +28,7 @@ use serde::Serialize;
 use self::places::Places;
 pub use self::spread::LONGEST_SPREAD_MS;
 pub(crate) use self::{
+    places::Rates,
     spread::spread_ms,
     token::{Owner, Place, QueueTokens, Shown, TOKEN},
 };
@@ -38,6 +43,9 @@ const KEPT_PART: i64 = 10;
 /// Tokens that were used are remembered until they are too late, at most so many: 52,000 a second after short waits, 8,700 after the
 /// longest. Beyond, the oldest is forgotten early.
 const MAX_USED: usize = 262_144;
+
+/// The part of what they take that gateways lease at the most: see `gateway/src/lease.rs`.
+const LEASED: (u64, u64) = (7, 8);
 
 /// Demand follows those who ask with this time constant, in milliseconds.
 const SMOOTH_MS: f64 = 1_000.0;
@@ -64,7 +72,8 @@ pub(crate) enum Showing {
 }
 
 impl Showing {
-    fn shown(self) -> Option<Shown> {
+    /// The place, if it is genuine.
+    pub fn shown(self) -> Option<Shown> {
         match self {
             Self::Nothing | Self::Forged => None,
             Self::Place(shown) | Self::Orphan(shown) => Some(shown),
@@ -173,13 +182,13 @@ pub(crate) struct Admission {
 
 impl Admission {
     /// These are the pools now, and what may be sent to each in a second.
-    pub fn budgets<'a>(&mut self, pools: impl Iterator<Item = (&'a str, u64)> + Clone, now_ms: i64) {
+    pub fn budgets<'a>(&mut self, pools: impl Iterator<Item = (&'a str, Rates)> + Clone, now_ms: i64) {
         // Seldom, and pools are few.
         self.queues.retain(|name, _| pools.clone().any(|(pool, _)| pool == name));
-        for (pool, per_second) in pools {
+        for (pool, rates) in pools {
             match self.queues.get_mut(pool) {
-                Some(queue) => queue.turn(per_second, now_ms),
-                None => drop(self.queues.insert(pool.to_owned(), Queue::new(per_second, now_ms))),
+                Some(queue) => queue.turn(rates, now_ms),
+                None => drop(self.queues.insert(pool.to_owned(), Queue::new(rates, now_ms))),
             }
         }
     }
@@ -212,6 +221,13 @@ impl Admission {
             _ => queue.newcomer(now, may_hold),
         };
         self.counts.turn(turn)
+    }
+
+    /// A client who is connected asks for a newer ticket. He comes to no gateway, so he takes no place; while others wait he is
+    /// to come again.
+    pub fn renew(&mut self, pool: &str, now_ms: i64) -> Turn {
+        let left_ms = self.queues.get_mut(pool).map_or(0, |queue| queue.wait_ms(now_ms));
+        self.counts.turn(if left_ms > 0 { Turn::Later(wait_ms(left_ms)) } else { Turn::Now })
     }
 
     /// A client is sent to a pool who did not ask: a gateway sends it on. It is counted, and comes whatever the queue is.
@@ -257,14 +273,14 @@ impl AdmissionCounts {
 }
 
 impl Queue {
-    fn new(per_second: u64, now_ms: i64) -> Self {
-        let places = Places::new(per_second, now_ms);
-        Self { places, per_second, came: 0, coming: 0.0, measured_ms: now_ms }
+    fn new(rates: Rates, now_ms: i64) -> Self {
+        let places = Places::new(rates, now_ms);
+        Self { places, per_second: rates.now, came: 0, coming: 0.0, measured_ms: now_ms }
     }
 
-    fn turn(&mut self, per_second: u64, now_ms: i64) {
-        self.per_second = per_second;
-        self.places.set_rate(per_second);
+    fn turn(&mut self, rates: Rates, now_ms: i64) {
+        self.per_second = rates.now;
+        self.places.set_rates(rates);
         let passed_ms = now_ms - self.measured_ms;
         if passed_ms > 0 {
             let passed = passed_ms as f64;
@@ -314,6 +330,13 @@ impl Queue {
             wait_ms: self.wait_ms(now_ms),
         }
     }
+}
+
+/// What a pool whose gateways take so many handshakes a second bears: what they lease now, and later an equal part of all that
+/// gateways lease when few come back by themselves ([`LEASED`]).
+pub(crate) fn rates(leased: u64, handshakes: u64, schedulers: u64) -> Rates {
+    let (part, whole) = LEASED;
+    Rates { now: leased, later: handshakes * part / whole / schedulers.max(1) }
 }
 
 /// A wait as clients are told it: above 0, and at most as long as they may be told to wait.

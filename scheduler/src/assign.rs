@@ -104,9 +104,11 @@ impl Core {
             platform: platform.to_owned(),
             app_version: app_version.to_owned(),
         });
-        let (user_id, device_id) = (request.user_id, request.client.device_id);
-        let place = Place { gateway: ranked[0], user_id, device_id, schedule_id, wait_ms, moved };
-        self.assigned(&fleet, place);
+        if terms.ask != Ask::Renew {
+            let (user_id, device_id) = (request.user_id, request.client.device_id);
+            let place = Place { gateway: ranked[0], user_id, device_id, schedule_id, wait_ms, moved };
+            self.assigned(&fleet, place);
+        }
         self.metrics.decision(decision.pool, decision.reason);
         tracing::debug!(
             schedule_id = %format_args!("{schedule_id:016x}"),

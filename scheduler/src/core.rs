@@ -212,16 +212,25 @@ impl Core {
                 lock(&self.admission).sent(owner.pool, now.monotonic_ms);
                 return Ok(());
             }
+            Ask::Renew => "",
             Ask::LetIn { queue_token } => queue_token,
         };
         let showing = self.showing(queue_token, owner, now.monotonic_ms);
+        let shown = showing.shown();
         let may_hold = || self.places.take(owner.user, now.monotonic_ms).is_ok();
-        let turn = lock(&self.admission).ask(owner.pool, showing, now, may_hold);
+        let turn = match ask {
+            Ask::Renew => lock(&self.admission).renew(owner.pool, now.monotonic_ms),
+            _ => lock(&self.admission).ask(owner.pool, showing, now, may_hold),
+        };
         match turn {
             Turn::Now => Ok(()),
             Turn::At(place) => Err(Wait {
                 ms: admission::wait_ms(place.due_ms - wall_ms),
-                queue_token: self.queue_tokens.make(place, owner),
+                // The place that was shown is still counted by who gave it, and the token says who that is.
+                queue_token: match shown {
+                    Some(shown) if shown.place == place => queue_token.to_owned(),
+                    _ => self.queue_tokens.make(place, owner),
+                },
             }),
             Turn::Later(ms) => {
                 let ms = admission::anywhere_up_to(ms, &mut rand::rng());
@@ -351,7 +360,11 @@ impl Core {
 
     /// What each pool's gateways lease is this scheduler's budget for it, from now on.
     fn budgets(&self, fleet: &Fleet, now_ms: i64) {
-        let pools = fleet.pools.iter().map(|pool| (&*fleet.labels(pool).pool, pool.admit_per_second));
+        let schedulers = lock(&self.replicas).count(&self.id, now_ms);
+        let pools = fleet.pools.iter().map(|pool| {
+            let rates = admission::rates(pool.admit_per_second, pool.handshakes_per_second, schedulers);
+            (&*fleet.labels(pool).pool, rates)
+        });
         let mut admission = lock(&self.admission);
         admission.budgets(pools, now_ms);
         let (budget, wait_ms) = admission.all(now_ms);
@@ -360,10 +373,12 @@ impl Core {
 }
 
 /// How a client comes to be let in.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ask<'a> {
     /// It asks, perhaps with what keeps its place.
     LetIn { queue_token: &'a str },
+    /// It is connected and wants a newer ticket: it comes to no gateway now, and waits for nobody else's turn.
+    Renew,
     /// A gateway sends it on.
     SentOn,
 }

@@ -118,7 +118,7 @@ async fn answer(core: &Core, request: Request, started: &mut Instant) -> Result<
         auth_expires_at_ms: user.expires_at_ms,
         auth_issued_at_ms: user.issued_at_ms,
         now_ms,
-        ask: Ask::LetIn { queue_token: &asked.queue_token },
+        ask: if asked.renew { Ask::Renew } else { Ask::LetIn { queue_token: &asked.queue_token } },
         came_to: "",
         wait_ms: 0,
         moved: false,

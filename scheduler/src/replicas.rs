@@ -67,6 +67,12 @@ impl Replicas {
         self.boots.get(&boot).is_some_and(|at_ms| now_ms - at_ms <= LIVES_MS)
     }
 
+    /// How many schedulers there are, that of the id `own` among them: those that gateways have told of lately.
+    pub fn count(&self, own: &str, now_ms: i64) -> u64 {
+        let lives = |(id, (at_ms, _)): &(&String, &(i64, Replica))| *id != own && now_ms - at_ms <= LIVES_MS;
+        self.seen.iter().filter(lives).count() as u64 + 1
+    }
+
     /// Those that are there, with `own` as it is now, by id.
     pub fn list(&self, own: Replica, now_ms: i64) -> Vec<Replica> {
         let here = self.seen.values().filter(|(at_ms, _)| now_ms - at_ms <= GONE_AFTER_MS);
@@ -102,6 +108,8 @@ mod tests {
         replicas.hear(&[seen("c", 2), seen("a", 1), seen("no id", 1)], 4_000);
         let all = [("a".to_owned(), 1), ("b".to_owned(), 9), ("c".to_owned(), 2)];
         assert_eq!(listed(&replicas, 5_000), all, "this one as it is now, not as it was heard of");
+        assert_eq!([5_500, 5_501].map(|now_ms| replicas.count("b", now_ms)), [3, 1], "lately, and this one");
+        assert_eq!(replicas.count("c", 5_500), 2, "it counts itself once, and who is silent not at all");
         assert_eq!(listed(&replicas, 9_001), [("b".to_owned(), 9)], "the others are gone");
         assert!(replicas.seen.values().all(|(_, one)| one.policy_hash.len() == HASH));
     }

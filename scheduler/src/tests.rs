@@ -13,6 +13,8 @@ use tokio::net::TcpStream;
 
 use crate::{
     Config, StartError,
+    admission::{Owner, Place},
+    core::{Ask, Wait},
     locate::{LoadError, mmdb},
     testing::{ADMIN_KEY, FakeGateway, Fixture, TICKET_KEY, config, eventually, report},
 };
@@ -194,6 +196,27 @@ async fn a_pools_gateways_are_told_how_many_clients_are_wanted() {
     }
     eventually("the demand is told", || demands(&stable).last().is_some_and(|wanted| *wanted > 0)).await;
     assert_eq!(demands(&canary), [0], "it is not of their pool");
+}
+
+#[tokio::test]
+async fn who_is_early_gets_his_own_token_back_whoever_gave_it() {
+    let (giver, other) = (Fixture::start(config()).await, Fixture::start(config()).await);
+    let owner = Owner { pool: "stable", user: "alice", device: "d" };
+    let wall_ms = 1_795_000_000_000;
+    let place = Place { due_ms: wall_ms + 9_000, issued_ms: wall_ms };
+    let token = giver.scheduler.core.queue_tokens.make(place, owner);
+    other
+        .gateway(GatewayReport {
+            admit_per_second: Some(1),
+            handshakes_per_second_capacity: 1,
+            ..report("gw-1")
+        })
+        .await;
+    let core = &other.scheduler.core;
+    let full = || core.admit(owner, Ask::LetIn { queue_token: "" }, wall_ms).is_err();
+    eventually("there is a queue", || full() && full()).await;
+    let shown = core.admit(owner, Ask::LetIn { queue_token: &token }, wall_ms);
+    assert_eq!(shown, Err(Wait { ms: 9_000, queue_token: token }));
 }
 
 #[tokio::test]

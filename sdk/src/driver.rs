@@ -224,8 +224,7 @@ impl Driver {
 
     /// Serves the connection, and renews the ticket beside it.
     async fn live(&mut self, connection: Connection, heartbeat: HeartbeatParameters) -> Ending {
-        // What failed before this connection was made says nothing about the next.
-        let request = ScheduleRequest { attempt: 0, failed: Vec::new(), ..self.request("") };
+        let request = self.request("");
         let (options, user_id) = (self.core.options.clone(), self.plan.user_id.clone());
         let mut renewal = Renewal::new(options, request, user_id, self.schedulers.at(), &mut self.core.rng);
         let clock = self.core.clock;

@@ -31,6 +31,8 @@ impl Renewal {
         scheduler: usize,
         rng: &mut impl Rng,
     ) -> Self {
+        // What failed before this connection was made says nothing about the next.
+        let request = ScheduleRequest { renew: true, attempt: 0, failed: Vec::new(), ..request };
         Self { options, request, user_id, scheduler, rng: SmallRng::from_rng(rng) }
     }
 

@@ -29,10 +29,6 @@ use crate::{
     rendezvous,
 };
 
-/// Who is above the handshake rate may be told to wait for so long even if his ticket ends sooner, in milliseconds: it costs him little
-/// to ask a scheduler then, and schedulers are not asked by all such clients at once.
-const SHORTEST_WAIT_MS: i64 = 5_000;
-
 /// What is known of it; dropped with its welcome.
 pub(super) struct Arriving {
     peer: IpAddr,
@@ -365,16 +361,14 @@ fn enter(cx: &mut Cx<'_>, ticket: &link::Ticket) -> Result<(), Goodbye> {
         // Whoever has no place of his own is not to come at one time with all the others who have none.
         Shut::Beyond(longest_ms) => cx.rng.random_range(longest_ms / 2..=longest_ms),
     };
-    let goodbye = Goodbye::new(CloseCode::Overloaded).retry_after(wait_ms);
-    Err(goodbye.because("more clients come than this gateway takes in a second"))
+    Err(Goodbye::in_line(wait_ms).because("more clients come than this gateway takes in a second"))
 }
 
 /// For how long the ticket would still let him in, in milliseconds.
 fn good_for_ms(cx: &Cx<'_>, ticket: &link::Ticket) -> i64 {
     let left_ms = ticket.expires_at_ms.saturating_sub(cx.now.wall_ms);
     // Past its time it is good for the grace, or it would have been refused.
-    let left_ms = if left_ms > 0 { left_ms } else { left_ms.saturating_add(cx.env.grace_ms) };
-    left_ms.max(SHORTEST_WAIT_MS)
+    if left_ms > 0 { left_ms } else { left_ms.saturating_add(cx.env.grace_ms) }
 }
 
 /// Whether its user may belong elsewhere. Served elsewhere on purpose it stays; so does whoever walked the list of a ticket to

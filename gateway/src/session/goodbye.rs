@@ -9,11 +9,25 @@ use berth_proto::{
 use rand::{Rng, rngs::SmallRng};
 
 use super::{Cx, wire::Wire};
-use crate::ws;
+use crate::{metrics::Closed, ws};
 
 /// An overloaded gateway's clients come back over this span, in milliseconds: long enough for a scheduler to see the load,
 /// spread so that they do not come together.
 const OVERLOADED_RETRY_MS: std::ops::Range<u32> = 500..3_000;
+
+/// How a connection ends.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ending {
+    pub(super) how: Closed,
+    /// Its client is to come again when it is its turn.
+    pub(super) in_line: bool,
+}
+
+impl From<Closed> for Ending {
+    fn from(how: Closed) -> Self {
+        Self { how, in_line: false }
+    }
+}
 
 /// What is said at the end.
 #[derive(Debug)]
@@ -21,6 +35,8 @@ pub(crate) struct Goodbye {
     code: CloseCode,
     detail: Cow<'static, str>,
     retry_after_ms: u32,
+    /// The client waits for its turn: nothing failed.
+    in_line: bool,
     redirect: Vec<Endpoint>,
     ticket: String,
     ticket_expires_at_ms: i64,
@@ -32,6 +48,7 @@ impl Goodbye {
             code,
             detail: Cow::Borrowed(""),
             retry_after_ms: 0,
+            in_line: false,
             redirect: Vec::new(),
             ticket: String::new(),
             ticket_expires_at_ms: 0,
@@ -41,6 +58,11 @@ impl Goodbye {
     /// 4009 with a random wait.
     pub(crate) fn overloaded(rng: &mut SmallRng) -> Self {
         Self::new(CloseCode::Overloaded).retry_after(rng.random_range(OVERLOADED_RETRY_MS))
+    }
+
+    /// 4009 with the client's turn: it comes above the rate, and nothing is wrong with this gateway.
+    pub(crate) fn in_line(wait_ms: u32) -> Self {
+        Self { in_line: true, ..Self::new(CloseCode::Overloaded).retry_after(wait_ms) }
     }
 
     /// For the person who reads it; never a ticket.
@@ -62,6 +84,11 @@ impl Goodbye {
 
     pub(crate) fn code(&self) -> CloseCode {
         self.code
+    }
+
+    /// How its connection is counted.
+    pub(super) fn ending(&self) -> Ending {
+        Ending { how: Closed::from(self.code), in_line: self.in_line }
     }
 
     /// Appends the `disconnect` frame and, on a WebSocket, a close frame with the same code.

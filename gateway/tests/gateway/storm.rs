@@ -122,6 +122,23 @@ fn nobody_is_told_to_wait_for_longer_than_his_ticket_is_good() {
     assert!(long <= 6_500, "those without a place are before nobody: {long}");
 }
 
+#[test]
+fn who_waits_for_his_turn_has_not_failed() {
+    let site = Site::with(|config| {
+        config.handshakes_per_second = 10;
+        config.workers = 1;
+        config.limits.handshakes_per_second_per_address = 0;
+    });
+    let mut crowd: Vec<_> = (0..200).map(|number| hello(&site, Transport::Tcp, number, 0)).collect();
+    let told = crowd.iter_mut().filter_map(|client| outcome(client).err()).count();
+    assert!(told > 100, "{told} were told to come later");
+    assert_eq!(site.metrics.counter("berth_gateway_limited_total{limit=\"handshakes\"}"), told as u64);
+    let welcomed = (crowd.len() - told) as u64;
+    let health = || site.scheduler.last_report().and_then(|report| report.health).unwrap_or_default();
+    eventually("the welcomed are reported", || health().welcomed == welcomed);
+    assert_eq!(health().connects_failed, 0, "what guards of gray rules count");
+}
+
 /// What the newest reports lease to each.
 fn leases(schedulers: &[&FakeScheduler]) -> Vec<u64> {
     let lease = |scheduler: &&FakeScheduler| scheduler.last_report()?.admit_per_second;

@@ -14,9 +14,14 @@ fn now(ms: i64) -> Now {
     Now { monotonic_ms: ms, wall_ms: WALL_MS + ms }
 }
 
+/// The same now and later.
+fn even(per_second: u64) -> Rates {
+    Rates { now: per_second, later: per_second }
+}
+
 fn admission(per_second: u64) -> Admission {
     let mut admission = Admission::default();
-    admission.budgets([(POOL, per_second)].into_iter(), 0);
+    admission.budgets([(POOL, even(per_second))].into_iter(), 0);
     admission
 }
 
@@ -132,7 +137,7 @@ fn who_waits_for_a_place_that_has_become_free_gets_it() {
     let mut admission = admission(10);
     let shown = queued(&mut admission);
     newcomers(&mut admission, 500);
-    admission.budgets([(POOL, 10_000)].into_iter(), 1);
+    admission.budgets([(POOL, even(10_000))].into_iter(), 1);
     assert!(due_ms(shown) > 101);
     assert_eq!(ask(&mut admission, Showing::Place(shown), 1), Turn::Now);
     assert!(matches!(ask(&mut admission, Showing::Place(shown), 1), Turn::Now), "as anybody would be");
@@ -163,14 +168,14 @@ fn beyond_the_longest_wait_no_place_is_kept() {
 #[test]
 fn pools_do_not_wait_for_each_other_and_end_with_their_gateways() {
     let mut admission = Admission::default();
-    admission.budgets([("canary", 1), (POOL, 100)].into_iter(), 0);
+    admission.budgets([("canary", even(1)), (POOL, even(100))].into_iter(), 0);
     for _ in 0..50 {
         let _ = admission.ask("canary", Showing::Nothing, now(0), || true);
     }
     assert_eq!(ask(&mut admission, Showing::Nothing, 0), Turn::Now);
     assert_eq!(admission.all(0).0, 101);
     assert!(admission.all(0).1 > 40_000);
-    admission.budgets([(POOL, 100)].into_iter(), 100);
+    admission.budgets([(POOL, even(100))].into_iter(), 100);
     assert_eq!((admission.all(100), admission.seen("canary", 100)), ((100, 0), None));
 }
 
@@ -183,18 +188,18 @@ fn demand_is_those_who_come_and_those_who_wait() {
             let _ = ask(&mut admission, Showing::Nothing, ms);
         }
         if ms % 100 == 0 {
-            admission.budgets([(POOL, 100)].into_iter(), ms);
+            admission.budgets([(POOL, even(100))].into_iter(), ms);
         }
     }
     // 500 a second for 3 s at a budget of 100: some 1,100 wait.
     let wanted = admission.wanted(POOL, 3_000);
     assert!((900..1_150).contains(&wanted), "{wanted}");
     for ms in (3_100..60_000).step_by(100) {
-        admission.budgets([(POOL, 100)].into_iter(), ms);
+        admission.budgets([(POOL, even(100))].into_iter(), ms);
     }
     assert_eq!(admission.wanted(POOL, 60_000), 0);
     admission.sent(POOL, 60_000);
-    admission.budgets([(POOL, 100)].into_iter(), 60_100);
+    admission.budgets([(POOL, even(100))].into_iter(), 60_100);
     assert!(admission.wanted(POOL, 60_100) > 0, "who is sent on counts");
 }
 
@@ -218,12 +223,15 @@ struct Waiting {
     told_ms: Option<i64>,
 }
 
-/// A crowd that comes within `within_ms` to replicas which lease half of the budget each. Returns when each was let in, and how
+/// A crowd that comes within `within_ms` to two replicas with such leases. Returns when each was let in, and how
 /// late after what it was told first.
-fn crowd(size: usize, within_ms: i64, per_second: u64, seed: u64) -> Vec<(i64, i64)> {
+fn crowd(size: usize, within_ms: i64, leases: Rates, seed: u64) -> Vec<(i64, i64)> {
     let mut rng = SmallRng::seed_from_u64(seed);
     let tokens = QueueTokens::new(b"0123456789abcdef0123456789abcdef", &[], 1);
-    let mut replicas = [admission(per_second / 2), admission(per_second / 2)];
+    let mut replicas = [Admission::default(), Admission::default()];
+    for replica in &mut replicas {
+        replica.budgets([(POOL, leases)].into_iter(), 0);
+    }
     let waiting =
         |_| Waiting { at_ms: rng.random_range(0..within_ms), showing: Showing::Nothing, told_ms: None };
     let mut clients: Vec<Waiting> = (0..size).map(waiting).collect();
@@ -257,9 +265,12 @@ proptest! {
     /// A storm: everybody is let in by the time he was told, jitter included, and at no time more than the budget and a burst.
     #[test]
     fn a_crowd_is_let_in_at_the_budget_each_when_it_was_told(
-        size in 1usize..4_000, within_ms in 1i64..5_000, per_second in 20u64..400, seed: u64,
+        size in 1usize..4_000, within_ms in 1i64..5_000, per_second in 20u64..400, low: bool, seed: u64,
     ) {
-        let let_in = crowd(size, within_ms, per_second, seed);
+        // Half of the budget each, now or only later.
+        let half = per_second / 2;
+        let leases = Rates { now: if low { 1 } else { half }, later: half };
+        let let_in = crowd(size, within_ms, leases, seed);
         let worst = let_in.iter().map(|(_, late)| *late).max().unwrap_or(0);
         prop_assert!(worst <= 500, "let in {worst} ms after the time told");
         let mut times: Vec<i64> = let_in.iter().map(|(at, _)| *at).collect();
@@ -273,7 +284,9 @@ proptest! {
             }
         }
         let last = times.last().copied().unwrap_or(0);
-        let alone = size as i64 * 1_000 / (per_second as i64 / 2 * 2);
-        prop_assert!(last <= within_ms + alone * 3 / 2 + 2_000, "done after {last} ms, the budget takes {alone}");
+        let alone = size as i64 * 1_000 / (half as i64 * 2);
+        let low_ms = if low { 4_000 } else { 0 };
+        let most = within_ms + low_ms + alone * 3 / 2 + 2_000;
+        prop_assert!(last <= most, "done after {last} ms, the budget takes {alone}");
     }
 }

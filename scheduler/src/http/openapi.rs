@@ -244,6 +244,11 @@ fn request() -> Value {
                 "type": "string", "maxLength": super::input::MAX_QUEUE_TOKEN,
                 "description": "What the last OVERLOADED said; good once, for this user and device.",
             },
+            "renew": {
+                "type": "boolean",
+                "description": "The device is connected and wants a newer ticket: this takes nobody's place. While others wait it is \
+                                OVERLOADED without a queueToken; ask again at the next time.",
+            },
             "rttMs": {
                 "type": "object", "description": "Measured round trips by gateway id, in milliseconds.",
             },

@@ -208,9 +208,10 @@ async fn without_a_gateway_the_wait_is_spread() {
     assert_eq!(fixture.metric(r#"berth_scheduler_requests_total{outcome="no_gateway"}"#), 8.0);
 }
 
-/// A gateway that leases so many clients a second.
+/// A gateway that leases so many clients a second, and takes no more.
 fn leasing(id: &str, per_second: u64) -> GatewayReport {
-    GatewayReport { admit_per_second: Some(per_second), ..report(id) }
+    let handshakes_per_second_capacity = per_second;
+    GatewayReport { admit_per_second: Some(per_second), handshakes_per_second_capacity, ..report(id) }
 }
 
 #[tokio::test]
@@ -255,6 +256,25 @@ async fn above_the_budget_a_client_gets_its_place_and_comes_back_with_it() {
     assert_eq!((fixture.metric(&tokens("early")), fixture.metric(&tokens("forged"))), (1.0, 2.0));
     assert_eq!(fixture.metric("berth_scheduler_admission_budget_per_second"), 10.0);
     assert!(fixture.metric(r#"berth_scheduler_requests_total{outcome="overloaded"}"#) > 20.0);
+}
+
+#[tokio::test]
+async fn who_renews_takes_nobodys_place_and_is_refused_while_others_wait() {
+    let fixture = Fixture::start(config()).await;
+    fixture.gateway(leasing("gw-1", 5)).await;
+    for _ in 0..100 {
+        let answer = fixture.schedule(r#"{"deviceId":"d","renew":true}"#).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    assert_eq!(fixture.scheduler.core.pending_len(), 0, "he comes to no gateway");
+    assert_eq!(fixture.schedule(r#"{"deviceId":"d"}"#).await.status, 200, "all of the budget is left");
+    for user in 0..100 {
+        let bearer = bearer(&format!("u{user}"));
+        fixture.post("/v1/schedule", &[("authorization", &bearer)], r#"{"deviceId":"d"}"#).await;
+    }
+    let refused = fixture.schedule(r#"{"deviceId":"d","renew":true}"#).await;
+    check_problem(&refused, 503, "OVERLOADED");
+    assert!(refused.body["queueToken"].is_null() && refused.body["retryAfterMs"].is_u64(), "{refused:?}");
 }
 
 #[tokio::test]

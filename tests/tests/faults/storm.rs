@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use berth_tests::{
     TestResult, ensure, figure,
-    server::{Role, Server},
+    server::{Role, SCHEDULERS, Server},
 };
 use tokio::sync::watch;
 
@@ -60,6 +60,39 @@ fn peak(counts: &[Count], per_second: u32) -> (f64, f64) {
     windows.fold((0.0, 0.0), |(most, above), (let_in, over)| (most.max(let_in), above.max(over)))
 }
 
+/// What schedulers told those who asked them, from one moment to another.
+struct Asked {
+    /// Clients with a place in a queue.
+    queued: f64,
+    /// The longest wait that any of them would have told a newcomer.
+    longest: Duration,
+}
+
+/// How many were told a place so far, and for how long the next would wait.
+async fn asked(server: &Server) -> anyhow::Result<Asked> {
+    let (mut queued, mut longest) = (0.0, 0.0f64);
+    for index in 0..SCHEDULERS {
+        let scrape = server.scrape(Role::Scheduler(index)).await?;
+        queued += scrape.sum("berth_scheduler_admissions_total", &[("outcome", "queued")]);
+        longest = longest.max(scrape.sum("berth_scheduler_admission_queue_seconds", &[]));
+    }
+    Ok(Asked { queued, longest: Duration::from_secs_f64(longest) })
+}
+
+/// What schedulers tell until the end.
+async fn asking(server: &Server, end: watch::Receiver<bool>) -> anyhow::Result<Asked> {
+    let before = asked(server).await?.queued;
+    let mut longest = Duration::ZERO;
+    loop {
+        let now = asked(server).await?;
+        longest = longest.max(now.longest);
+        if *end.borrow() {
+            return Ok(Asked { queued: now.queued - before, longest });
+        }
+        tokio::time::sleep(4 * LOOK).await;
+    }
+}
+
 /// Pulls again and again until told to end; how long each took.
 async fn pull(server: &Server, index: usize, end: watch::Receiver<bool>) -> anyhow::Result<Vec<Duration>> {
     let mut device = at_gateway(server, index, "bystander", "d").await?;
@@ -90,9 +123,22 @@ async fn measured(server: &Server, span: Duration) -> anyhow::Result<Duration> {
     p99(&mut took?)
 }
 
+/// In which clients find out that their gateway is gone, and the others that it is over: beside three times what the rate takes.
+const FOUND_OUT: Duration = Duration::from_secs(10);
+
 /// Ten times as long as it takes at the rate, and the time in which clients find out.
 fn patience(clients: usize, gateways: usize, per_second: u32) -> Duration {
     Duration::from_secs(30) + 10 * Duration::from_secs(clients as u64) / (gateways as u32 * per_second)
+}
+
+/// How often the gateways told somebody to come later.
+async fn told(server: &Server) -> anyhow::Result<f64> {
+    let mut told = 0.0;
+    for index in (0..GATEWAYS).filter(|index| *index != DIES) {
+        let limited = server.scrape(Role::Gateway(index)).await?;
+        told += limited.sum("berth_gateway_limited_total", &[("limit", "handshakes")]);
+    }
+    Ok(told)
 }
 
 async fn storm(clients: usize, per_second: u32) -> TestResult {
@@ -104,6 +150,7 @@ async fn storm(clients: usize, per_second: u32) -> TestResult {
     let lost = crowd.at(&id);
     ensure!(lost > clients / GATEWAYS / 2, "only {lost} of {clients} are at {id}");
     let before = measured(&server, BEFORE).await?;
+    let told_before = told(&server).await?;
 
     server.kill9_role(Role::Gateway(DIES));
     let (end, ended) = watch::channel(false);
@@ -118,23 +165,23 @@ async fn storm(clients: usize, per_second: u32) -> TestResult {
         end.send_replace(true);
         took
     };
-    let (counts, pulls, took) = tokio::join!(counting, pull(server, DIES + 1, ended.clone()), back);
-    let ((a, b, c), took) = (counts?, took?);
+    let pulling = pull(server, DIES + 1, ended.clone());
+    let (counts, pulls, asked, took) = tokio::join!(counting, pulling, asking(server, ended.clone()), back);
+    let ((a, b, c), Asked { queued, longest }, took) = (counts?, asked?, took?);
     let during = p99(&mut pulls?)?;
     let peaks = [a, b, c].map(|counts| peak(&counts, per_second));
     let [peak, above] = [peaks.map(|(most, _)| most), peaks.map(|(_, above)| above)]
         .map(|of| of.into_iter().fold(0.0, f64::max));
-    let mut told = 0.0;
-    for index in 1..GATEWAYS {
-        let limited = server.scrape(Role::Gateway(index)).await?;
-        told += limited.sum("berth_gateway_limited_total", &[("limit", "handshakes")]);
-    }
+    let told = told(server).await? - told_before;
+    let alone = Duration::from_secs_f64(lost as f64 / f64::from(rest as u32 * per_second));
     figure(&format!(
         "kill -9 of one of {GATEWAYS} gateways, {lost} of {clients} clients on it, {per_second} handshakes a second each: all back \
-         after {took:.1?} (at the rate alone {:.1} s); most let in by one gateway within a second {peak:.0}; 4009 {told} times; p99 \
-         of another's pulls {before:.1?} before, {during:.1?} meanwhile",
-        lost as f64 / f64::from(rest as u32 * per_second)
+         after {took:.1?} (at the rate alone {alone:.1?}); most let in by one gateway within a second {peak:.0}; 4009 {told} times (while all connected: \
+         {told_before}); \
+         503 with a place {queued} times, the longest wait {longest:.1?}; p99 of another's pulls {before:.1?} before, {during:.1?} \
+         meanwhile"
     ));
+    ensure!(took < 3 * alone + FOUND_OUT, "{took:?} where the rate takes {alone:?}");
     ensure!(told > 0.0, "nobody was told to come later: too few came for the rate to matter");
     let burst = f64::from(per_second);
     ensure!(
