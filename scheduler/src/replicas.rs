@@ -67,6 +67,12 @@ impl Replicas {
         self.boots.get(&boot).is_some_and(|at_ms| now_ms - at_ms <= LIVES_MS)
     }
 
+    /// The newest policy that any other scheduler holds that is there; 0: there is none.
+    pub fn newest(&self, now_ms: i64) -> u64 {
+        let here = self.seen.values().filter(|(at_ms, _)| now_ms - at_ms <= GONE_AFTER_MS);
+        here.map(|(_, replica)| replica.policy_version).max().unwrap_or(0)
+    }
+
     /// Those that are there, with `own` as it is now, by id.
     pub fn list(&self, own: Replica, now_ms: i64) -> Vec<Replica> {
         let here = self.seen.values().filter(|(at_ms, _)| now_ms - at_ms <= GONE_AFTER_MS);
@@ -103,6 +109,8 @@ mod tests {
         let all = [("a".to_owned(), 1), ("b".to_owned(), 9), ("c".to_owned(), 2)];
         assert_eq!(listed(&replicas, 5_000), all, "this one as it is now, not as it was heard of");
         assert_eq!(listed(&replicas, 9_001), [("b".to_owned(), 9)], "the others are gone");
+        replicas.hear(&[seen("a", 1)], 5_000);
+        assert_eq!((replicas.newest(5_000), replicas.newest(9_001)), (3, 1), "not only of the last gateway");
         assert!(replicas.seen.values().all(|(_, one)| one.policy_hash.len() == HASH));
     }
 

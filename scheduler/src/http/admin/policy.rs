@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::{super::problem::Refusal, Asked};
 use crate::{
+    carried::DISK,
     core::{Core, lock},
     guard::Figures,
     policy::{Diff, GrayRule, Policy, Refused, Taken, Takes, rfc3339, with_version},
@@ -200,9 +201,14 @@ pub(super) async fn resume(core: &Core, asked: &Asked) -> Result<Value, Refusal>
     Ok(json!({ "ruleId": rule_id, "resumed": percent.is_some(), "percent": percent, "onDisk": on_disk }))
 }
 
-/// Whether everything that is carried, these records too, is on this scheduler's disk.
+/// Whether everything that is carried, these records too, is on this scheduler's disk, and in its history there.
 pub(super) async fn kept(core: &Core, records: Vec<CarriedRecord>) -> bool {
-    core.carry_durably(records).await && core.history.on_disk()
+    core.carry(records);
+    let saved = async {
+        core.carried.saved().await;
+        core.history.saved().await;
+    };
+    core.history.on_disk() && tokio::time::timeout(DISK, saved).await.is_ok()
 }
 
 fn words(field: &str, text: &str) -> Result<(), Refusal> {
