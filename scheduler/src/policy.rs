@@ -31,7 +31,7 @@ pub use self::{
     gray::{GrayRule, Guard, Step, Stop, Stops, Takes},
     parse::{MAX_TEXT, PolicyError, parse},
     proximity::{Distances, Geography, PlaceRule, Point, Proximity},
-    store::{Offered, PolicyStore, Refused, Replaced, Taken},
+    store::{Offered, PolicyStore, Refused, Replaced, Taken, replaces},
     time::rfc3339,
 };
 
