@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use crate::{admission::Now, core::Core};
 
 /// An operator is answered after this, though the disk has not taken what he ordered.
-pub(crate) const DISK: Duration = Duration::from_secs(2);
+const DISK: Duration = Duration::from_secs(2);
 
 /// News that a gateway may be behind; one that is further behind is told everything.
 const NEWS: usize = 4_096;
@@ -242,7 +242,12 @@ impl Core {
     /// are in force and told all the same, and written once the disk takes them.
     pub async fn carry_durably(&self, records: Vec<CarriedRecord>) -> bool {
         self.carry(records);
-        tokio::time::timeout(DISK, self.carried.saved()).await.is_ok()
+        let saved = async {
+            self.carried.saved().await;
+            // What was put in force by these records is there by now.
+            self.history.saved().await;
+        };
+        tokio::time::timeout(DISK, saved).await.is_ok()
     }
 
     /// Something is to be done about a record, from wherever it came: an operator, a gateway, the disk.

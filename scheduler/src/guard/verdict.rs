@@ -42,6 +42,20 @@ pub struct Past {
 }
 
 impl Figures {
+    /// Above which shares of connects that failed, and of sessions that ended as none should, the guard stops its rule now; none: it
+    /// does not limit them, or they are too few.
+    #[must_use]
+    pub fn stops_above(&self, guard: &Guard) -> [Option<f64>; 2] {
+        let [connects, closes] = self.shares();
+        let [connects_before, closes_before] = self.before;
+        let above =
+            |allowed: Option<f64>, shares, before| Some(Bound::of(guard, allowed?, shares, before)?.share());
+        [
+            above(guard.connect_failures, connects, connects_before),
+            above(guard.abnormal_closes, closes, closes_before),
+        ]
+    }
+
     /// Connects that failed, and sessions that ended as none should: of the rule's pool and of `stable`.
     #[must_use]
     pub fn shares(&self) -> [(Share, Share); 2] {
@@ -148,22 +162,41 @@ impl Breach {
     }
 }
 
-/// How a share is above `stable`'s by more than is allowed, and than chance makes it.
-fn worse(
-    guard: &Guard,
+/// What a share is held against.
+struct Bound {
+    /// What is known of `stable`.
+    known: Option<Past>,
+    base: f64,
     allowed: f64,
-    (ours, stables): (Share, Share),
-    before: Option<Past>,
-) -> Option<String> {
-    if !ours.enough(guard) {
-        return None;
+    chance: f64,
+}
+
+impl Bound {
+    /// None: of too few nothing is said.
+    fn of(
+        guard: &Guard,
+        allowed: f64,
+        (ours, stables): (Share, Share),
+        before: Option<Past>,
+    ) -> Option<Self> {
+        let now = Some(Past { share: stables, age: 0 }).filter(|now| now.share.enough(guard));
+        let known = now.or(before);
+        let base = known.map_or(0.0, |known| known.share.of_all());
+        let chance = margin(base + allowed, ours.whole);
+        ours.enough(guard).then_some(Self { known, base, allowed, chance })
     }
-    let now = Some(Past { share: stables, age: 0 }).filter(|now| now.share.enough(guard));
-    let known = now.or(before);
-    let base = known.map_or(0.0, |known| known.share.of_all());
-    let (share, chance) = (ours.of_all(), margin(base + allowed, ours.whole));
-    (share - base > allowed + chance).then(|| {
-        let stable = match known {
+
+    fn share(&self) -> f64 {
+        self.base + self.allowed + self.chance
+    }
+}
+
+/// How a share is above `stable`'s by more than is allowed, and than chance makes it.
+fn worse(guard: &Guard, allowed: f64, shares: (Share, Share), before: Option<Past>) -> Option<String> {
+    let bound = Bound::of(guard, allowed, shares, before)?;
+    let (ours, share) = (shares.0, shares.0.of_all());
+    (share > bound.share()).then(|| {
+        let stable = match bound.known {
             None => "in stable, which has too few".to_owned(),
             Some(Past { share, age: 0 }) => format!("({} of {}) in stable", share.part, share.whole),
             Some(Past { share, age }) => {
@@ -175,9 +208,9 @@ fn worse(
             share * 100.0,
             ours.part,
             ours.whole,
-            base * 100.0,
+            bound.base * 100.0,
             allowed * 100.0,
-            chance * 100.0
+            bound.chance * 100.0
         )
     })
 }
