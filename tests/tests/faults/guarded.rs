@@ -65,7 +65,7 @@ async fn a_pool_whose_gateway_freezes_is_stopped_for_want_of_data_and_its_users_
     let told: serde_json::Value = http::get(&url, Some(ADMIN_KEY)).await?.json()?;
     let reason = told["rules"][0]["stopped"]["reason"].as_str().unwrap_or_default();
     ensure!(reason.contains("no gateway of the pool reports"), "{told}");
-    crowd.all_back_within("gw-2", PATIENCE).await?;
+    crowd.all_back_within("gw-2", 3 * PATIENCE).await?;
     figure(&format!(
         "canary frozen: its rule stopped after {} ms, and its {CLIENTS} clients connected elsewhere after {} ms",
         stopped.as_millis(),
