@@ -82,8 +82,9 @@ fn a_report_tells_the_load() {
 #[test]
 fn a_worker_that_hangs_is_a_lag() {
     let site = crate::testing::Site::new(2);
-    let mut supervisor = Supervisor::new(Arc::clone(&site.shared));
+    // Before it: what it has watched since is no earlier.
     let start = site.shared.clock.now().steady_ms;
+    let mut supervisor = Supervisor::new(Arc::clone(&site.shared));
     let mut lag_us = |ms: i64| {
         site.shared.rounds[0].fetch_add(1, Relaxed);
         supervisor.watch(start + ms);
