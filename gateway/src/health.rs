@@ -79,6 +79,12 @@ impl Health {
         self.sessions_ended.fetch_add(1, Relaxed);
     }
 
+    /// So many sessions ended with the worker that held them, which nobody had stopped.
+    pub(crate) fn died(&self, sessions: u64) {
+        self.ended[Abnormal::Internal as usize].fetch_add(sessions, Relaxed);
+        self.sessions_ended.fetch_add(sessions, Relaxed);
+    }
+
     /// As reports tell it.
     pub(crate) fn report(&self) -> GatewayHealth {
         let ended = |how: Abnormal| self.ended[how as usize].load(Relaxed);

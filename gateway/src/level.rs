@@ -68,6 +68,11 @@ impl Level {
         self.take(count);
     }
 
+    /// How many are here.
+    pub(crate) fn part(&self) -> u64 {
+        self.part.get()
+    }
+
     #[expect(clippy::cast_precision_loss, reason = "counts of connections are far below 2^52")]
     fn take(&self, count: u64) {
         self.gauge.decrement(count as f64);

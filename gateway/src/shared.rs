@@ -113,6 +113,8 @@ pub(crate) struct Shared {
     demands: Mutex<Vec<u64>>,
     /// Each worker counts its wake-ups, for the watchdog; [`ENDED`] at last.
     pub(crate) rounds: Vec<AtomicU64>,
+    /// A worker does not come around: what is counted tells nothing of the connections that hang there.
+    pub(crate) hangs: AtomicBool,
     /// The latest that each worker woke since this was last taken, in microseconds.
     lags_us: Vec<AtomicU64>,
     /// As it was last measured: what the next report tells.
@@ -157,6 +159,7 @@ impl Shared {
         Self {
             rounds: inlets.iter().map(|_| AtomicU64::new(0)).collect(),
             lags_us: inlets.iter().map(|_| AtomicU64::new(0)).collect(),
+            hangs: AtomicBool::new(false),
             load: Mutex::default(),
             guard: Arc::new(Guard::new(&config.limits)),
             door: Arc::new(Door::new(config.handshakes_per_second)),

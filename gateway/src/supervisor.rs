@@ -367,9 +367,8 @@ impl Supervisor {
         for (worker, (watched, round)) in self.watched.iter_mut().zip(&self.shared.rounds).enumerate() {
             let round = round.load(Relaxed);
             if round == ENDED {
-                continue;
-            }
-            if round != watched.round {
+                watched.stalled = false;
+            } else if round != watched.round {
                 *watched = Watched { round, since_ms: now, stalled: false };
             } else if now - watched.since_ms > STALL_MS && !watched.stalled {
                 watched.stalled = true;
@@ -380,6 +379,7 @@ impl Supervisor {
                 );
             }
         }
+        self.shared.hangs.store(self.watched.iter().any(|watched| watched.stalled), Relaxed);
     }
 }
 
@@ -432,7 +432,8 @@ fn build_report(shared: &Shared) -> GatewayReport {
         load: *lock(&shared.load),
         admit_per_second: None,
         schedulers: shared.schedulers_seen(),
-        health: Some(shared.metrics.health.report()),
+        // Missing data counts as failure: clients of a worker that hangs are counted nowhere.
+        health: (!shared.hangs.load(Relaxed)).then(|| shared.metrics.health.report()),
         moves: lock(&shared.moves).clone(),
         carried_digests: carried::digests(shared),
     }

@@ -399,10 +399,12 @@ impl Worker {
     }
 }
 
-/// After a panic the sockets are closed with the worker, and what is counted for them goes as well. (Who was at work in
-/// that moment stays counted for his network, which is worth no more: the gateway is to be restarted.)
+/// After a panic the sockets are closed with the worker, and what is counted for them goes as well; sessions that were open (none
+/// after an orderly end) have ended as none should. (Who was at work in that moment stays counted for his network, which is worth
+/// no more: the gateway is to be restarted.)
 impl Drop for Worker {
     fn drop(&mut self) {
+        self.shared.metrics.health.died(self.env.levels.sessions.part());
         self.shared.connections.fetch_sub(self.table.len() as u64, Relaxed);
         let networks = self.table.iter().filter_map(|(_, connection)| connection.network);
         networks.for_each(|network| self.shared.guard.addresses.leave(network));

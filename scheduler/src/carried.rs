@@ -35,6 +35,10 @@ const LOST_AFTER_MS: i64 = 5_000;
 /// while when clocks differ and something expires, and for longer if a role does not keep what it is told.
 const WHOLE_EVERY_MS: i64 = 30_000;
 
+/// Gateways that a scheduler which holds nothing asks for everything at once: what one has the others have as well, most of the time,
+/// and it comes from all of them as fast as they attach. Who differs after that is asked as one that lost something.
+const ASKED_FIRST: u8 = 3;
+
 /// Tellings whose digests are remembered: those of some seconds.
 const TELLINGS: usize = 8;
 
@@ -56,6 +60,8 @@ struct Held {
     news: VecDeque<(u32, String)>,
     /// The number of the next one.
     next: u64,
+    /// Gateways that were asked for everything of a kind, from 1, while nothing of it is held.
+    asked: [u8; KINDS],
 }
 
 /// What a gateway was told.
@@ -136,6 +142,13 @@ impl Carrier {
         all
     }
 
+    /// Returns when everything that is held now is as safe as it will be.
+    pub async fn saved(&self) {
+        let change = *self.changed.borrow();
+        // It is not closed: this is its sender.
+        let _ = self.saved.subscribe().wait_for(|saved| *saved >= change).await;
+    }
+
     /// Reads what is held.
     pub fn read<R>(&self, read: impl FnOnce(&Store) -> R) -> R {
         read(&self.lock().store)
@@ -168,7 +181,10 @@ impl Carrier {
                 continue;
             }
             at.into_iter().for_each(|at| differing.recognized(at, now.monotonic_ms));
-            if differing.due(!told.met || far, now.monotonic_ms) {
+            let asked = &mut held.asked[index];
+            let enough = !told.met && digest(&own, index) == EMPTY && *asked >= ASKED_FIRST;
+            if differing.due((!told.met || far) && !enough, now.monotonic_ms) {
+                *asked = asked.saturating_add(1);
                 whole.push(kind);
             }
         }
@@ -226,9 +242,12 @@ impl Core {
     /// are in force and told all the same, and written once the disk takes them.
     pub async fn carry_durably(&self, records: Vec<CarriedRecord>) -> bool {
         self.carry(records);
-        let change = *self.carried.changed.borrow();
-        let mut saved = self.carried.saved.subscribe();
-        tokio::time::timeout(DISK, saved.wait_for(|saved| *saved >= change)).await.is_ok()
+        let saved = async {
+            self.carried.saved().await;
+            // What was put in force by these records is there by now.
+            self.history.saved().await;
+        };
+        tokio::time::timeout(DISK, saved).await.is_ok()
     }
 
     /// Something is to be done about a record, from wherever it came: an operator, a gateway, the disk.

@@ -126,8 +126,7 @@ impl Core {
             spread_max_ms,
             limiter,
         } = parts;
-        metrics.policy.version.set(policy.load().version as f64);
-        metrics.rules.set(&policy.load());
+        metrics.rules.set(&policy, &metrics.policy.version);
         Self {
             clock: Clock::start(),
             fleet: ArcSwap::default(),
@@ -182,8 +181,12 @@ impl Core {
     /// A gateway tells which policy each scheduler holds.
     fn heard_of_replicas(&self, report: &GatewayReport, now_ms: i64) {
         let own = self.policy.load().version;
-        lock(&self.replicas).hear(&report.schedulers, now_ms);
-        let newest = report.schedulers.iter().map(|seen| seen.policy_version).max().unwrap_or(0);
+        let newest = {
+            let mut replicas = lock(&self.replicas);
+            replicas.hear(&report.schedulers, now_ms);
+            // Not what this gateway tells: each has links of its own.
+            replicas.newest(now_ms)
+        };
         self.metrics.policy.version_seen.set(newest.max(own) as f64);
     }
 
@@ -312,6 +315,7 @@ impl Core {
                 looked_ms = self.clock.monotonic_ms();
                 self.look_after_rules();
             }
+            self.agree_on_file();
             let took = self.snapshot(&mut silence);
             let pause = (took * 9).max(interval / 10);
             let due_ms = self.clock.monotonic_ms() + millis(pause.max(interval));

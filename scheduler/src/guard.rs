@@ -7,6 +7,8 @@ mod verdict;
 mod window;
 
 #[cfg(test)]
+mod chance;
+#[cfg(test)]
 mod tests;
 
 use std::collections::{HashMap, HashSet};
@@ -14,7 +16,7 @@ use std::collections::{HashMap, HashSet};
 use berth_proto::wire::GatewayReport;
 
 pub use self::{
-    verdict::{Breach, Figures, Limit, P99_FLOOR_MS},
+    verdict::{Breach, Figures, Limit, MARGIN, P99_FLOOR_MS, Past, Share, margin},
     window::{Counts, Window},
 };
 use crate::{
@@ -25,15 +27,27 @@ use crate::{
 /// A gateway that has run for no longer counted everything while this scheduler could have heard it.
 const JUST_STARTED_MS: u64 = 5_000;
 
+/// How `stable` fared when it last had enough counts for so long, in seconds, while it has too few: through the end of a ramp, and
+/// not until it was another time of the day.
+const REMEMBERED: i64 = 3_600;
+
 /// What each watched gateway said last, what their pools counted lately, and since when each rule is watched.
 #[derive(Debug, Default)]
 pub struct Guards {
     gateways: HashMap<String, Heard>,
     /// Of `stable` and of each pool that a guarded rule sends somebody to.
-    pools: HashMap<String, Window>,
+    pools: HashMap<String, Pool>,
     rules: HashMap<String, Watched>,
     /// Nobody is judged before: this scheduler stood still, and not every gateway has had time to report since.
     quiet_until_ms: i64,
+}
+
+/// What is watched of a pool.
+#[derive(Debug, Default)]
+struct Pool {
+    counted: Window,
+    /// The shortest window in which it is looked at.
+    window_ms: i64,
 }
 
 /// The newest report of a gateway.
@@ -41,8 +55,10 @@ pub struct Guards {
 struct Heard {
     boot: u64,
     pool: String,
-    /// Since its boot; none: it does not say.
+    /// Since its boot, as it said last; none: it never did.
     counts: Option<Counts>,
+    /// It says so now.
+    tells: bool,
     heard_ms: i64,
     draining: bool,
     /// It was silent for so long that its sessions were counted as lost, in this second.
@@ -57,43 +73,48 @@ struct Watched {
     since: i64,
     /// Since when its pool does not say how clients fare.
     unmeasured_ms: Option<i64>,
+    /// What `stable` had when it last had enough, in which second: connects and sessions.
+    before: [Option<(i64, Share)>; 2],
 }
 
 impl Guards {
     /// Takes in a report that was believed.
     pub fn take(&mut self, report: &GatewayReport, now_ms: i64) {
-        if !self.pools.contains_key(&report.pool) {
+        let Some(window_ms) = self.pools.get(&report.pool).map(|pool| pool.window_ms) else {
             self.gateways.remove(&report.gateway_id);
             return;
-        }
+        };
         let second = now_ms / 1_000;
-        let counts = report.health.as_ref().map(Counts::of);
-        let known = self.gateways.remove(&report.gateway_id);
-        let before = match known {
+        let told = report.health.as_ref().map(Counts::of);
+        let just_started = (report.uptime_ms <= JUST_STARTED_MS).then(Counts::default);
+        let mut counts = told;
+        let before = match self.gateways.remove(&report.gateway_id) {
             Some(mut known) if known.boot == report.boot => {
-                if let (Some((second, lost)), Some(window)) =
+                if let (Some((second, lost)), Some(pool)) =
                     (known.lost.take(), self.pools.get_mut(&known.pool))
                 {
-                    window.take_back(second, &lost);
+                    pool.counted.take_back(second, &lost);
                 }
-                known.counts.or(counts)
+                // While it does not say, what it said last stays: it may begin again, or its sessions are lost with it.
+                counts = told.or(known.counts);
+                // What it counted in a longer silence may be older than what is looked at.
+                known.counts.filter(|_| now_ms - known.heard_ms <= window_ms).or(counts)
             }
-            // Another boot: what the last one held is gone, and this one counts from nothing.
+            // Another boot: what the last one held is gone, and this one counts from nothing, some time ago.
             Some(known) => {
-                self.lose(&known, second);
-                Some(Counts::default())
+                self.lose(&known, now_ms);
+                just_started.or(counts)
             }
-            None if report.uptime_ms <= JUST_STARTED_MS => Some(Counts::default()),
-            None => counts,
+            None => just_started.or(counts),
         };
-        if let (Some(counts), Some(before), Some(window)) = (counts, before, self.pools.get_mut(&report.pool))
-        {
-            window.add(second, &counts.minus(&before));
+        if let (Some(counts), Some(before), Some(pool)) = (counts, before, self.pools.get_mut(&report.pool)) {
+            pool.counted.add(second, &counts.minus(&before));
         }
         let heard = Heard {
             boot: report.boot,
             pool: report.pool.clone(),
             counts,
+            tells: told.is_some(),
             heard_ms: now_ms,
             draining: report.draining,
             lost: None,
@@ -113,12 +134,14 @@ impl Guards {
         self.quiet_until_ms = now_ms.saturating_add(REPORT_INTERVAL_MS);
     }
 
-    /// The sessions of a gateway that is gone, unless it left in good order or they were counted already.
-    fn lose(&mut self, gone: &Heard, second: i64) {
-        let open =
-            gone.counts.filter(|_| !gone.draining && gone.lost.is_none()).map_or(0, |counts| counts.open());
-        if let Some(window) = self.pools.get_mut(&gone.pool).filter(|_| open > 0) {
-            window.add(second, &Counts::lost(open));
+    /// The sessions of a gateway that is gone, unless it left in good order, they were counted already, or nobody knows when it went.
+    fn lose(&mut self, gone: &Heard, now_ms: i64) {
+        let Some(pool) = self.pools.get_mut(&gone.pool) else { return };
+        let lately = now_ms - gone.heard_ms <= pool.window_ms;
+        let left = gone.draining || gone.lost.is_some() || !lately;
+        let open = gone.counts.filter(|_| !left).map_or(0, |counts| counts.open());
+        if open > 0 {
+            pool.counted.add(now_ms / 1_000, &Counts::lost(open));
         }
     }
 
@@ -130,7 +153,7 @@ impl Guards {
             return Vec::new();
         }
         if !deaf {
-            self.bury(policy, now_ms);
+            self.bury(now_ms);
         }
         let comparable = self.measured(STABLE, now_ms);
         let hears_others = |rule: &GrayRule| {
@@ -140,7 +163,11 @@ impl Guards {
         let mut breaches = Vec::new();
         for (rule, guard) in guarded.filter(|(rule, _)| rule.sends()) {
             let unheard = if deaf || !hears_others(rule) { None } else { self.unmeasured(rule, now_ms) };
+            let figures = self.figures(rule, &guard, now_ms / 1_000);
             let Some(watched) = self.rules.get_mut(&rule.id) else { continue };
+            if comparable {
+                watched.remember(&figures, &guard, now_ms / 1_000);
+            }
             let since_ms = match unheard {
                 None => {
                     watched.unmeasured_ms = None;
@@ -154,7 +181,7 @@ impl Guards {
                 Some((_, why)) => Some(Breach::no_data(rule, &guard, why)),
                 // Shares are above stable's, which are not known.
                 None if !comparable => None,
-                None => Breach::of(rule, &guard, &self.figures(rule, &guard, now_ms / 1_000)),
+                None => Breach::of(rule, &guard, &figures),
             };
             breaches.extend(breach);
         }
@@ -164,9 +191,13 @@ impl Guards {
     /// What is compared for a rule now.
     #[must_use]
     pub fn figures(&self, rule: &GrayRule, guard: &Guard, second: i64) -> Figures {
-        let since = self.rules.get(&rule.id).map_or(second, |watched| watched.since);
+        let watched = self.rules.get(&rule.id);
+        let since = watched.map_or(second, |watched| watched.since);
         let from = since.max(second - i64::from(guard.window_seconds));
-        let counted = |pool: &str| self.pools.get(pool).map(|window| window.since(from)).unwrap_or_default();
+        let counted =
+            |pool: &str| self.pools.get(pool).map(|pool| pool.counted.since(from)).unwrap_or_default();
+        let before =
+            |(at, share)| Some(Past { share, age: second - at }).filter(|past| past.age <= REMEMBERED);
         let open = |pool: &str| {
             let gateways = self.gateways.values().filter(|heard| heard.pool == pool && heard.lost.is_none());
             gateways
@@ -179,6 +210,7 @@ impl Guards {
             stable: counted(STABLE),
             stable_open: open(STABLE),
             seconds: second - from,
+            before: watched.map_or([None; 2], |watched| watched.before.map(|past| past.and_then(before))),
         }
     }
 
@@ -191,24 +223,29 @@ impl Guards {
         self.pools.retain(|pool, _| pools.contains(pool.as_str()));
         self.gateways.retain(|_, heard| pools.contains(heard.pool.as_str()));
         for pool in pools {
-            if !self.pools.contains_key(pool) {
-                self.pools.insert(pool.to_owned(), Window::default());
-            }
+            self.pools.entry(pool.to_owned()).or_default().window_ms = window_ms(policy, pool);
         }
-        let same = |id: &str, hash: &str| guarded.iter().any(|rule| rule.id == id && rule.hash == hash);
-        self.rules.retain(|id, watched| same(id, &watched.rule_hash));
+        let mut known = std::mem::take(&mut self.rules);
         for rule in guarded {
-            self.rules.entry(rule.id.clone()).or_insert_with(|| Watched {
+            let anew = Watched {
                 rule_hash: rule.hash.clone(),
                 since: second,
                 unmeasured_ms: None,
-            });
+                before: [None; 2],
+            };
+            let watched = match known.remove(&rule.id) {
+                Some(same) if same.rule_hash == rule.hash => same,
+                // Of another definition; how `stable` fared has nothing to do with that.
+                Some(Watched { before, .. }) => Watched { before, ..anew },
+                None => anew,
+            };
+            self.rules.insert(rule.id.clone(), watched);
         }
     }
 
     /// Counts the sessions of gateways that were silent for a whole window of their pool, while others of it or of `stable` were
     /// heard: a shorter silence may be the path between it and this scheduler alone. A gateway that restarts tells by its boot.
-    fn bury(&mut self, policy: &Policy, now_ms: i64) {
+    fn bury(&mut self, now_ms: i64) {
         let forgotten_ms = FORGET_AFTER_MS + i64::from(MAX_WINDOW) * 1_000;
         self.gateways.retain(|_, heard| now_ms - heard.heard_ms <= forgotten_ms);
         let live: HashSet<String> = self
@@ -220,22 +257,19 @@ impl Guards {
         let waiting = self.gateways.values_mut().filter(|heard| !heard.draining && heard.lost.is_none());
         for heard in waiting {
             let others = live.contains(&heard.pool) || live.contains(STABLE);
-            if !others || now_ms - heard.heard_ms < window_ms(policy, &heard.pool) {
+            let Some(pool) = self.pools.get_mut(&heard.pool) else { continue };
+            if !others || now_ms - heard.heard_ms < pool.window_ms {
                 continue;
             }
             let lost = Counts::lost(heard.counts.map_or(0, |counts| counts.open()));
-            if let Some(window) = self.pools.get_mut(&heard.pool) {
-                window.add(now_ms / 1_000, &lost);
-            }
+            pool.counted.add(now_ms / 1_000, &lost);
             heard.lost = Some((now_ms / 1_000, lost));
         }
     }
 
     /// Whether somebody of the pool who is heard says how clients fare.
     fn measured(&self, pool: &str, now_ms: i64) -> bool {
-        self.gateways
-            .values()
-            .any(|heard| heard.pool == pool && heard.counts.is_some() && heard.lives(now_ms))
+        self.gateways.values().any(|heard| heard.pool == pool && heard.tells && heard.lives(now_ms))
     }
 
     /// Why a rule's pool does not say how clients fare in all of it; none: it does.
@@ -245,9 +279,17 @@ impl Guards {
         if living.peek().is_none() {
             return Some("no gateway of the pool reports");
         }
-        living
-            .any(|heard| heard.counts.is_none())
-            .then_some("a gateway of the pool does not report how clients fare")
+        living.any(|heard| !heard.tells).then_some("a gateway of the pool does not report how clients fare")
+    }
+}
+
+impl Watched {
+    fn remember(&mut self, figures: &Figures, guard: &Guard, second: i64) {
+        for (before, (_, stables)) in self.before.iter_mut().zip(figures.shares()) {
+            if stables.enough(guard) {
+                *before = Some((second, stables));
+            }
+        }
     }
 }
 

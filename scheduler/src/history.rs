@@ -14,7 +14,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::core::Core;
 
@@ -78,6 +78,8 @@ impl Change {
 pub(crate) struct History {
     kept: Mutex<Kept>,
     added: Notify,
+    /// So many of those that were added are on disk.
+    saved: watch::Sender<u64>,
     file: Option<PathBuf>,
 }
 
@@ -86,6 +88,8 @@ struct Kept {
     /// Each with its line, oldest first.
     changes: VecDeque<(Change, String)>,
     bytes: usize,
+    /// How many were added since the start.
+    added: u64,
     /// Lines that are not on disk yet.
     unwritten: Vec<String>,
     in_file: InFile,
@@ -125,7 +129,7 @@ impl History {
         } else {
             kept.in_file = InFile { lines: kept.changes.len(), bytes: bytes.len() };
         }
-        Ok(Self { kept: Mutex::new(kept), added: Notify::new(), file: Some(path) })
+        Ok(Self { kept: Mutex::new(kept), file: Some(path), ..Self::default() })
     }
 
     /// Takes a change in, unless it is what the newest of its kind says already: a restart takes up what was in force.
@@ -140,13 +144,21 @@ impl History {
         if self.file.is_some() {
             let line = kept.changes.back().map(|(_, line)| line.clone());
             kept.unwritten.extend(line);
+            kept.added += 1;
             self.added.notify_one();
         }
     }
 
-    /// Whether it is on disk, and not only in memory.
+    /// Whether it is kept on disk, and not only in memory.
     pub fn on_disk(&self) -> bool {
         self.file.is_some()
+    }
+
+    /// Returns when everything that was added until now is on disk, if it is kept there.
+    pub async fn saved(&self) {
+        let added = self.lock().added;
+        // It is not closed: this is its sender.
+        let _ = self.saved.subscribe().wait_for(|saved| *saved >= added).await;
     }
 
     /// All that is kept, the newest first, without the texts.
@@ -167,8 +179,8 @@ impl History {
         found.map(|change| (change.policy_version, change.text.clone()))
     }
 
-    /// What is to be written, and whether in place of everything that is there.
-    fn take(&self) -> (Vec<String>, bool) {
+    /// What is to be written, whether in place of everything that is there, and how many were added by then.
+    fn take(&self) -> (Vec<String>, bool, u64) {
         let mut kept = self.lock();
         let waiting = std::mem::take(&mut kept.unwritten);
         let over = kept.in_file.lines >= 2 * MOST || kept.in_file.bytes >= 2 * BYTES;
@@ -177,7 +189,7 @@ impl History {
         let before = if over { InFile::default() } else { kept.in_file };
         let bytes = lines.iter().map(String::len).sum::<usize>();
         kept.in_file = InFile { lines: before.lines + lines.len(), bytes: before.bytes + bytes };
-        (lines, over)
+        (lines, over, kept.added)
     }
 
     /// What was taken was not written: all of it comes with the next.
@@ -208,7 +220,7 @@ pub(crate) async fn keep(core: Arc<Core>) {
     let Some(path) = core.history.file.clone() else { return };
     let mut failing = false;
     loop {
-        let (lines, anew) = core.history.take();
+        let (lines, anew, added) = core.history.take();
         if !lines.is_empty() || anew {
             let to = path.clone();
             let written = tokio::task::spawn_blocking(move || write(&to, &lines, anew)).await;
@@ -224,6 +236,7 @@ pub(crate) async fn keep(core: Arc<Core>) {
                 }
             }
         }
+        core.history.saved.send_replace(added);
         core.history.added.notified().await;
     }
 }
@@ -267,7 +280,7 @@ mod tests {
     }
 
     fn write_out(history: &History) {
-        let (lines, anew) = history.take();
+        let (lines, anew, _) = history.take();
         write(history.file.as_deref().expect("it has one"), &lines, anew).expect("written");
     }
 

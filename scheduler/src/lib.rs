@@ -194,28 +194,13 @@ impl Scheduler {
         if let Some(short) = ticket_keys().map(Vec::len).find(|length| *length < MIN_SECRET) {
             return Err(StartError::TicketKey(short));
         }
-        let policy = match &config.policy_file {
-            Some(path) => read_policy(path)?,
-            None => Policy::default(),
-        };
-        let geoip = match config.geoip_file {
-            Some(path) => Some(read_geoip(path).await?),
-            None => None,
-        };
-        let (data_dir, records) = match config.data_dir {
-            Some(path) => open_data_dir(path).await?,
-            None => (None, Vec::new()),
-        };
-        let history = match &data_dir {
-            Some(directory) => History::open(Some(directory.path()))
-                .map_err(|source| StartError::DataDir { path: directory.path().to_owned(), source })?,
-            None => History::default(),
-        };
+        let files = Files::open(config.policy_file.as_deref(), config.geoip_file, config.data_dir);
+        let Files { policy, geoip, data_dir, records, history } = files.await?;
         let address = config.listen;
         let listening = |source| StartError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listening)?;
         let local_addr = listener.local_addr().map_err(listening)?;
-        let file = Arc::new(policy.clone());
+        let offered = policy.hash.clone();
         info!(listen = %local_addr, %policy, "scheduler started");
         let (database, geoip) = geoip.map_or((None, None), |(database, file)| (Some(database), Some(file)));
         let core = Arc::new(Core::new(Parts {
@@ -236,9 +221,7 @@ impl Scheduler {
             spread_max_ms: config.spread_max_ms.min(LONGEST_SPREAD_MS),
             limiter: RateLimiter::new(config.requests_per_second_per_user),
         }));
-        core.carry(records);
-        core.begin_with(&file);
-        core.look_after_rules();
+        core.begin(records);
         let (redirects, jobs) = mpsc::channel(REDIRECT_QUEUE);
         let service = Arc::new(Service::new(Arc::clone(&core), redirects));
         let cancel = CancellationToken::new();
@@ -250,10 +233,7 @@ impl Scheduler {
         tasks.spawn(until(cancel.clone(), history::keep(Arc::clone(&core))));
         tasks.spawn(until(cancel.clone(), service::answer_redirects(Arc::clone(&core), jobs)));
         if let Some(path) = config.policy_file {
-            tasks.spawn(until(
-                cancel.clone(),
-                policy::watch::watch(Arc::clone(&core), path, file.hash.clone()),
-            ));
+            tasks.spawn(until(cancel.clone(), policy::watch::watch(Arc::clone(&core), path, offered)));
         }
         if let Some(file) = config.jwks_file {
             tasks.spawn(until(cancel.clone(), jwt::watch::watch(Arc::clone(&core), file)));
@@ -306,6 +286,40 @@ impl Scheduler {
             }
         }
         info!("scheduler stopped");
+    }
+}
+
+/// What a scheduler begins with.
+struct Files {
+    policy: Policy,
+    geoip: Option<(Database, Followed)>,
+    data_dir: Option<DataDir>,
+    /// What the data directory has.
+    records: Vec<CarriedRecord>,
+    history: History,
+}
+
+impl Files {
+    async fn open(
+        policy: Option<&Path>,
+        geoip: Option<PathBuf>,
+        data_dir: Option<PathBuf>,
+    ) -> Result<Self, StartError> {
+        let policy = policy.map_or_else(|| Ok(Policy::default()), read_policy)?;
+        let geoip = match geoip {
+            Some(path) => Some(read_geoip(path).await?),
+            None => None,
+        };
+        let (data_dir, records) = match data_dir {
+            Some(path) => open_data_dir(path).await?,
+            None => (None, Vec::new()),
+        };
+        let history = match &data_dir {
+            Some(directory) => History::open(Some(directory.path()))
+                .map_err(|source| StartError::DataDir { path: directory.path().to_owned(), source })?,
+            None => History::default(),
+        };
+        Ok(Self { policy, geoip, data_dir, records, history })
     }
 }
 

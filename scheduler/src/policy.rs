@@ -33,7 +33,7 @@ pub use self::{
     moves::MoveLimits,
     parse::{MAX_TEXT, PolicyError, parse},
     proximity::{Distances, Geography, PlaceRule, Point, Proximity},
-    store::{Offered, PolicyStore, Refused, Replaced, Taken},
+    store::{Offered, PolicyStore, Refused, Replaced, Taken, replaces},
     time::rfc3339,
 };
 

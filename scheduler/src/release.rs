@@ -3,7 +3,7 @@
 //! A policy that is in force here is carried, so that replicas that were down, or have an older file, take it up; so is the stop of
 //! a rule. Everything goes into the history.
 
-use std::sync::Arc;
+mod file;
 
 use berth_proto::{
     carry::{self, Record, kind},
@@ -52,51 +52,41 @@ impl Core {
         self.metrics.policy.load(match &taken {
             Ok(Taken::Same(_)) => return taken,
             Ok(Taken::New(_)) => PolicyLoad::Taken,
-            Err(Refused::Broken(_)) => PolicyLoad::Broken,
-            Err(Refused::Older { .. }) => PolicyLoad::Older,
-            Err(Refused::OtherText(_)) => PolicyLoad::OtherText,
-            Err(Refused::Leap { .. }) => PolicyLoad::Leap,
+            Err(refused) => refused.into(),
         });
         if let Ok(Taken::New(replaced)) = &taken {
             info!(policy = %replaced.policy, from = from.name(), by, "policy taken up");
             self.remember(replaced, by, note, from);
             self.remember_stops(replaced, "");
             self.policy_changed();
-            if from != Source::Carried {
+            // An operator knows what he gives; what a file has is agreed on once others could say what they have.
+            if from == Source::Api {
+                self.policy.agree();
+            }
+            if from != Source::Carried && self.policy.agreed() {
                 self.carry(vec![record(&replaced.policy, by, note, self.clock.wall_ms())]);
             }
         }
         taken
     }
 
-    /// At the start: the policy of the file, beside what the disk had.
-    pub fn begin_with(&self, file: &Arc<Policy>) {
-        let in_force = self.policy.load_full();
-        if in_force.hash != file.hash && file.version > 0 {
-            self.metrics.policy.file_refused.set(1.0);
-            if in_force.version > file.version {
-                info!(%file, %in_force, "the policy file is older than what the schedulers agreed on, which is in force; write that into the file");
-            } else {
-                warn!(%file, %in_force, "the policy file has another text under the version that the schedulers agreed on, which is in force; raise the file's version");
-            }
-        }
-        if in_force.version > 0 {
-            let replaced = Replaced { before: Arc::default(), policy: Arc::clone(&in_force) };
-            self.remember(&replaced, "", "", Source::File);
-        }
-        let carried =
-            self.carried.read(|store| store.get(kind::POLICY, "").map_or(0, |record| record.version));
-        if in_force.version > carried {
-            self.carry(vec![record(&in_force, "", "", self.clock.wall_ms())]);
-        }
-    }
-
     /// A policy comes from another scheduler, or from this one's disk. Of two texts under one version everybody keeps the one that
     /// everybody carries.
     pub fn policy_carried(&self) {
-        let _turn = lock(&self.agreeing);
-        let told = self.carried.read(|store| store.get(kind::POLICY, "").and_then(Record::read));
-        let Some(Record::Policy(told)) = told else { return };
+        let newer_file = {
+            let _turn = lock(&self.agreeing);
+            let told = self.carried.read(|store| store.get(kind::POLICY, "").and_then(Record::read));
+            let Some(Record::Policy(told)) = told else { return };
+            if self.policy.agreed() {
+                self.take_up(&told);
+                return;
+            }
+            self.compare_file(&told)
+        };
+        self.carry(newer_file.into_iter().collect());
+    }
+
+    fn take_up(&self, told: &PolicyText) {
         let in_force = self.policy.load_full();
         if told.version < in_force.version {
             return;
@@ -108,13 +98,7 @@ impl Core {
                 "another text under this version is carried, and replaces the one that was in force here; raise the version with every change"
             ),
             Ok(_) | Err(Refused::Older { .. }) => {}
-            Err(refused) => warn!(
-                version = told.version,
-                hash = %format_args!("{:.64}", told.hash),
-                %in_force,
-                error = %refused,
-                "another scheduler has a policy that this one does not take; the policy in force stays"
-            ),
+            Err(refused) => not_taken(told, &in_force, &refused),
         }
     }
 
@@ -197,9 +181,7 @@ impl Core {
 
     /// Another policy is in force, or it does something else by now: slow start may be another, and gateways are told.
     pub fn policy_changed(&self) {
-        let policy = self.policy.load();
-        self.metrics.policy.version.set(policy.version as f64);
-        self.metrics.rules.set(&policy);
+        self.metrics.rules.set(&self.policy, &self.metrics.policy.version);
         self.urgent.notify_one();
     }
 
@@ -264,6 +246,27 @@ impl Core {
         };
         lock(&self.replicas).list(own, self.clock.monotonic_ms())
     }
+}
+
+impl From<&Refused> for PolicyLoad {
+    fn from(refused: &Refused) -> Self {
+        match refused {
+            Refused::Broken(_) => Self::Broken,
+            Refused::Older { .. } => Self::Older,
+            Refused::OtherText(_) => Self::OtherText,
+            Refused::Leap { .. } => Self::Leap,
+        }
+    }
+}
+
+fn not_taken(told: &PolicyText, in_force: &Policy, refused: &Refused) {
+    warn!(
+        version = told.version,
+        hash = %format_args!("{:.64}", told.hash),
+        %in_force,
+        error = %refused,
+        "another scheduler has a policy that this one does not take; the policy in force stays"
+    );
 }
 
 fn record(policy: &Policy, by: &str, note: &str, at_ms: i64) -> CarriedRecord {

@@ -73,6 +73,12 @@ impl Replicas {
         self.seen.iter().filter(lives).count() as u64 + 1
     }
 
+    /// The newest policy that any other scheduler holds that is there; 0: there is none.
+    pub fn newest(&self, now_ms: i64) -> u64 {
+        let here = self.seen.values().filter(|(at_ms, _)| now_ms - at_ms <= GONE_AFTER_MS);
+        here.map(|(_, replica)| replica.policy_version).max().unwrap_or(0)
+    }
+
     /// Those that are there, with `own` as it is now, by id.
     pub fn list(&self, own: Replica, now_ms: i64) -> Vec<Replica> {
         let here = self.seen.values().filter(|(at_ms, _)| now_ms - at_ms <= GONE_AFTER_MS);
@@ -111,6 +117,8 @@ mod tests {
         assert_eq!([5_500, 5_501].map(|now_ms| replicas.count("b", now_ms)), [3, 1], "lately, and this one");
         assert_eq!(replicas.count("c", 5_500), 2, "it counts itself once, and who is silent not at all");
         assert_eq!(listed(&replicas, 9_001), [("b".to_owned(), 9)], "the others are gone");
+        replicas.hear(&[seen("a", 1)], 5_000);
+        assert_eq!((replicas.newest(5_000), replicas.newest(9_001)), (3, 1), "not only of the last gateway");
         assert!(replicas.seen.values().all(|(_, one)| one.policy_hash.len() == HASH));
     }
 

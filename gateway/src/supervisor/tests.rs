@@ -31,11 +31,13 @@ fn a_stuck_worker_is_counted_once_and_an_ended_one_never() {
         supervisor.watch(start + second * 1_000);
     }
     assert_eq!(stalls(), 1);
+    assert_eq!(build_report(&site.shared).health, None, "its connections are counted nowhere");
     site.shared.rounds[0].store(ENDED, Relaxed);
     for second in 60..120 {
         supervisor.watch(start + second * 1_000);
     }
     assert_eq!(stalls(), 1);
+    assert!(build_report(&site.shared).health.is_some());
 }
 
 #[test]

@@ -105,6 +105,20 @@ fn who_has_more_to_read_is_listed_once_however_often_it_is_touched() {
 }
 
 #[test]
+fn sessions_of_a_worker_that_panics_have_ended_as_none_should() {
+    let mut bench = Bench::new();
+    let client = bench.connect();
+    (0..3).for_each(|_| bench.worker.env.levels.sessions.up());
+    // There is no such worker: its first wake-up panics.
+    bench.worker.index = u8::MAX - 1;
+    let worker = bench.worker;
+    assert!(catch_unwind(AssertUnwindSafe(|| worker.work())).is_err());
+    let told = bench.site.shared.metrics.health.report();
+    assert_eq!((told.ended_internal, told.sessions_ended, told.abnormal()), (3, 3, 3));
+    drop(client);
+}
+
+#[test]
 fn a_hello_that_lies_in_the_kernel_is_read_before_its_deadline_is_held_against_it() {
     let mut bench = Bench::new();
     let mut client = bench.connect();

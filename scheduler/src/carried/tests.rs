@@ -54,6 +54,28 @@ fn a_new_scheduler_and_a_gateway_tell_each_other_everything_once() {
 }
 
 #[test]
+fn one_that_holds_nothing_asks_a_few_and_the_others_when_they_still_differ() {
+    let carrier = Carrier::new();
+    let mut gateway = Store::default();
+    gateway.merge(vec![drain("theirs", 1)], 0);
+    let mut states = vec![Told::default(); 10];
+    let mut asked = |ms: i64| {
+        let telling = states.iter_mut().map(|state| {
+            let telling = carrier.tell(state, &gateway.digests(), at(ms));
+            let asks = !telling.carried.is_empty();
+            *state = telling.done();
+            asks
+        });
+        telling.filter(|asks| *asks).count()
+    };
+    assert_eq!((asked(0), asked(500), asked(4_500)), (3, 0, 0));
+    assert_eq!(asked(5_500), 7, "none of them answered");
+    carrier.merge(vec![drain("ours", 1)], 0);
+    let mut new = Told::default();
+    assert_eq!(counts(&told(&carrier, &mut gateway, &mut new, 6_000)), [(1, true)], "one that differs");
+}
+
+#[test]
 fn news_are_told_by_themselves_and_what_is_lost_after_some_seconds() {
     let carrier = carrier("old");
     let (mut gateway, mut state) = (Store::default(), Told::default());

@@ -8,7 +8,7 @@ use crate::policy::parse;
 
 const START: i64 = 1_000_000;
 
-fn policy(guard: &str) -> Policy {
+pub(super) fn policy(guard: &str) -> Policy {
     parse(&format!(
         "version = 1\n[[gray]]\nid = \"new\"\npool = \"canary\"\npercent = 5\n[gray.guard]\n{guard}\n\
          window_seconds = 10\nmin_handshakes = 50"
@@ -96,10 +96,11 @@ fn failing(in_ten: u64) -> impl FnMut(&mut Vec<Counting>) {
 fn a_pool_in_which_a_fifth_fails_is_stopped_with_its_figures() {
     let mut site = Site::new("connect_failures = 0.02");
     assert_eq!(site.pass(20, failing(0)), []);
-    let breaches = site.pass(3, failing(2));
+    let breaches = site.pass(6, failing(2));
     assert_eq!(breaches[0].limit, Limit::ConnectFailures);
     // Nine whole seconds, and the one that has just begun.
-    let figures = "connect failures: 2.22% (4 of 180) against 0.00% (0 of 180) in stable over 10 s";
+    let figures = "connect failures: 8.89% (16 of 180) against 0.00% (0 of 180) in stable; 2.00 points above it are allowed, and 5.22 \
+                   for chance, over 10 s";
     assert!(breaches[0].reason.starts_with(figures), "{breaches:?}");
     assert_eq!((breaches[0].rule_id.as_str(), &breaches[0].rule_hash), ("new", &site.policy.gray[0].hash));
 }
@@ -132,13 +133,24 @@ fn sessions_that_end_badly_and_slow_handshakes_stop_a_rule() {
         gateways[2].count().sessions_ended += 10;
         gateways[2].count().ended_internal += 10;
     });
-    assert_eq!(breaches[0].limit, Limit::AbnormalCloses, "10 of 200 sessions");
-    assert!(breaches[0].reason.contains("abnormal closes: 5.00% (10 of 200)"), "{breaches:?}");
+    assert_eq!(breaches[0].limit, Limit::AbnormalCloses, "20 of 200 sessions");
+    assert!(breaches[0].reason.contains("abnormal closes: 10.00% (20 of 200)"), "{breaches:?}");
 
     let mut site = Site::new("handshake_p99 = 2.0");
-    let slow = |bucket: usize| move |gateways: &mut Vec<Counting>| gateways[2].connects(0, 10, bucket);
-    assert_eq!(site.pass(20, slow(6)), [], "64 ms are not twice the floor of 50");
-    let breaches = site.pass(10, slow(9));
+    let slow = |canary: usize, stable: u64| {
+        move |gateways: &mut Vec<Counting>| {
+            gateways[0].connects(0, stable, 3);
+            gateways[2].connects(0, 10, canary);
+        }
+    };
+    assert_eq!(site.pass(20, slow(6, 10)), [], "64 ms are not twice the floor of 50");
+    assert_eq!(site.pass(10, slow(3, 1)), [], "stable runs empty");
+    assert_eq!(
+        site.pass(20, slow(9, 1)),
+        [],
+        "stable has too few to have a p99, and a multiple of nothing says nothing"
+    );
+    let breaches = site.pass(10, slow(9, 10));
     assert_eq!(breaches[0].limit, Limit::HandshakeP99);
 }
 
@@ -229,7 +241,14 @@ fn broken_frames_are_the_clients_fault_and_sums_have_an_end() {
         abnormal: most,
         handshake_ms: [most; HANDSHAKE_BUCKETS],
     };
-    let figures = Figures { pool: counts, pool_open: most, stable: counts, stable_open: most, seconds: 1 };
+    let figures = Figures {
+        pool: counts,
+        pool_open: most,
+        stable: counts,
+        stable_open: most,
+        seconds: 1,
+        before: [None; 2],
+    };
     let guard = site.policy.gray[0].guard.expect("given");
     assert_eq!(Breach::of(&site.policy.gray[0], &guard, &figures), None, "as in stable");
     assert!(counts.attempts() == most && counts.handshake_p99_ms().is_some());
@@ -268,6 +287,69 @@ fn a_rule_that_goes_on_is_judged_anew() {
     site.policy = going;
     assert_eq!(site.pass(8, failing(0)), [], "what was before it went on is forgotten");
     assert_ne!(site.pass(5, failing(5)), []);
+}
+
+#[test]
+fn while_stable_has_too_few_its_last_share_counts_for_an_hour() {
+    let mut site = Site::new("connect_failures = 0.02");
+    let tenth_fails = |stable: usize| {
+        move |gateways: &mut Vec<Counting>| {
+            gateways[..stable].iter_mut().for_each(|gateway| gateway.connects(2, 18, 3));
+            gateways[2..].iter_mut().for_each(|gateway| gateway.connects(2, 18, 3));
+        }
+    };
+    assert_eq!(site.pass(20, tenth_fails(2)), [], "everywhere alike");
+    assert_eq!(site.pass(3_590, tenth_fails(0)), [], "everybody is at the canaries by now");
+    let breaches = site.pass(30, tenth_fails(0));
+    assert!(breaches[0].reason.contains("0.00% in stable, which has too few"), "{breaches:?}");
+
+    let mut site = Site::new("connect_failures = 0.02");
+    site.pass(20, tenth_fails(2));
+    site.pass(20, tenth_fails(0));
+    let breaches = site.pass(3, |gateways| {
+        gateways[2..].iter_mut().for_each(|gateway| gateway.connects(20, 0, 3));
+    });
+    let stables = "s ago) in stable, which has too few now";
+    assert!(breaches.iter().any(|breach| breach.reason.contains(stables)), "{breaches:?}");
+}
+
+#[test]
+fn old_counts_are_not_judged_as_of_now() {
+    for (boot, uptime_ms, stopped) in [(2, 420_000, false), (1, 4_000_000, false), (2, 3_000, true)] {
+        let mut site = Site::new("connect_failures = 0.02");
+        site.pass(10, failing(0));
+        let mut canary = site.gateways.remove(2);
+        site.pass(480, |gateways| gateways.iter_mut().for_each(|gateway| gateway.connects(0, 10, 3)));
+        canary.report.boot = boot;
+        canary.report.uptime_ms = uptime_ms;
+        canary.connects(200, 0, 3);
+        site.gateways.insert(2, canary);
+        assert_eq!(
+            !site.pass(3, |_| {}).is_empty(),
+            stopped,
+            "silent for 8 minutes; boot {boot}, {uptime_ms} ms"
+        );
+    }
+}
+
+#[test]
+fn what_a_gateway_does_while_it_does_not_tell_counts_when_it_tells_again() {
+    for restarts in [false, true] {
+        let mut site = Site::new("abnormal_closes = 0.02");
+        site.pass(10, failing(0));
+        let mut counts = site.gateways[2].report.health.take().expect("it counts");
+        assert_eq!(site.pass(5, |_| {}), [], "a worker of it hangs");
+        if restarts {
+            site.gateways[2] = Counting::new("c1", "canary");
+            site.gateways[2].report.boot = 2;
+        } else {
+            counts.sessions_ended += 50;
+            counts.ended_silent += 50;
+            site.gateways[2].report.health = Some(counts);
+        }
+        let breaches = site.pass(2, |_| {});
+        assert!(breaches[0].reason.starts_with("abnormal closes"), "restarts: {restarts}, {breaches:?}");
+    }
 }
 
 #[test]
@@ -328,19 +410,20 @@ proptest! {
                     let boot = gateway.report.boot + 1;
                     *gateway = Counting::new(&gateway.report.gateway_id, "canary");
                     gateway.report.boot = boot;
+                    gateway.report.uptime_ms = 500;
                 }
                 Event::Repeats => {}
             }
             site.guards.take(&gateway.report, site.now_ms);
             site.now_ms += 100;
         }
-        let mut counted = site.guards.pools["canary"].since(from);
+        let mut counted = site.guards.pools["canary"].counted.since(from);
         counted.handshake_ms = [0; HANDSHAKE_BUCKETS];
         prop_assert_eq!(counted, expected);
     }
 
     #[test]
-    fn a_rule_is_stopped_exactly_when_its_pool_is_worse_by_more_than_allowed(
+    fn a_rule_is_stopped_exactly_when_its_pool_is_worse_by_more_than_allowed_and_chance(
         failed in 0..500u64, welcomed in 0..500u64, stables_failed in 0..500u64, stables in 0..500u64, allowed in 0.0..1.0f64
     ) {
         let policy = policy(&format!("connect_failures = {allowed:.4}"));
@@ -348,10 +431,12 @@ proptest! {
         let pool = Counts { failed, welcomed, ..Counts::default() };
         let stable = Counts { failed: stables_failed, welcomed: stables, ..Counts::default() };
         let figures = Figures { pool, stable, seconds: 10, ..Figures::default() };
-        let share = |failed: u64, all: u64| if all < 50 { 0.0 } else { failed as f64 / all as f64 };
-        let above = share(failed, failed + welcomed) - share(stables_failed, stables_failed + stables);
-        let limit = guard.connect_failures.expect("given");
-        prop_assert_eq!(Breach::of(rule, &guard, &figures).is_some(), above > limit);
+        let base = if stables_failed + stables < 50 { 0.0 } else { stables_failed as f64 / (stables_failed + stables) as f64 };
+        let (limit, all) = (guard.connect_failures.expect("given"), failed + welcomed);
+        let expected = (base + limit).min(1.0);
+        let chance = 5.0 * (expected * (1.0 - expected) / all.max(1) as f64).sqrt();
+        let worse = all >= 50 && failed as f64 / all as f64 - base > limit + chance;
+        prop_assert_eq!(Breach::of(rule, &guard, &figures).is_some(), worse);
         if let Some(breach) = Breach::of(rule, &guard, &figures) {
             prop_assert!(failed + welcomed >= 50 && breach.reason.contains("connect failures"));
         }

@@ -85,24 +85,39 @@ impl Counts {
     /// handshakes.
     #[must_use]
     pub fn handshake_p99_ms(&self) -> Option<f64> {
-        let total = self.handshake_ms.iter().copied().fold(0, u64::saturating_add);
-        let wanted = total as f64 * 0.99;
+        let wanted = self.handshakes() * 0.99;
         let mut before = 0.0;
         for (bucket, count) in self.handshake_ms.iter().enumerate().filter(|(_, count)| **count > 0) {
             let count = *count as f64;
             if before + count >= wanted {
-                let upper = if bucket + 1 == HANDSHAKE_BUCKETS {
-                    LAST_BUCKET_MS
-                } else {
-                    f64::powi(2.0, bucket as i32)
-                };
-                let lower = if bucket == 0 { 0.0 } else { upper / 2.0 };
+                let (lower, upper) = bounds_ms(bucket);
                 return Some(lower + (upper - lower) * (wanted - before) / count);
             }
             before += count;
         }
         None
     }
+
+    /// Which share of the handshakes took longer, on the straight line within a bucket.
+    #[must_use]
+    pub fn slower_than(&self, ms: f64) -> f64 {
+        let above = self.handshake_ms.iter().enumerate().map(|(bucket, count)| {
+            let (lower, upper) = bounds_ms(bucket);
+            *count as f64 * ((upper - ms) / (upper - lower)).clamp(0.0, 1.0)
+        });
+        above.sum::<f64>() / self.handshakes().max(1.0)
+    }
+
+    fn handshakes(&self) -> f64 {
+        self.handshake_ms.iter().map(|count| *count as f64).sum()
+    }
+}
+
+/// The ends of a histogram's bucket, in milliseconds.
+fn bounds_ms(bucket: usize) -> (f64, f64) {
+    let last = bucket + 1 == HANDSHAKE_BUCKETS;
+    let upper = if last { LAST_BUCKET_MS } else { f64::powi(2.0, bucket as i32) };
+    (if bucket == 0 { 0.0 } else { upper / 2.0 }, upper)
 }
 
 /// The last `MAX_WINDOW` seconds, those in which something was counted.

@@ -10,7 +10,7 @@ use metrics::{Counter, Gauge};
 
 use crate::{
     guard::Limit,
-    policy::{Policy, Takes},
+    policy::{PolicyStore, Takes},
 };
 
 /// Rules with series of their own since the start: those after them have none.
@@ -40,9 +40,11 @@ impl Rules {
         self.breaches[limit as usize].increment(1);
     }
 
-    /// The policy in force is this one now.
-    pub fn set(&self, policy: &Policy) {
+    /// Another policy is in force now. It is read under the lock: of two who come at once, the later one tells the newer.
+    pub fn set(&self, in_force: &PolicyStore, version: &Gauge) {
         let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        let policy = in_force.load();
+        version.set(policy.version as f64);
         for rule in &policy.gray {
             if !rules.contains_key(&rule.id) && rules.len() < MOST {
                 rules.insert(rule.id.clone(), self.series(&rule.id));

@@ -2,7 +2,10 @@
 
 use std::{
     cmp::Ordering,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
 };
 
 use arc_swap::ArcSwap;
@@ -79,18 +82,50 @@ pub enum Refused {
     },
 }
 
+/// Whether a policy is to replace another; false: it is the same.
+///
+/// # Errors
+/// When it must not.
+pub fn replaces(offered: &Policy, before: &Policy, from: Offered) -> Result<bool, Refused> {
+    let versions = (before.version, offered.version);
+    match (offered.version.cmp(&before.version), from) {
+        (Ordering::Less, _) => Err(Refused::Older { current: versions.0, offered: versions.1 }),
+        (Ordering::Equal, _) if offered.hash == before.hash => Ok(false),
+        (Ordering::Equal, Offered::Here) => Err(Refused::OtherText(versions.1)),
+        // The first policy may begin where it likes; and one that was agreed on is in force elsewhere.
+        (Ordering::Greater, Offered::Here) if versions.0 > 0 && versions.1 - versions.0 > MAX_LEAP => {
+            Err(Refused::Leap { current: versions.0, offered: versions.1 })
+        }
+        _ => Ok(true),
+    }
+}
+
 /// Holds the policy in force as it is now; reading it takes no lock.
 pub struct PolicyStore {
     current: ArcSwap<Policy>,
     /// What was stopped. Locked for every change: two offers at a time must not both find themselves newer.
     stops: Mutex<Stops>,
+    /// False: it is of a file that a scheduler started with, and nobody has said yet what the schedulers agreed on.
+    agreed: AtomicBool,
 }
 
 impl PolicyStore {
-    /// Starts with `policy`.
+    /// Starts with `policy`, which nobody has agreed to, unless it is no policy at all.
     #[must_use]
     pub fn new(policy: Policy) -> Self {
-        Self { current: ArcSwap::from_pointee(policy), stops: Mutex::default() }
+        let agreed = AtomicBool::new(policy.version == 0);
+        Self { current: ArcSwap::from_pointee(policy), stops: Mutex::default(), agreed }
+    }
+
+    /// Whether what is in force is what the schedulers agreed on, as far as anybody can know.
+    #[must_use]
+    pub fn agreed(&self) -> bool {
+        self.agreed.load(SeqCst)
+    }
+
+    /// What is in force is agreed on from now on; false: it was already.
+    pub fn agree(&self) -> bool {
+        !self.agreed.swap(true, SeqCst)
     }
 
     /// The policy in force.
@@ -122,22 +157,27 @@ impl PolicyStore {
         let offered = parse(text)?;
         let stops = self.stops();
         let before = self.current.load_full();
-        let versions = (before.version, offered.version);
-        match (offered.version.cmp(&before.version), from) {
-            (Ordering::Less, _) => {
-                return Err(Refused::Older { current: versions.0, offered: versions.1 });
-            }
-            (Ordering::Equal, _) if offered.hash == before.hash => return Ok(Taken::Same(before)),
-            (Ordering::Equal, Offered::Here) => return Err(Refused::OtherText(versions.1)),
-            // The first policy may begin where it likes; and one that was agreed on is in force elsewhere.
-            (Ordering::Greater, Offered::Here) if versions.0 > 0 && versions.1 - versions.0 > MAX_LEAP => {
-                return Err(Refused::Leap { current: versions.0, offered: versions.1 });
-            }
-            _ => {}
+        if !replaces(&offered, &before, from)? {
+            return Ok(Taken::Same(before));
         }
         let policy = Arc::new(offered.at(wall_ms, &stops).unwrap_or(offered));
         self.current.store(Arc::clone(&policy));
         Ok(Taken::New(Replaced { before, policy }))
+    }
+
+    /// Puts the text in force in place of `file`; none: that is not in force any more.
+    ///
+    /// # Errors
+    /// When it is no policy.
+    pub fn adopt(&self, text: &str, file: &Policy, wall_ms: i64) -> Result<Option<Arc<Policy>>, PolicyError> {
+        let adopted = parse(text)?;
+        let stops = self.stops();
+        if self.current.load().hash != file.hash {
+            return Ok(None);
+        }
+        let policy = Arc::new(adopted.at(wall_ms, &stops).unwrap_or(adopted));
+        self.current.store(Arc::clone(&policy));
+        Ok(Some(policy))
     }
 
     /// Stops the rule of that definition, or lets it go on; none: that changes nothing of what the policy in force does now.

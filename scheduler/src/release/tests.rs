@@ -64,10 +64,11 @@ async fn a_policy_in_force_is_carried_to_gateways_and_introduced() {
     let (fixture, _path, _directory) = Fixture::with_policy(&policy(4, RULE)).await;
     let gateway = fixture.attach(&report("gw-1"));
     gateway.report(report("gw-1"));
+    eventually("others could tell what they carry", || fixture.scheduler.core.policy.agreed()).await;
+    gateway.report(report("gw-1"));
     let records: Vec<_> = gateway.carried().into_iter().flat_map(|carried| carried.records).collect();
     let Some(Record::Policy(text)) = records.first().and_then(Record::read) else { panic!("{records:?}") };
     assert_eq!((text.version, text.text), (4, policy(4, RULE)));
-    eventually("others could tell what they carry", || fixture.scheduler.core.caught_up()).await;
     gateway.report(report("gw-1"));
     let before = gateway.introduced().expect("now");
     assert_eq!((before.policy_version, before.scheduler_id.contains(':')), (4, true), "{before:?}");
@@ -261,6 +262,69 @@ async fn a_file_with_another_text_under_the_version_agreed_on_is_not_put_in_forc
     assert_eq!(again.metric("berth_scheduler_policy_file_refused"), 1.0, "from the start");
     let (_, answer) = admin(&again, "POST", "/policy:apply", json!({ "text": policy(6, "") })).await;
     assert_eq!((&answer["taken"], &answer["onDisk"]), (&json!(true), &json!(true)), "{answer}");
+}
+
+#[tokio::test]
+async fn a_restart_puts_no_file_in_force_that_would_be_refused() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("policy.toml");
+    let data = |kept: bool| kept.then(|| directory.path().join("data"));
+    let config = |kept| Config { data_dir: data(kept), policy_file: Some(path.clone()), ..config() };
+    let agreed = policy(5, RULE);
+    std::fs::write(&path, policy(5, "")).expect("written");
+    let fixture = Fixture::start(config(true)).await;
+    fixture.scheduler.core.carry_durably(vec![carried(5, &agreed, "bob")]).await;
+    fixture.stop().await;
+    let longer = format!("{agreed}# a longer text\n");
+    for (kept, file) in [
+        (true, policy(9_007_199_254_740_992, "")),
+        (false, policy(9_007_199_254_740_992, "")),
+        (true, longer.clone()),
+        (false, longer),
+        (false, policy(4, "")),
+    ] {
+        std::fs::write(&path, &file).expect("written");
+        let fixture = Fixture::start(config(kept)).await;
+        let gateway = fixture.attach(&report("gw-1"));
+        if !kept {
+            assert_eq!(in_force(&fixture).1, file, "nobody knows better");
+            gateway.report(report("gw-1"));
+            assert_eq!(gateway.carried(), [], "but it is not told either");
+            gateway.carry(vec![carried(5, &agreed, "bob")]);
+        }
+        assert_eq!(in_force(&fixture), (5, agreed.clone()), "on disk: {kept}, the file: {file}");
+        assert_eq!(fixture.metric("berth_scheduler_policy_file_refused"), 1.0);
+        gateway.report(report("gw-1"));
+        eventually("others could tell what they carry", || fixture.scheduler.core.caught_up()).await;
+        gateway.report(report("gw-1"));
+        let told = gateway.carried().into_iter().flat_map(|carried| carried.records);
+        assert_eq!(told.map(|record| record.version).max().unwrap_or(5), 5, "nothing higher is carried");
+        let (_, state) = admin(&fixture, "GET", "/policy/history", Value::Null).await;
+        assert_eq!(state["changes"][0]["policyHash"], fixture.scheduler.core.policy.load().hash, "{state}");
+        fixture.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_newer_file_at_a_restart_replaces_what_gateways_carry() {
+    let (fixture, _path, _directory) = Fixture::with_policy(&policy(6, "")).await;
+    let gateway = fixture.attach(&report("gw-1"));
+    gateway.carry(vec![carried(5, &policy(5, RULE), "bob")]);
+    assert_eq!(in_force(&fixture), (6, policy(6, "")));
+    gateway.report(report("gw-1"));
+    let told = gateway.carried().into_iter().flat_map(|carried| carried.records);
+    assert_eq!(told.map(|record| record.version).max(), Some(6));
+}
+
+#[tokio::test]
+async fn what_the_history_file_does_not_take_is_not_said_to_be_on_disk() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let data_dir = directory.path().join("data");
+    let fixture = Fixture::start(Config { data_dir: Some(data_dir.clone()), ..config() }).await;
+    // What would be written cannot be: a directory is in its place.
+    std::fs::create_dir(data_dir.join("policy-history.jsonl")).expect("made");
+    let (_, answer) = admin(&fixture, "POST", "/policy:apply", json!({ "text": policy(2, "") })).await;
+    assert_eq!((&answer["taken"], &answer["onDisk"]), (&json!(true), &json!(false)), "{answer}");
 }
 
 #[tokio::test]

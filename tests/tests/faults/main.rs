@@ -4,6 +4,7 @@
 mod crowd;
 mod cut;
 mod frozen;
+mod guarded;
 mod keys;
 mod killed;
 mod moved;

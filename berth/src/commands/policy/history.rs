@@ -143,6 +143,19 @@ fn state(answer: &Value) -> String {
                 guard["seconds"], told["failed"], told["attempts"], told["abnormal"], told["sessions"]
             );
         }
+        let limits =
+            [("connectFailures", "of connects that fail"), ("abnormalCloses", "of sessions that end badly")];
+        let above = |(key, what): (&str, &str)| {
+            Some(format!("{:.2}% {what}", guard["stopsAbove"][key].as_f64()? * 100.0))
+        };
+        let above: Vec<_> = limits.into_iter().filter_map(above).collect();
+        if !above.is_empty() {
+            let _ = writeln!(
+                text,
+                "    stops above {}: stable's share, what is allowed, and five standard deviations",
+                above.join(", ")
+            );
+        }
     }
     for replica in list(&answer["replicas"]) {
         let _ = writeln!(text, "scheduler {} holds {}", text_of(&replica["schedulerId"]), identity(replica));
@@ -193,7 +206,8 @@ mod tests {
             "rules": [
                 { "ruleId": "a", "pool": "canary", "percent": 5.0, "named": 1,
                   "nextStep": { "at": "2026-12-01T10:00:00Z", "percent": 25.0 },
-                  "guard": { "seconds": 60, "pool": side, "stable": side } },
+                  "guard": { "seconds": 60, "pool": side, "stable": side,
+                             "stopsAbove": { "connectFailures": 0.0722, "abnormalCloses": null } } },
                 { "ruleId": "b", "pool": "next", "percent": 0.0, "named": 0,
                   "stopped": { "at": "2026-12-01T09:00:00Z", "reason": "no data" } },
             ],
@@ -204,6 +218,7 @@ mod tests {
             "version 3 (abc) at s-1\n",
             "rule a -> canary: 5.0%, and 1 named users, 25.0% from 2026-12-01T10:00:00Z\n",
             "pool   in 60 s: 60 of 300 connects failed, 0 of 240 sessions ended badly, handshake p99 12 ms\n",
+            "stops above 7.22% of connects that fail: stable's share, what is allowed, and five standard deviations\n",
             "rule b -> next: STOPPED since 2026-12-01T09:00:00Z: no data\n",
             "scheduler s-2 holds version 2 (x)\n",
         ] {

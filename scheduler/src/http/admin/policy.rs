@@ -8,7 +8,7 @@ use super::{super::problem::Refusal, Asked};
 use crate::{
     core::{Core, lock},
     guard::Figures,
-    policy::{Diff, GrayRule, Policy, Refused, Taken, Takes, rfc3339, with_version},
+    policy::{Diff, GrayRule, Guard, Policy, Refused, Taken, Takes, rfc3339, with_version},
     release::Source,
 };
 
@@ -89,7 +89,7 @@ fn rule_shown<'a>(core: &Core, rule: &'a GrayRule) -> RuleShown<'a> {
     };
     let guard = rule.guard.filter(|_| rule.sends()).map(|guard| {
         let figures = lock(&core.guards).figures(rule, &guard, core.clock.monotonic_ms() / 1_000);
-        compared(&figures)
+        compared(&figures, &guard)
     });
     RuleShown {
         rule_id: &rule.id,
@@ -102,7 +102,7 @@ fn rule_shown<'a>(core: &Core, rule: &'a GrayRule) -> RuleShown<'a> {
     }
 }
 
-fn compared(figures: &Figures) -> Value {
+fn compared(figures: &Figures, guard: &Guard) -> Value {
     let side = |counts: &crate::guard::Counts, open: u64| {
         json!({
             "attempts": counts.attempts(),
@@ -112,10 +112,12 @@ fn compared(figures: &Figures) -> Value {
             "handshakeP99Ms": counts.handshake_p99_ms(),
         })
     };
+    let [connects, closes] = figures.stops_above(guard);
     json!({
         "seconds": figures.seconds,
         "pool": side(&figures.pool, figures.pool_open),
         "stable": side(&figures.stable, figures.stable_open),
+        "stopsAbove": { "connectFailures": connects, "abnormalCloses": closes },
     })
 }
 
@@ -200,7 +202,7 @@ pub(super) async fn resume(core: &Core, asked: &Asked) -> Result<Value, Refusal>
     Ok(json!({ "ruleId": rule_id, "resumed": percent.is_some(), "percent": percent, "onDisk": on_disk }))
 }
 
-/// Whether everything that is carried, these records too, is on this scheduler's disk.
+/// Whether everything that is carried, these records too, is on this scheduler's disk, and in its history there.
 pub(super) async fn kept(core: &Core, records: Vec<CarriedRecord>) -> bool {
     core.carry_durably(records).await && core.history.on_disk()
 }
