@@ -214,6 +214,7 @@ pub(crate) struct Metrics {
     pub(crate) accept_errors: Counter,
     pub(crate) limited: Family<Limited>,
     pub(crate) sessions_revoked: Counter,
+    pub(crate) sessions_key_void: Counter,
     pub(crate) pending: Gauge,
     pub(crate) worker_stalls: Counter,
     pub(crate) worker_turn_seconds: Histogram,
@@ -293,6 +294,11 @@ impl Metrics {
             accept_errors: r.counter("berth_gateway_accept_errors_total", errors, &[]),
             limited: Family::new(r, "berth_gateway_limited_total", limited, "limit"),
             sessions_revoked: r.counter("berth_gateway_sessions_revoked_total", revoked, &[]),
+            sessions_key_void: r.counter(
+                "berth_gateway_sessions_key_void_total",
+                "Sessions ended because the key of their ticket is void.",
+                &[],
+            ),
             pending: r.gauge(
                 "berth_gateway_pending_handshakes",
                 "Connections without a hello that was accepted.",

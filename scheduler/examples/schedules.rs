@@ -220,6 +220,7 @@ async fn serve_berth(listening: impl FnOnce(SocketAddr), ended: tokio::sync::one
         jwks_file: None,
         ticket_key: TICKET_KEY.to_vec(),
         other_ticket_keys: Vec::new(),
+        void_ticket_keys: Vec::new(),
         admin_key: String::new(),
         ticket_ttl: Duration::from_secs(300),
         heartbeat: Default::default(),

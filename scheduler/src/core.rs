@@ -56,6 +56,8 @@ pub(crate) struct Core {
     pub queue_tokens: QueueTokens,
     /// The public halves of every key that any scheduler may sign with now, our own first.
     pub ticket_keys: Vec<[u8; PUBLIC_KEY]>,
+    /// Good for nothing, since they leaked.
+    pub void_ticket_keys: Vec<[u8; PUBLIC_KEY]>,
     pub admin_key: String,
     pub ticket_ttl_ms: i64,
     pub heartbeat: HeartbeatParameters,
@@ -97,6 +99,8 @@ pub(crate) struct Parts {
     pub signer: TicketSigner,
     pub queue_tokens: QueueTokens,
     pub ticket_keys: Vec<[u8; PUBLIC_KEY]>,
+    /// Good for nothing, since they leaked.
+    pub void_ticket_keys: Vec<[u8; PUBLIC_KEY]>,
     pub admin_key: String,
     pub ticket_ttl_ms: i64,
     pub heartbeat: HeartbeatParameters,
@@ -118,6 +122,7 @@ impl Core {
             signer,
             queue_tokens,
             ticket_keys,
+            void_ticket_keys,
             admin_key,
             ticket_ttl_ms,
             heartbeat,
@@ -151,6 +156,7 @@ impl Core {
             signer,
             queue_tokens,
             ticket_keys,
+            void_ticket_keys,
             admin_key,
             ticket_ttl_ms,
             heartbeat,

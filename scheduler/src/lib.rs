@@ -104,6 +104,9 @@ pub struct Config {
     /// What other schedulers sign with while the key is changed (`auth.ticket_key_next`, `auth.ticket_key_previous`): gateways
     /// are told to accept these too. At least 32 bytes each.
     pub other_ticket_keys: Vec<Vec<u8>>,
+    /// `auth.ticket_key_void`: those that leaked. Gateways are told to refuse their tickets, and nobody who came with one is sent on
+    /// with a ticket of another. At least 32 bytes each, and none of those above.
+    pub void_ticket_keys: Vec<Vec<u8>>,
     /// `auth.admin_key`: for `:explain`. Empty: nobody has it.
     pub admin_key: String,
     /// How long a ticket is good for.
@@ -167,9 +170,14 @@ pub enum StartError {
     },
     /// A ticket key is too short to be a secret.
     #[error(
-        "a ticket key (auth.ticket_key, ticket_key_next, ticket_key_previous) has {0} bytes; give at least 32 random ones"
+        "a ticket key (auth.ticket_key, ticket_key_next, ticket_key_previous, ticket_key_void) has {0} bytes; give at least 32 random ones"
     )]
     TicketKey(usize),
+    /// A key cannot be both good and void.
+    #[error(
+        "auth.ticket_key_void is auth.ticket_key, ticket_key_next or ticket_key_previous as well; give another key there"
+    )]
+    VoidTicketKey,
 }
 
 /// A running scheduler. Dropped without [`Scheduler::stop`], it stops without waiting.
@@ -189,9 +197,15 @@ impl Scheduler {
     /// See [`StartError`].
     pub async fn start(config: Config, metrics: Registry<'static>) -> Result<Self, StartError> {
         let ticket_keys = || [&config.ticket_key].into_iter().chain(&config.other_ticket_keys);
-        if let Some(short) = ticket_keys().map(Vec::len).find(|length| *length < MIN_SECRET) {
+        let void_keys = &config.void_ticket_keys;
+        if let Some(short) = ticket_keys().chain(void_keys).map(Vec::len).find(|length| *length < MIN_SECRET)
+        {
             return Err(StartError::TicketKey(short));
         }
+        if ticket_keys().any(|key| void_keys.contains(key)) {
+            return Err(StartError::VoidTicketKey);
+        }
+        let public = |key: &Vec<u8>| TicketSigner::from_secret(key).public_key();
         let policy = match &config.policy_file {
             Some(path) => read_policy(path)?,
             None => Policy::default(),
@@ -226,7 +240,8 @@ impl Scheduler {
             jwt: JwtStore::new(config.jwt, metrics),
             signer: TicketSigner::from_secret(&config.ticket_key),
             queue_tokens: QueueTokens::new(&config.ticket_key, &config.other_ticket_keys, rand::random()),
-            ticket_keys: ticket_keys().map(|key| TicketSigner::from_secret(key).public_key()).collect(),
+            ticket_keys: ticket_keys().map(public).collect(),
+            void_ticket_keys: void_keys.iter().map(public).collect(),
             admin_key: config.admin_key,
             ticket_ttl_ms: i64::try_from(config.ticket_ttl.as_millis()).unwrap_or(i64::MAX / 2),
             heartbeat: config.heartbeat,

@@ -58,6 +58,7 @@ pub(crate) fn config() -> Config {
         jwks_file: None,
         ticket_key: TICKET_KEY.to_vec(),
         other_ticket_keys: Vec::new(),
+        void_ticket_keys: Vec::new(),
         admin_key: ADMIN_KEY.to_owned(),
         ticket_ttl: crate::DEFAULT_TICKET_TTL,
         heartbeat: Default::default(),

@@ -47,6 +47,8 @@ pub struct Auth {
     pub ticket_key_next: String,
     /// While it is changed: the one before. Gateways are told to accept it still.
     pub ticket_key_previous: String,
+    /// One that leaked: its tickets are good for nothing. Gateways are told to refuse them.
+    pub ticket_key_void: String,
     /// What roles show each other when they are separate processes.
     pub cluster_key: String,
     /// While it is changed: the one before, which schedulers and logic still accept of gateways.
@@ -68,6 +70,7 @@ impl Auth {
             &self.ticket_key,
             &self.ticket_key_next,
             &self.ticket_key_previous,
+            &self.ticket_key_void,
             &self.cluster_key,
             &self.cluster_key_previous,
             &self.service_key,
@@ -311,12 +314,13 @@ fn loopback(port: u16) -> SocketAddr {
 pub const KEY_BYTES: usize = 32;
 
 /// The keys whose values are never printed.
-pub const SECRETS: [&str; 10] = [
+pub const SECRETS: [&str; 11] = [
     "auth.jwt_secret",
     "auth.jwt_secret_previous",
     "auth.ticket_key",
     "auth.ticket_key_next",
     "auth.ticket_key_previous",
+    "auth.ticket_key_void",
     "auth.cluster_key",
     "auth.cluster_key_previous",
     "auth.service_key",
