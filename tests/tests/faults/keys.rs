@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc, RwLock,
+        Arc, Mutex, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -152,6 +152,8 @@ async fn keys_are_changed_and_nobody_is_refused() -> TestResult {
 /// A thief has the ticket key: for him users are signed in for ever, and from when he likes.
 struct Thief {
     gateways: Vec<String>,
+    /// What he was told last.
+    told: Mutex<String>,
     over: AtomicBool,
 }
 
@@ -177,8 +179,9 @@ impl Thief {
             for gateway in &self.gateways {
                 let mut raw = Raw::connect(Transport::Tcp, gateway).await?;
                 raw.send(hello(&Self::forge("elsewhere"), "d")).await?;
-                let ticket = raw.ending().await?.disconnect.unwrap_or_default().ticket;
-                given.extend(Some(ticket).filter(|ticket| !ticket.is_empty()));
+                let disconnect = raw.ending().await?.disconnect.unwrap_or_default();
+                given.extend(Some(disconnect.ticket).filter(|ticket| !ticket.is_empty()));
+                *self.told.lock().expect("nobody panics with it") = disconnect.reason;
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -189,10 +192,16 @@ impl Thief {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_that_was_made_with_a_ticket_key_that_leaked_is_good_once_it_is_void() -> TestResult {
     let mut server = Server::start(options()).await?;
-    let thief = Arc::new(Thief { gateways: server.at.gateways.clone(), over: AtomicBool::new(false) });
+    let thief = Arc::new(Thief {
+        gateways: server.at.gateways.clone(),
+        told: Mutex::default(),
+        over: AtomicBool::new(false),
+    });
     let mut connected =
         Device::connect_to(&server.at.gateways[0], Transport::Tcp, &Thief::forge("gw-1"), "d").await?;
     let straying = tokio::spawn(Arc::clone(&thief).strays());
+    tokio::time::sleep(10 * PAUSE).await;
+    let before = thief.told.lock().expect("nobody panics with it").clone();
     restart(&mut server, 0, &[("BERTH_AUTH__TICKET_KEY_NEXT", NEW_TICKET_KEY)]).await?;
     let second = [
         ("BERTH_AUTH__TICKET_KEY", NEW_TICKET_KEY),
@@ -205,7 +214,7 @@ async fn nothing_that_was_made_with_a_ticket_key_that_leaked_is_good_once_it_is_
     thief.over.store(true, Ordering::Relaxed);
     let mut tickets = straying.await??;
     let given = tickets.len();
-    ensure!(given > 0, "he got some before");
+    ensure!(given > 0, "he got some before, when he was told {before:?}");
     tickets.extend(["gw-1", "gw-2", "elsewhere"].map(Thief::forge));
     for (place, ticket) in tickets.iter().enumerate() {
         for gateway in &server.at.gateways {
