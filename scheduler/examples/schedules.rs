@@ -217,6 +217,7 @@ async fn serve_berth(listening: impl FnOnce(SocketAddr), ended: tokio::sync::one
         geoip_file: None,
         data_dir: None,
         jwt: keys(),
+        jwt_expected: Default::default(),
         jwks_file: None,
         ticket_key: TICKET_KEY.to_vec(),
         other_ticket_keys: Vec::new(),

@@ -56,7 +56,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info};
 
 pub use crate::admission::LONGEST_SPREAD_MS;
-pub use crate::jwt::{JwtKeys, JwtKeysError, MIN_SECRET, sign_user_token, watch::JwksFile};
+pub use crate::jwt::{
+    JwtExpected, JwtKeys, JwtKeysError, MIN_SECRET, sign_expected_token, sign_user_token, watch::JwksFile,
+};
 use crate::{
     admission::QueueTokens,
     carried::{
@@ -97,6 +99,8 @@ pub struct Config {
     pub data_dir: Option<PathBuf>,
     /// What user tokens are verified with.
     pub jwt: JwtKeys,
+    /// What tokens must say of whom they are for and who made them.
+    pub jwt_expected: JwtExpected,
     /// The file that these keys are from, if it is to be followed.
     pub jwks_file: Option<JwksFile>,
     /// `auth.ticket_key`: the ticket's signing key is derived from it. At least 32 bytes.
@@ -237,7 +241,7 @@ impl Scheduler {
             policy: PolicyStore::new(policy),
             locator: Locator::new(database, metrics::Proximity::register(metrics)),
             metrics: Metrics::register(metrics),
-            jwt: JwtStore::new(config.jwt, metrics),
+            jwt: JwtStore::new(config.jwt, config.jwt_expected, metrics),
             signer: TicketSigner::from_secret(&config.ticket_key),
             queue_tokens: QueueTokens::new(&config.ticket_key, &config.other_ticket_keys, rand::random()),
             ticket_keys: ticket_keys().map(public).collect(),

@@ -55,6 +55,7 @@ pub(crate) fn config() -> Config {
         geoip_file: None,
         data_dir: None,
         jwt: JwtKeys::from_secrets(&[SECRET]).expect("32 bytes"),
+        jwt_expected: Default::default(),
         jwks_file: None,
         ticket_key: TICKET_KEY.to_vec(),
         other_ticket_keys: Vec::new(),

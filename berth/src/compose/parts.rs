@@ -47,6 +47,7 @@ pub fn scheduler(config: &Config, auth: &Auth) -> anyhow::Result<berth_scheduler
         geoip_file: some(&scheduler.geoip).map(PathBuf::from),
         data_dir: some(&scheduler.data_dir).map(PathBuf::from),
         jwt,
+        jwt_expected: auth.expected(),
         jwks_file,
         ticket_key: auth.ticket_key.clone().into_bytes(),
         other_ticket_keys: bytes(given([&auth.ticket_key_next, &auth.ticket_key_previous])),

@@ -5,6 +5,7 @@ mod limits;
 
 use std::net::SocketAddr;
 
+use berth_scheduler::JwtExpected;
 use serde::{Deserialize, Serialize};
 
 pub use layers::{Effective, Layers, syntax_error};
@@ -41,6 +42,10 @@ pub struct Auth {
     pub jwt_secret_previous: String,
     /// Or a JWKS file with the public keys (EdDSA, RS256) of whoever signs them. It is followed.
     pub jwks_file: String,
+    /// Whom users' tokens must be for (`aud`). Empty: anybody.
+    pub jwt_audience: String,
+    /// Who must have made them (`iss`). Empty: whoever has the key.
+    pub jwt_issuer: String,
     /// What the schedulers' ticket signing key is derived from.
     pub ticket_key: String,
     /// While it is changed: the one to come. Gateways are told to accept it already.
@@ -62,6 +67,11 @@ pub struct Auth {
 }
 
 impl Auth {
+    /// What users' tokens must say.
+    pub fn expected(&self) -> JwtExpected {
+        JwtExpected { audience: self.jwt_audience.clone(), issuer: self.jwt_issuer.clone() }
+    }
+
     /// The values of [`SECRETS`], in that order.
     fn secrets(&self) -> [&str; SECRETS.len()] {
         [

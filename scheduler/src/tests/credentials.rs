@@ -9,7 +9,7 @@ use berth_proto::{
 
 use super::{answer_to, redirect_ask};
 use crate::{
-    Config, JwksFile, JwtKeys,
+    Config, JwksFile, JwtExpected, JwtKeys, sign_expected_token,
     testing::{self, Fixture, TICKET_KEY, config, eventually, report},
 };
 
@@ -28,6 +28,21 @@ async fn while_a_key_is_changed_gateways_are_told_each_that_any_scheduler_may_si
     let short =
         Fixture::try_start(Config { other_ticket_keys: vec![vec![1; 31]], ..testing::config() }).await.err();
     assert!(short.is_some_and(|error| error.to_string().contains("has 31 bytes")));
+}
+
+#[tokio::test]
+async fn a_token_for_another_service_is_not_scheduled() {
+    let jwt_expected = JwtExpected { audience: "chat".to_owned(), ..JwtExpected::default() };
+    let fixture = Fixture::start(Config { jwt_expected: jwt_expected.clone(), ..config() }).await;
+    let _gateway = fixture.gateway(report("gw-1")).await;
+    let ask = async |expected: &JwtExpected| {
+        let now_ms = fixture.scheduler.core.clock.wall_ms();
+        let hour = std::time::Duration::from_secs(3_600);
+        let token = sign_expected_token(testing::SECRET, expected, "alice", hour, now_ms);
+        let bearer = format!("Bearer {token}");
+        fixture.post("/v1/schedule", &[("authorization", &bearer)], r#"{"deviceId":"d"}"#).await.status
+    };
+    assert_eq!((ask(&jwt_expected).await, ask(&JwtExpected::default()).await), (200, 401));
 }
 
 #[tokio::test]
