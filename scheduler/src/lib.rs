@@ -200,15 +200,8 @@ impl Scheduler {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(config: Config, metrics: Registry<'static>) -> Result<Self, StartError> {
-        let ticket_keys = || [&config.ticket_key].into_iter().chain(&config.other_ticket_keys);
-        let void_keys = &config.void_ticket_keys;
-        if let Some(short) = ticket_keys().chain(void_keys).map(Vec::len).find(|length| *length < MIN_SECRET)
-        {
-            return Err(StartError::TicketKey(short));
-        }
-        if ticket_keys().any(|key| void_keys.contains(key)) {
-            return Err(StartError::VoidTicketKey);
-        }
+        check_ticket_keys(&config)?;
+        let ticket_keys = [&config.ticket_key].into_iter().chain(&config.other_ticket_keys);
         let public = |key: &Vec<u8>| TicketSigner::from_secret(key).public_key();
         let policy = match &config.policy_file {
             Some(path) => read_policy(path)?,
@@ -244,8 +237,8 @@ impl Scheduler {
             jwt: JwtStore::new(config.jwt, config.jwt_expected, metrics),
             signer: TicketSigner::from_secret(&config.ticket_key),
             queue_tokens: QueueTokens::new(&config.ticket_key, &config.other_ticket_keys, rand::random()),
-            ticket_keys: ticket_keys().map(public).collect(),
-            void_ticket_keys: void_keys.iter().map(public).collect(),
+            ticket_keys: ticket_keys.map(public).collect(),
+            void_ticket_keys: config.void_ticket_keys.iter().map(public).collect(),
             admin_key: config.admin_key,
             ticket_ttl_ms: i64::try_from(config.ticket_ttl.as_millis()).unwrap_or(i64::MAX / 2),
             heartbeat: config.heartbeat,
@@ -324,6 +317,19 @@ impl Scheduler {
         }
         info!("scheduler stopped");
     }
+}
+
+/// Each is long enough, and none is both good and void.
+fn check_ticket_keys(config: &Config) -> Result<(), StartError> {
+    let good = || [&config.ticket_key].into_iter().chain(&config.other_ticket_keys);
+    let mut all = good().chain(&config.void_ticket_keys);
+    if let Some(short) = all.find(|key| key.len() < MIN_SECRET) {
+        return Err(StartError::TicketKey(short.len()));
+    }
+    if good().any(|key| config.void_ticket_keys.contains(key)) {
+        return Err(StartError::VoidTicketKey);
+    }
+    Ok(())
 }
 
 fn read_policy(path: &Path) -> Result<Policy, StartError> {
