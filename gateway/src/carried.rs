@@ -40,13 +40,8 @@ fn merge(shared: &Shared, records: Vec<CarriedRecord>) -> Vec<CarriedRecord> {
     let mut news = Vec::new();
     for piece in carry::pieces(records) {
         let mut store = lock(&shared.carried);
-        let evicted = store.evicted();
         news.extend(store.merge(piece, now_ms));
-        if evicted == 0 && store.evicted() > 0 {
-            tracing::warn!(
-                "more records are carried than there is room for: those that expire first are let go of"
-            );
-        }
+        shared.metrics.carried_evicted(store.evicted());
     }
     news
 }

@@ -57,6 +57,8 @@ pub(crate) enum Delivery {
     Unanswered(u8),
     /// Credentials are void: who is connected with them is to go.
     Revoked(Arc<Revocation>),
+    /// Ticket keys with these tags are void: who was let in by one is to go.
+    KeysVoid(Arc<[u32]>),
 }
 
 /// The inbox of the user on a connection reached a seq.

@@ -1,9 +1,10 @@
 //! Which ticket keys are good: those that any scheduler says are, and for a while those it said before. Pure.
 //!
-//! Schedulers change their key one after the other, so for a time two of them sign with different ones.
+//! Schedulers change their key one after the other, so for a time two of them sign with different ones. A key that leaked is void
+//! as soon as one of them says so, whoever still signs with it.
 
 use berth_proto::{
-    ticket::{PUBLIC_KEY, TicketVerifier},
+    ticket::{PUBLIC_KEY, TicketVerifier, key_tag},
     wire::TicketKeys,
 };
 
@@ -41,6 +42,8 @@ pub(crate) struct Keyring {
 #[derive(Debug)]
 struct Told {
     keys: Vec<Key>,
+    /// Those that leaked.
+    void: Vec<Key>,
     /// Once replaced they are good for so long.
     retired_ms: i64,
 }
@@ -53,21 +56,29 @@ impl Keyring {
 
     /// A scheduler says its keys; returns whether there was a usable one. Without any, those it said before stay.
     pub(crate) fn told(&mut self, scheduler: usize, said: &TicketKeys, now_ms: i64) -> bool {
-        let keys = said.public_keys.iter().filter_map(|key| key.as_slice().try_into().ok());
-        let keys: Vec<Key> = keys.take(KEYS_EACH).collect();
+        let read = |keys: &[Vec<u8>]| -> Vec<Key> {
+            keys.iter().filter_map(|key| key.as_slice().try_into().ok()).take(KEYS_EACH).collect()
+        };
+        let (keys, void) = (read(&said.public_keys), read(&said.void_keys));
         if keys.is_empty() {
             return false;
         }
         let ttl_ms = i64::from(said.ticket_ttl_ms).min(LONGEST_TTL_MS);
         let lives_ms = ttl_ms.saturating_add(self.grace_ms).saturating_add(AFTER_LAST_MS);
-        let told = Told { keys, retired_ms: RETIRED_MS.max(lives_ms) };
+        let told = Told { keys, void, retired_ms: RETIRED_MS.max(lives_ms) };
         let before = match self.current.iter_mut().find(|(other, _)| *other == scheduler) {
             Some((_, known)) => std::mem::replace(known, told),
             None => {
                 self.current.push((scheduler, told));
+                self.drop_void();
                 return true;
             }
         };
+        self.retire(before, now_ms);
+        true
+    }
+
+    fn retire(&mut self, before: Told, now_ms: i64) {
         let until = now_ms.saturating_add(before.retired_ms);
         // Those of other schedulers, too: this one's tickets may live longer than theirs.
         for key in before.keys {
@@ -77,7 +88,26 @@ impl Keyring {
         }
         let over = self.retired.len().saturating_sub(RETIRED);
         self.retired.drain(..over);
-        true
+        self.drop_void();
+    }
+
+    /// What is void is not kept: else it would be good again once nobody says any more that it is void.
+    fn drop_void(&mut self) {
+        let void = self.void();
+        self.retired.retain(|(key, _)| !void.contains(key));
+    }
+
+    /// The keys that any scheduler says are void.
+    fn void(&self) -> Vec<Key> {
+        let mut void: Vec<Key> = self.current.iter().flat_map(|(_, told)| &told.void).copied().collect();
+        void.sort_unstable();
+        void.dedup();
+        void
+    }
+
+    /// The tags of the keys that any scheduler says are void.
+    pub(crate) fn void_tags(&self) -> Vec<u32> {
+        self.void().iter().map(|key| key_tag(key)).collect()
     }
 
     /// Lets go of what is retired for long enough; returns whether that changed what is good.
@@ -89,9 +119,9 @@ impl Keyring {
 
     /// Accepts tickets signed with any key that is good.
     pub(crate) fn verifier(&self) -> TicketVerifier {
-        let retired = self.retired.iter().map(|(key, _)| key);
-        let mut keys: Vec<Key> =
-            self.current.iter().flat_map(|(_, told)| &told.keys).chain(retired).copied().collect();
+        let (void, retired) = (self.void(), self.retired.iter().map(|(key, _)| key));
+        let said = self.current.iter().flat_map(|(_, told)| &told.keys).chain(retired);
+        let mut keys: Vec<Key> = said.filter(|key| !void.contains(*key)).copied().collect();
         keys.sort_unstable();
         keys.dedup();
         TicketVerifier::new(&keys)
@@ -112,7 +142,7 @@ mod tests {
 
     fn keys(names: &[u8]) -> TicketKeys {
         let public_keys = names.iter().map(|name| vec![*name; PUBLIC_KEY]).collect();
-        TicketKeys { public_keys, ticket_ttl_ms: 300_000 }
+        TicketKeys { public_keys, ticket_ttl_ms: 300_000, ..TicketKeys::default() }
     }
 
     fn good(names: &[u8]) -> TicketVerifier {
@@ -138,9 +168,33 @@ mod tests {
     fn what_is_no_key_changes_nothing() {
         let mut ring = Keyring::default();
         assert!(ring.told(0, &keys(&[1]), 0));
-        assert!(!ring.told(0, &TicketKeys { public_keys: vec![vec![2; 31]], ticket_ttl_ms: 0 }, 0));
+        assert!(!ring.told(0, &TicketKeys { public_keys: vec![vec![2; 31]], ..TicketKeys::default() }, 0));
         assert!(!ring.told(0, &keys(&[]), 0));
         assert_eq!(ring.verifier(), good(&[1]));
+    }
+
+    #[test]
+    fn what_one_scheduler_says_is_void_is_bad_though_another_signs_with_it_or_it_is_kept_for_its_last_tickets()
+     {
+        let void =
+            |names: &[u8], void: u8| TicketKeys { void_keys: vec![vec![void; PUBLIC_KEY]], ..keys(names) };
+        let mut ring = Keyring::default();
+        assert!(ring.told(0, &keys(&[1, 2]), 0) && ring.told(1, &keys(&[1, 2]), 0));
+        assert!(ring.told(0, &void(&[2], 1), 10));
+        assert_eq!(ring.verifier(), good(&[2]));
+        assert_eq!(ring.void_tags(), [key_tag(&[1; PUBLIC_KEY])]);
+        assert!(
+            ring.told(1, &keys(&[2]), 20),
+            "it signs with the other one, and does not know that the first is void"
+        );
+        assert_eq!(ring.verifier(), good(&[2]));
+        assert!(ring.told(0, &keys(&[2]), 30));
+        assert_eq!((ring.verifier(), ring.void_tags()), (good(&[2]), Vec::new()), "forgotten for good");
+
+        let mut late = Keyring::default();
+        assert!(late.told(0, &keys(&[1]), 0) && late.told(0, &keys(&[2]), 0));
+        assert!(late.told(1, &void(&[2], 1), 0), "one that is new here");
+        assert_eq!(late.verifier(), good(&[2]));
     }
 
     #[test]

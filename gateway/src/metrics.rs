@@ -1,6 +1,7 @@
 //! The gateway's series: typed handles, all there from the start.
 
 use berth_proto::{
+    carry::KIND_NAMES,
     client::{request::Method, server_frame::Frame},
     code::CloseCode,
     metric::Registry,
@@ -214,6 +215,8 @@ pub(crate) struct Metrics {
     pub(crate) accept_errors: Counter,
     pub(crate) limited: Family<Limited>,
     pub(crate) sessions_revoked: Counter,
+    pub(crate) sessions_key_void: Counter,
+    carried_evicted: [Counter; KIND_NAMES.len()],
     pub(crate) pending: Gauge,
     pub(crate) worker_stalls: Counter,
     pub(crate) worker_turn_seconds: Histogram,
@@ -255,6 +258,13 @@ pub(crate) struct Links {
 }
 
 impl Metrics {
+    /// So many carried records were let go of for lack of room since the start, as in [`KIND_NAMES`].
+    pub(crate) fn carried_evicted(&self, evicted: [u64; KIND_NAMES.len()]) {
+        for (counter, evicted) in self.carried_evicted.iter().zip(evicted) {
+            counter.absolute(evicted);
+        }
+    }
+
     pub(crate) fn new(r: Registry<'_>) -> Self {
         let closed =
             "Connections ended, by close code; client: it left; lost: reset; http: it opened no WebSocket.";
@@ -293,6 +303,15 @@ impl Metrics {
             accept_errors: r.counter("berth_gateway_accept_errors_total", errors, &[]),
             limited: Family::new(r, "berth_gateway_limited_total", limited, "limit"),
             sessions_revoked: r.counter("berth_gateway_sessions_revoked_total", revoked, &[]),
+            carried_evicted: KIND_NAMES.map(|kind| {
+                let help = "Carried records that were let go of for lack of room.";
+                r.counter("berth_gateway_carried_evicted_total", help, &[("kind", kind)])
+            }),
+            sessions_key_void: r.counter(
+                "berth_gateway_sessions_key_void_total",
+                "Sessions ended because the key of their ticket is void.",
+                &[],
+            ),
             pending: r.gauge(
                 "berth_gateway_pending_handshakes",
                 "Connections without a hello that was accepted.",

@@ -228,9 +228,17 @@ impl Shared {
     /// The keys a scheduler signs with, beside those of the others; returns whether there was a usable one.
     pub(crate) fn ticket_keys(&self, scheduler: usize, keys: &TicketKeys) -> bool {
         let mut keyring = lock(&self.keyring);
+        let void_before = keyring.void_tags();
         let usable = keyring.told(scheduler, keys, self.clock.now().steady_ms);
         if usable {
             self.change(|rare| rare.verifier = Arc::new(keyring.verifier()));
+        }
+        let void = keyring.void_tags();
+        if void.iter().any(|tag| !void_before.contains(tag)) {
+            tracing::info!("a ticket key is void: sessions that it let in are closed with 4005");
+            // Behind the change: who is let in by a worker that has not seen it is found by what it does after.
+            let void: Arc<[u32]> = void.into();
+            self.inlets.iter().for_each(|inlet| inlet.send(Delivery::KeysVoid(Arc::clone(&void))));
         }
         usable
     }

@@ -107,7 +107,7 @@ async fn put_in_force(context: Arc<Context>, revocation: Revocation) -> Result<R
 }
 
 /// Takes back what was revoked: of a user himself or of one of his devices, as `device` says (empty: the user's own), or
-/// everything. How many there were.
+/// everything. How many there were. One that is named is told even if there was none: see [`crate::store::Restored`].
 ///
 /// # Errors
 /// As [`revoke`].
@@ -123,10 +123,10 @@ pub(crate) async fn restore(
         let restored = restored.map_err(|error| owned.store_error(&error))?;
         owned.revocations.changed();
         let synced = owned.sync_store().await;
-        let records: Vec<_> = restored.iter().map(Revocation::carried).collect();
+        let records: Vec<_> = restored.now.iter().map(Revocation::carried).collect();
         tell(&owned, &records);
         synced.map_err(|error| owned.store_error(&error))?;
-        Ok(restored.len())
+        Ok(restored.in_force)
     };
     whole(context, work).await
 }
@@ -236,7 +236,15 @@ async fn read_recent(context: &Context, known: Option<Recent>) -> Result<Recent,
     }
     let since_ms = now_ms.saturating_sub(CARRIED_MS);
     let recent = context.store.recent_revocations(since_ms, carry::RECORDS_EACH).await?;
-    Ok(Recent { change, at_ms: now_ms, records: recent.iter().map(Revocation::carried).collect() })
+    if recent.damaged > 0 {
+        context.metrics.store_failures.increment(recent.damaged as u64);
+        let rows = recent.damaged;
+        tracing::warn!(
+            rows,
+            "revocations cannot be read and are not told to gateways: who cannot sign in now is to be revoked or restored by name"
+        );
+    }
+    Ok(Recent { change, at_ms: now_ms, records: recent.found.iter().map(Revocation::carried).collect() })
 }
 
 /// A session that a gateway wants opened.

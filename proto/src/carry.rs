@@ -4,7 +4,7 @@
 //! Of one kind and key the greater version stays, and of two under one version the longer text, then the greater: so it does
 //! not matter in which order, how often and by which way records come (a last-writer-wins map, Shapiro et al., "A
 //! comprehensive study of Convergent and Commutative Replicated Data Types", 2011). Of each kind a bounded number is kept:
-//! those that expire last. That too does not depend on the order.
+//! those that expire last, and of those that expire together the newest. That too does not depend on the order.
 //!
 //! A record expires no sooner than any other that was held of its key: else who was away would come back with the older one
 //! when the newer is forgotten.
@@ -69,6 +69,9 @@ pub mod kind {
     pub const REVOCATION: u32 = 4;
 }
 
+/// What kinds are called, for a metric; the last is for those that are not known here.
+pub const KIND_NAMES: [&str; 5] = ["policy", "rule_stop", "drain", "revocation", "other"];
+
 impl Record {
     /// Makes it a record to carry. `expires_at_ms` is by the wall clock; 0: never.
     #[must_use]
@@ -129,18 +132,21 @@ pub struct Store {
     kinds: [Kind; KINDS],
     /// Those of [`kind::REVOCATION`], to be read without this store.
     revoked: Arc<Revoked>,
-    /// Records that were let go of for lack of room.
-    evicted: u64,
+    /// Records that were let go of for lack of room, as in [`KIND_NAMES`].
+    evicted: [u64; KIND_NAMES.len()],
 }
 
 #[derive(Debug, Default)]
 struct Kind {
     records: BTreeMap<String, Held>,
     /// Who goes first when there are too many, and when its time is over.
-    order: BTreeSet<(Ends, String)>,
+    order: BTreeSet<Rank>,
     bytes: usize,
     digest: u64,
 }
+
+/// When it expires, its version and key.
+type Rank = (Ends, u64, String);
 
 #[derive(Debug)]
 struct Held {
@@ -190,14 +196,15 @@ impl Store {
             before.iter().chain(&evicted).for_each(|gone| self.revoked.remove(gone));
             held.iter().for_each(|held| self.revoked.put(held));
         }
-        self.evicted += evicted.len() as u64;
+        let at = (number as usize).min(KIND_NAMES.len()) - 1;
+        self.evicted[at] += evicted.len() as u64;
         held
     }
 
     /// Lets go of what has expired.
     pub fn expire(&mut self, now_ms: i64) {
         for (number, kind) in (1..).zip(&mut self.kinds) {
-            while let Some((Ends::At(at), key)) = kind.order.first()
+            while let Some((Ends::At(at), _, key)) = kind.order.first()
                 && *at <= now_ms
             {
                 let key = key.clone();
@@ -215,9 +222,9 @@ impl Store {
         Arc::clone(&self.revoked)
     }
 
-    /// How many records were let go of for lack of room, since it was made.
+    /// How many records were let go of for lack of room, since it was made: of each kind, as in [`KIND_NAMES`].
     #[must_use]
-    pub fn evicted(&self) -> u64 {
+    pub fn evicted(&self) -> [u64; KIND_NAMES.len()] {
         self.evicted
     }
 
@@ -321,7 +328,7 @@ impl Kind {
     /// Takes one in of whose key there is none.
     fn insert(&mut self, record: CarriedRecord) {
         let (key, hash) = (record.key.clone(), hash(&record));
-        self.order.insert((Ends::of(&record), key.clone()));
+        self.order.insert(rank(&record));
         self.bytes += record.encoded_len();
         self.digest ^= hash;
         self.records.insert(key, Held { record, hash });
@@ -331,7 +338,7 @@ impl Kind {
     fn evict(&mut self) -> Vec<CarriedRecord> {
         let mut evicted = Vec::new();
         while (self.records.len() > RECORDS_EACH || self.bytes > BYTES_EACH)
-            && let Some((_, first)) = self.order.first().cloned()
+            && let Some((_, _, first)) = self.order.first().cloned()
         {
             evicted.extend(self.remove(&first));
         }
@@ -342,9 +349,13 @@ impl Kind {
         let Held { record, hash } = self.records.remove(key)?;
         self.bytes -= record.encoded_len();
         self.digest ^= hash;
-        self.order.remove(&(Ends::of(&record), record.key.clone()));
+        self.order.remove(&rank(&record));
         Some(record)
     }
+}
+
+fn rank(record: &CarriedRecord) -> Rank {
+    (Ends::of(record), record.version, record.key.clone())
 }
 
 /// The key of [`Record::RuleStop`]: a stop is of one definition of a rule, and another one's leaves it alone.

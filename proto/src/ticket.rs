@@ -102,24 +102,26 @@ impl TicketVerifier {
         self.keys.is_empty()
     }
 
-    /// The ticket in `text`, if it is genuine and `now_ms` is before its expiry. Whose device and which gateways it is
-    /// for is the caller's to compare.
+    /// Whether a key with that tag is accepted.
+    #[must_use]
+    pub fn knows(&self, tag: u32) -> bool {
+        self.keys.iter().any(|(_, key)| key_tag(key) == tag)
+    }
+
+    /// The ticket in `text`, if it is genuine. Its time, whose device and which gateways it is for are the caller's to
+    /// compare.
     ///
     /// # Errors
     /// Says in which way it is not acceptable. Never contains the ticket.
-    pub fn verify(&self, text: &str, now_ms: i64) -> Result<Ticket, TicketError> {
-        let ticket = self.genuine(text)?;
-        if now_ms >= ticket.expires_at_ms {
-            return Err(TicketError::Expired { late_ms: now_ms.saturating_sub(ticket.expires_at_ms) });
-        }
-        Ok(ticket)
+    pub fn genuine(&self, text: &str) -> Result<Ticket, TicketError> {
+        self.genuine_of(text).map(|(ticket, _)| ticket)
     }
 
-    /// The ticket in `text`, if it is genuine, in time or not.
+    /// The same, and the [`key_tag`] of the key that it is signed with.
     ///
     /// # Errors
-    /// As [`TicketVerifier::verify`], but never [`TicketError::Expired`].
-    pub fn genuine(&self, text: &str) -> Result<Ticket, TicketError> {
+    /// The same.
+    pub fn genuine_of(&self, text: &str) -> Result<(Ticket, u32), TicketError> {
         if text.len() > limits::TICKET {
             return Err(TicketError::Unreadable);
         }
@@ -130,8 +132,17 @@ impl TicketVerifier {
         let mut signed = CONTEXT.to_vec();
         signed.extend(payload);
         UnparsedPublicKey::new(&ED25519, key).verify(&signed, signature).map_err(|_| TicketError::Forged)?;
-        Ticket::decode(payload).map_err(|_| TicketError::Unreadable)
+        let ticket = Ticket::decode(payload).map_err(|_| TicketError::Unreadable)?;
+        Ok((ticket, key_tag(key)))
     }
+}
+
+/// A few bits of a public key's id: enough to find again what was opened with a key that is void, small enough to be kept with
+/// each session. Never 0.
+#[must_use]
+pub fn key_tag(public_key: &[u8]) -> u32 {
+    let [a, b, c, d, ..] = key_id(public_key);
+    u32::from_be_bytes([a, b, c, d]).max(1)
 }
 
 fn key_id(public_key: &[u8]) -> KeyId {
@@ -173,8 +184,10 @@ mod tests {
     fn there_and_back() {
         let signer = TicketSigner::from_secret(SECRET);
         let text = signer.sign(&ticket());
-        assert_eq!(verifier(&signer).verify(&text, 999), Ok(ticket()));
-        assert_eq!(verifier(&signer).verify(&text, 1_000), Err(TicketError::Expired { late_ms: 0 }));
+        assert_eq!(verifier(&signer).genuine(&text), Ok(ticket()));
+        let tag = key_tag(&signer.public_key());
+        assert_eq!(verifier(&signer).genuine_of(&text), Ok((ticket(), tag)));
+        assert!(verifier(&signer).knows(tag) && !verifier(&signer).knows(tag ^ 1));
     }
 
     #[test]
@@ -182,14 +195,14 @@ mod tests {
         let one = TicketSigner::from_secret(SECRET);
         assert_eq!(one.public_key(), TicketSigner::from_secret(SECRET).public_key());
         let other = TicketSigner::from_secret(b"another secret of 32 bytes......");
-        assert_eq!(verifier(&other).verify(&one.sign(&ticket()), 0), Err(TicketError::UnknownKey));
+        assert_eq!(verifier(&other).genuine(&one.sign(&ticket())), Err(TicketError::UnknownKey));
     }
 
     #[test]
     fn rubbish_is_unreadable() {
         let all = verifier(&TicketSigner::from_secret(SECRET));
         for text in ["", "a", "!!!", "AAAA", &"A".repeat(5_000)] {
-            assert_eq!(all.verify(text, 0), Err(TicketError::Unreadable), "{text:.20}");
+            assert_eq!(all.genuine(text), Err(TicketError::Unreadable), "{text:.20}");
         }
     }
 
@@ -200,7 +213,7 @@ mod tests {
             let mut envelope = URL_SAFE_NO_PAD.decode(signer.sign(&ticket())).expect("our own text");
             let bit = bit % (envelope.len() * 8);
             envelope[bit / 8] ^= 1 << (bit % 8);
-            let changed = verifier(&signer).verify(&URL_SAFE_NO_PAD.encode(envelope), 0);
+            let changed = verifier(&signer).genuine(&URL_SAFE_NO_PAD.encode(envelope));
             prop_assert!(matches!(changed, Err(TicketError::Forged | TicketError::UnknownKey)), "{changed:?}");
         }
     }

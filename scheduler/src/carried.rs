@@ -15,9 +15,10 @@ use std::{
 };
 
 use berth_proto::{
-    carry::{self, EMPTY, KINDS, Record, Revoked, Store},
+    carry::{self, BYTES_EACH, EMPTY, KINDS, RECORDS_EACH, Record, Revoked, Store},
     wire::{Carried, CarriedRecord},
 };
+use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::{admission::Now, core::Core};
@@ -41,6 +42,13 @@ const ASKED_FIRST: u8 = 3;
 
 /// Tellings whose digests are remembered: those of some seconds.
 const TELLINGS: usize = 8;
+
+/// A record was let go of at once, or is larger than may be.
+#[derive(Debug, PartialEq, Eq, Error)]
+#[error(
+    "there is no room for it: of its kind {RECORDS_EACH} records or {BYTES_EACH} bytes are carried that expire later or are newer; see berth_scheduler_carried_evicted_total"
+)]
+pub(crate) struct NoRoom;
 
 /// What this scheduler holds.
 pub(crate) struct Carrier {
@@ -121,13 +129,7 @@ impl Carrier {
         let mut all = Vec::new();
         for piece in carry::pieces(records) {
             let mut held = self.lock();
-            let evicted = held.store.evicted();
             let news = held.store.merge(piece, now_ms);
-            if evicted == 0 && held.store.evicted() > 0 {
-                tracing::warn!(
-                    "more records are carried than there is room for: those that expire first are let go of"
-                );
-            }
             for record in &news {
                 held.news.push_back((record.kind, record.key.clone()));
                 held.next += 1;
@@ -233,6 +235,7 @@ impl Core {
     /// Takes records in, acts on those that are news, and has them told to every gateway with its next report.
     pub fn carry(&self, records: Vec<CarriedRecord>) {
         let news = self.carried.merge(records, self.clock.wall_ms());
+        self.metrics.carried_evicted(self.carried.read(Store::evicted));
         for record in news.iter().filter_map(Record::read) {
             self.news(record);
         }
@@ -240,14 +243,21 @@ impl Core {
 
     /// The same, and returns when they are on disk, if there is a data directory; false: they are not yet, after [`DISK`]. They
     /// are in force and told all the same, and written once the disk takes them.
-    pub async fn carry_durably(&self, records: Vec<CarriedRecord>) -> bool {
+    ///
+    /// # Errors
+    /// When there was no room for one: it is not in force.
+    pub async fn carry_durably(&self, records: Vec<CarriedRecord>) -> Result<bool, NoRoom> {
+        let keys: Vec<_> = records.iter().map(|record| (record.kind, record.key.clone())).collect();
         self.carry(records);
+        if keys.iter().any(|(kind, key)| self.carried.read(|store| store.get(*kind, key).is_none())) {
+            return Err(NoRoom);
+        }
         let saved = async {
             self.carried.saved().await;
             // What was put in force by these records is there by now.
             self.history.saved().await;
         };
-        tokio::time::timeout(DISK, saved).await.is_ok()
+        Ok(tokio::time::timeout(DISK, saved).await.is_ok())
     }
 
     /// Something is to be done about a record, from wherever it came: an operator, a gateway, the disk.

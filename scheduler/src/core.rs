@@ -58,6 +58,8 @@ pub(crate) struct Core {
     pub ticket_keys: Vec<[u8; PUBLIC_KEY]>,
     /// Each lets operators in; one that is empty nobody has.
     pub admin_keys: Vec<String>,
+    /// Good for nothing, since they leaked.
+    pub void_ticket_keys: Vec<[u8; PUBLIC_KEY]>,
     pub ticket_ttl_ms: i64,
     pub heartbeat: HeartbeatParameters,
     pub reconnect: ReconnectParameters,
@@ -99,6 +101,8 @@ pub(crate) struct Parts {
     pub queue_tokens: QueueTokens,
     pub ticket_keys: Vec<[u8; PUBLIC_KEY]>,
     pub admin_keys: Vec<String>,
+    /// Good for nothing, since they leaked.
+    pub void_ticket_keys: Vec<[u8; PUBLIC_KEY]>,
     pub ticket_ttl_ms: i64,
     pub heartbeat: HeartbeatParameters,
     pub reconnect: ReconnectParameters,
@@ -120,6 +124,7 @@ impl Core {
             queue_tokens,
             ticket_keys,
             admin_keys,
+            void_ticket_keys,
             ticket_ttl_ms,
             heartbeat,
             reconnect,
@@ -152,6 +157,7 @@ impl Core {
             queue_tokens,
             ticket_keys,
             admin_keys,
+            void_ticket_keys,
             ticket_ttl_ms,
             heartbeat,
             reconnect,

@@ -96,7 +96,7 @@ async fn schedule(State(core): State<Arc<Core>>, request: Request) -> Response<B
 async fn answer(core: &Core, request: Request, started: &mut Instant) -> Result<ScheduleAnswer, Refusal> {
     let token = bearer(request.headers())?;
     let now_ms = core.clock.wall_ms();
-    let user = core.jwt.load().verify(token, now_ms).map_err(|e| Refusal::Unauthenticated(e.to_string()))?;
+    let user = core.jwt.verify(token, now_ms).map_err(|e| Refusal::Unauthenticated(e.to_string()))?;
     if user.id == SYSTEM_USER {
         let detail = format!("the user id {SYSTEM_USER:?} belongs to the server");
         return Err(Refusal::Forbidden(detail));

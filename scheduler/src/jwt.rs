@@ -4,11 +4,12 @@
 //! public keys of a JWKS file. Done with ring, which the ticket uses anyway; a JWT library would bring a second
 //! provider of cryptography.
 
+mod expected;
 pub(crate) mod watch;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::ArcSwap;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use berth_proto::{id, metric::Registry};
 use ring::{
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::Notify;
 
+pub use self::expected::JwtExpected;
 use self::watch::Loads;
 
 /// Longest token that is looked at, in bytes: with room for the claims of common identity providers.
@@ -117,18 +119,21 @@ pub struct JwtKeys {
 /// The keys in force. A verification reads them without a lock.
 pub(crate) struct JwtStore {
     keys: ArcSwap<JwtKeys>,
+    expected: JwtExpected,
     /// Wakes the watch of the file: somebody asked to look at it now.
     pub reload: Notify,
     loads: Loads,
 }
 
 impl JwtStore {
-    pub fn new(keys: JwtKeys, registry: Registry<'static>) -> Self {
-        Self { keys: ArcSwap::from_pointee(keys), reload: Notify::new(), loads: Loads::register(registry) }
+    pub fn new(keys: JwtKeys, expected: JwtExpected, registry: Registry<'static>) -> Self {
+        let (keys, loads) = (ArcSwap::from_pointee(keys), Loads::register(registry));
+        Self { keys, expected, reload: Notify::new(), loads }
     }
 
-    pub fn load(&self) -> Guard<Arc<JwtKeys>> {
-        self.keys.load()
+    /// The user of a token that is genuine, in its time, for us and of whom it is expected.
+    pub fn verify(&self, token: &str, now_ms: i64) -> Result<User, JwtError> {
+        self.keys.load().verify_expected(token, &self.expected, now_ms)
     }
 }
 
@@ -162,6 +167,10 @@ struct Claims {
     device: Option<serde_json::Value>,
     #[serde(default)]
     iat: serde_json::Value,
+    #[serde(default)]
+    aud: serde_json::Value,
+    #[serde(default)]
+    iss: serde_json::Value,
 }
 
 impl JwtKeys {
@@ -208,6 +217,11 @@ impl JwtKeys {
     /// # Errors
     /// Says what is wrong, never with the token in it.
     pub fn verify(&self, token: &str, now_ms: i64) -> Result<User, JwtError> {
+        self.verify_expected(token, &JwtExpected::default(), now_ms)
+    }
+
+    /// The same of one that is for whom and by whom is expected.
+    fn verify_expected(&self, token: &str, expected: &JwtExpected, now_ms: i64) -> Result<User, JwtError> {
         if token.len() > MAX_TOKEN {
             return Err(JwtError::Malformed);
         }
@@ -219,7 +233,7 @@ impl JwtKeys {
         }
         let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| JwtError::Malformed)?;
         self.check_signature(&header, message.as_bytes(), &signature)?;
-        accept(part(claims)?, now_ms)
+        accept(part(claims)?, expected, now_ms)
     }
 
     /// The header picks among our keys; it never chooses how a key is used.
@@ -268,7 +282,8 @@ fn part<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, JwtError> {
     serde_json::from_slice(&json).map_err(|_| JwtError::Malformed)
 }
 
-fn accept(claims: Claims, now_ms: i64) -> Result<User, JwtError> {
+fn accept(claims: Claims, expected: &JwtExpected, now_ms: i64) -> Result<User, JwtError> {
+    expected.check(&claims.aud, &claims.iss)?;
     let id = claims.sub.ok_or_else(|| JwtError::Claim("sub is missing; it is the user id".to_owned()))?;
     id::check(&id).map_err(|e| JwtError::Claim(format!("sub {e}")))?;
     let exp = claims.exp.ok_or_else(|| JwtError::Claim("exp is missing; tokens must expire".to_owned()))?;
@@ -384,15 +399,32 @@ fn check_exponent(e: &[u8]) -> Result<(), String> {
 /// and tests. A real deployment's tokens come from its own user service.
 #[must_use]
 pub fn sign_user_token(secret: &[u8], user: &str, ttl: Duration, now_ms: i64) -> String {
+    sign_expected_token(secret, &JwtExpected::default(), user, ttl, now_ms)
+}
+
+/// The same, with the claims that are expected.
+#[must_use]
+pub fn sign_expected_token(
+    secret: &[u8],
+    expected: &JwtExpected,
+    user: &str,
+    ttl: Duration,
+    now_ms: i64,
+) -> String {
     #[derive(Serialize)]
     struct Signed<'a> {
         sub: &'a str,
         iat: i64,
         exp: i64,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        aud: &'a str,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        iss: &'a str,
     }
     let iat = now_ms.div_euclid(1000);
     let seconds = i64::try_from(ttl.as_secs().max(1)).unwrap_or(i64::MAX);
-    let claims = Signed { sub: user, iat, exp: iat.saturating_add(seconds) };
+    let JwtExpected { audience: aud, issuer: iss } = expected;
+    let claims = Signed { sub: user, iat, exp: iat.saturating_add(seconds), aud, iss };
     let claims = serde_json::to_vec(&claims).expect("strings and integers have a JSON form");
     let header = URL_SAFE_NO_PAD.encode(br#"{"alg":"HS256","typ":"JWT"}"#);
     let message = format!("{header}.{}", URL_SAFE_NO_PAD.encode(claims));

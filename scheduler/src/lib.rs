@@ -56,7 +56,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info};
 
 pub use crate::admission::LONGEST_SPREAD_MS;
-pub use crate::jwt::{JwtKeys, JwtKeysError, MIN_SECRET, sign_user_token, watch::JwksFile};
+pub use crate::jwt::{
+    JwtExpected, JwtKeys, JwtKeysError, MIN_SECRET, sign_expected_token, sign_user_token, watch::JwksFile,
+};
 use crate::{
     admission::QueueTokens,
     carried::{
@@ -97,6 +99,8 @@ pub struct Config {
     pub data_dir: Option<PathBuf>,
     /// What user tokens are verified with.
     pub jwt: JwtKeys,
+    /// What tokens must say of whom they are for and who made them.
+    pub jwt_expected: JwtExpected,
     /// The file that these keys are from, if it is to be followed.
     pub jwks_file: Option<JwksFile>,
     /// `auth.ticket_key`: the ticket's signing key is derived from it. At least 32 bytes.
@@ -104,6 +108,9 @@ pub struct Config {
     /// What other schedulers sign with while the key is changed (`auth.ticket_key_next`, `auth.ticket_key_previous`): gateways
     /// are told to accept these too. At least 32 bytes each.
     pub other_ticket_keys: Vec<Vec<u8>>,
+    /// `auth.ticket_key_void`: those that leaked. Gateways are told to refuse their tickets, and nobody who came with one is sent on
+    /// with a ticket of another. At least 32 bytes each, and none of those above.
+    pub void_ticket_keys: Vec<Vec<u8>>,
     /// `auth.admin_key`: for `:explain`. Empty: nobody has it.
     pub admin_key: String,
     /// `auth.admin_key_previous`: accepted as well. Empty: none.
@@ -169,9 +176,14 @@ pub enum StartError {
     },
     /// A ticket key is too short to be a secret.
     #[error(
-        "a ticket key (auth.ticket_key, ticket_key_next, ticket_key_previous) has {0} bytes; give at least 32 random ones"
+        "a ticket key (auth.ticket_key, ticket_key_next, ticket_key_previous, ticket_key_void) has {0} bytes; give at least 32 random ones"
     )]
     TicketKey(usize),
+    /// A key cannot be both good and void.
+    #[error(
+        "auth.ticket_key_void is auth.ticket_key, ticket_key_next or ticket_key_previous as well; give another key there"
+    )]
+    VoidTicketKey,
 }
 
 /// A running scheduler. Dropped without [`Scheduler::stop`], it stops without waiting.
@@ -190,10 +202,9 @@ impl Scheduler {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(config: Config, metrics: Registry<'static>) -> Result<Self, StartError> {
-        let ticket_keys = || [&config.ticket_key].into_iter().chain(&config.other_ticket_keys);
-        if let Some(short) = ticket_keys().map(Vec::len).find(|length| *length < MIN_SECRET) {
-            return Err(StartError::TicketKey(short));
-        }
+        check_ticket_keys(&config)?;
+        let ticket_keys = [&config.ticket_key].into_iter().chain(&config.other_ticket_keys);
+        let public = |key: &Vec<u8>| TicketSigner::from_secret(key).public_key();
         let files = Files::open(config.policy_file.as_deref(), config.geoip_file, config.data_dir);
         let Files { policy, geoip, data_dir, records, history } = files.await?;
         let address = config.listen;
@@ -210,10 +221,11 @@ impl Scheduler {
             policy: PolicyStore::new(policy),
             locator: Locator::new(database, metrics::Proximity::register(metrics)),
             metrics: Metrics::register(metrics),
-            jwt: JwtStore::new(config.jwt, metrics),
+            jwt: JwtStore::new(config.jwt, config.jwt_expected, metrics),
             signer: TicketSigner::from_secret(&config.ticket_key),
             queue_tokens: QueueTokens::new(&config.ticket_key, &config.other_ticket_keys, rand::random()),
-            ticket_keys: ticket_keys().map(|key| TicketSigner::from_secret(key).public_key()).collect(),
+            ticket_keys: ticket_keys.map(public).collect(),
+            void_ticket_keys: config.void_ticket_keys.iter().map(public).collect(),
             admin_keys: vec![config.admin_key, config.previous_admin_key],
             ticket_ttl_ms: i64::try_from(config.ticket_ttl.as_millis()).unwrap_or(i64::MAX / 2),
             heartbeat: config.heartbeat,
@@ -321,6 +333,19 @@ impl Files {
         };
         Ok(Self { policy, geoip, data_dir, records, history })
     }
+}
+
+/// Each is long enough, and none is both good and void.
+fn check_ticket_keys(config: &Config) -> Result<(), StartError> {
+    let good = || [&config.ticket_key].into_iter().chain(&config.other_ticket_keys);
+    let mut all = good().chain(&config.void_ticket_keys);
+    if let Some(short) = all.find(|key| key.len() < MIN_SECRET) {
+        return Err(StartError::TicketKey(short.len()));
+    }
+    if good().any(|key| config.void_ticket_keys.contains(key)) {
+        return Err(StartError::VoidTicketKey);
+    }
+    Ok(())
 }
 
 fn read_policy(path: &Path) -> Result<Policy, StartError> {

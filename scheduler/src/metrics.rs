@@ -9,7 +9,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use berth_proto::{metric::Registry, schedule::Reason, wire::RedirectAnswer};
+use berth_proto::{carry::KIND_NAMES, metric::Registry, schedule::Reason, wire::RedirectAnswer};
 use metrics::{Counter, Gauge, Histogram};
 
 pub use self::{
@@ -191,6 +191,8 @@ pub struct Metrics {
     /// What its gray rules do.
     pub rules: Rules,
     decisions: Decisions,
+    /// `berth_scheduler_carried_evicted_total{kind}`.
+    carried_evicted: [Counter; KIND_NAMES.len()],
 }
 
 impl Metrics {
@@ -266,6 +268,10 @@ impl Metrics {
             pending: Pending::register(registry),
             policy: Policies::register(registry),
             rules: Rules::register(registry),
+            carried_evicted: KIND_NAMES.map(|kind| {
+                let help = "Carried records that were let go of for lack of room.";
+                registry.counter("berth_scheduler_carried_evicted_total", help, &[("kind", kind)])
+            }),
         }
     }
 
@@ -301,6 +307,13 @@ impl Metrics {
         for ((decided_by, most), count) in self.decided_by.iter().zip(&self.utilisation_max).zip(counts) {
             decided_by.set(count.decides as f64);
             most.set(count.most);
+        }
+    }
+
+    /// So many records were let go of for lack of room since the start, as in [`KIND_NAMES`].
+    pub fn carried_evicted(&self, evicted: [u64; KIND_NAMES.len()]) {
+        for (counter, evicted) in self.carried_evicted.iter().zip(evicted) {
+            counter.absolute(evicted);
         }
     }
 

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, convert::Infallible, net::IpAddr};
 
 use berth_proto::{
     id,
+    ticket::key_tag,
     wire::{MovePurpose, RedirectAnswer, RedirectAsk},
 };
 use tracing::debug;
@@ -13,6 +14,7 @@ use crate::{
     core::{Ask, Core},
     decide::{Decision, NoGateway, Request, may_take},
     fleet::{Dimension, Fleet, Gateway, Profile},
+    jwt::CLOCK_LEEWAY_MS,
     moving::plan::{Band, Filled},
     policy::{Client, Platform, Policy, STABLE, app_version},
     transport::Transports,
@@ -37,9 +39,7 @@ enum Unmoved {
 pub(crate) fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> RedirectAnswer {
     let nowhere = RedirectAnswer { handle: ask.handle, ..RedirectAnswer::default() };
     let now_ms = core.clock.wall_ms();
-    let valid = id::check(&ask.user_id).is_ok() && id::check(&ask.device_id).is_ok();
-    let revoked = || core.check_revoked(&ask.user_id, &ask.device_id, ask.auth_issued_at_ms).is_err();
-    if !valid || ask.auth_expires_at_ms <= now_ms || revoked() {
+    if !may_be_sent_on(core, ask, now_ms) {
         // His own gateway closes one who is connected; the others there are not to wait for that.
         return RedirectAnswer { stay: connected(ask), ..nowhere };
     }
@@ -87,6 +87,17 @@ pub(crate) fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> Redi
             }
         }
     }
+}
+
+/// Whether he may have a fresh ticket for what he came with.
+fn may_be_sent_on(core: &Core, ask: &RedirectAsk, now_ms: i64) -> bool {
+    let valid = id::check(&ask.user_id).is_ok() && id::check(&ask.device_id).is_ok();
+    // A forged ticket must not become a genuine one of the key that comes after.
+    let void = core.void_ticket_keys.iter().any(|key| key_tag(key) == ask.ticket_key);
+    // No token says so (see `jwt`), so no scheduler signed that; and it would outlive every revocation.
+    let from_the_future = ask.auth_issued_at_ms > now_ms.saturating_add(CLOCK_LEEWAY_MS);
+    let revoked = || core.check_revoked(&ask.user_id, &ask.device_id, ask.auth_issued_at_ms).is_err();
+    valid && !void && !from_the_future && ask.auth_expires_at_ms > now_ms && !revoked()
 }
 
 /// Whether the client has a connection at its gateway.

@@ -7,6 +7,7 @@ use std::sync::{
 
 use berth_proto::{
     link::{Link, Refused, RefusedReason, SchedulerService},
+    ticket::PUBLIC_KEY,
     wire::{
         AttachGateway, Demand, FromScheduler, GatewayReport, Introduction, RedirectAsk, TicketKeys,
         ToScheduler, from_scheduler, to_scheduler,
@@ -183,9 +184,10 @@ impl GatewayLink {
     fn tell(&self) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if !told.keys {
-            let public_keys = self.core.ticket_keys.iter().map(|key| key.to_vec()).collect();
+            let list = |keys: &[[u8; PUBLIC_KEY]]| keys.iter().map(|key| key.to_vec()).collect();
+            let (public_keys, void_keys) = (list(&self.core.ticket_keys), list(&self.core.void_ticket_keys));
             let ticket_ttl_ms = u32::try_from(self.core.ticket_ttl_ms).unwrap_or(u32::MAX);
-            let keys = from_scheduler::Message::Keys(TicketKeys { public_keys, ticket_ttl_ms });
+            let keys = from_scheduler::Message::Keys(TicketKeys { public_keys, ticket_ttl_ms, void_keys });
             told.keys = self.down.send(vec![FromScheduler { message: Some(keys) }]).is_ok();
         }
         let say = |message| self.down.send(vec![FromScheduler { message: Some(message) }]).is_ok();

@@ -27,7 +27,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
         .environment(std::env::vars_os())
         .finish()
         .map_err(|problem| Failure::Configuration(problem.into()))?;
-    let secret = &effective.config.auth.jwt_secret;
+    let auth = &effective.config.auth;
+    let secret = &auth.jwt_secret;
     if secret.is_empty() {
         return Err(Failure::Configuration(anyhow!(
             "auth.jwt_secret is not set: give --config FILE or BERTH_AUTH__JWT_SECRET. A running `berth dev` gives tokens \
@@ -37,5 +38,6 @@ pub fn run(args: Args) -> Result<(), Failure> {
     if let Err(problem) = berth_proto::id::check(&args.user) {
         return Err(Failure::Configuration(anyhow!("the user id {:?} {problem}", args.user)));
     }
-    output::written(output::print(format_args!("{}", compose::sign_token(secret, &args.user, args.ttl))))
+    let token = compose::sign_expected_token(secret, &auth.expected(), &args.user, args.ttl);
+    output::written(output::print(format_args!("{token}")))
 }

@@ -55,7 +55,9 @@ impl Dev {
             .with_context(|| format!("binding the admin port {}", config.admin.listen))?;
         let back_end = BackEnd::new(&auth.service_key);
         let scheduler = berth_scheduler::Config {
-            extra_routes: Some(token_endpoint::router(&auth.jwt_secret).merge(back_end.router())),
+            extra_routes: Some(
+                token_endpoint::router(&auth.jwt_secret, auth.expected()).merge(back_end.router()),
+            ),
             data_dir: Some(data_dir.join("scheduler")),
             ..parts::scheduler(config, &auth)?
         };
@@ -111,7 +113,12 @@ impl Dev {
 
     /// A token of this deployment that begins now.
     pub fn token(&self, user_id: &str) -> String {
-        token_endpoint::sign(&self.auth.jwt_secret, user_id, token_endpoint::TTL)
+        token_endpoint::sign_expected(
+            &self.auth.jwt_secret,
+            &self.auth.expected(),
+            user_id,
+            token_endpoint::TTL,
+        )
     }
 
     /// Sends the clients away with 4001, then ends every role: the gateway first, so that what its clients sent is

@@ -15,7 +15,7 @@ use anyhow::Context;
 use tokio::runtime::{Builder, Runtime};
 
 pub use keys::require;
-pub use token_endpoint::sign as sign_token;
+pub use token_endpoint::{sign as sign_token, sign_expected as sign_expected_token};
 
 /// A runtime of its own, with so many threads of this name.
 pub fn runtime(name: &str, workers: usize) -> anyhow::Result<Runtime> {

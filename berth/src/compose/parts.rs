@@ -36,7 +36,7 @@ pub fn scheduler(config: &Config, auth: &Auth) -> anyhow::Result<berth_scheduler
             (JwtKeys::from_secrets(&secrets).context("auth.jwt_secret")?, None)
         }
     };
-    let other_ticket_keys = given([&auth.ticket_key_next, &auth.ticket_key_previous]);
+    let bytes = |keys: Vec<&[u8]>| keys.into_iter().map(<[u8]>::to_vec).collect();
     if let Some(id) = some(&scheduler.id) {
         berth_proto::id::check(&id).with_context(|| format!("scheduler.id = {id:?}"))?;
     }
@@ -47,9 +47,11 @@ pub fn scheduler(config: &Config, auth: &Auth) -> anyhow::Result<berth_scheduler
         geoip_file: some(&scheduler.geoip).map(PathBuf::from),
         data_dir: some(&scheduler.data_dir).map(PathBuf::from),
         jwt,
+        jwt_expected: auth.expected(),
         jwks_file,
         ticket_key: auth.ticket_key.clone().into_bytes(),
-        other_ticket_keys: other_ticket_keys.into_iter().map(<[u8]>::to_vec).collect(),
+        other_ticket_keys: bytes(given([&auth.ticket_key_next, &auth.ticket_key_previous])),
+        void_ticket_keys: bytes(given([&auth.ticket_key_void])),
         admin_key: auth.admin_key.clone(),
         previous_admin_key: auth.admin_key_previous.clone(),
         ticket_ttl: Duration::from_secs(scheduler.ticket_ttl_seconds.into()),
@@ -116,7 +118,7 @@ fn heartbeat(config: &Config) -> HeartbeatParameters {
 }
 
 /// Those keys that are set.
-fn given(keys: [&String; 2]) -> Vec<&[u8]> {
+fn given<const N: usize>(keys: [&String; N]) -> Vec<&[u8]> {
     keys.into_iter().filter(|key| !key.is_empty()).map(String::as_bytes).collect()
 }
 

@@ -14,6 +14,7 @@ use axum::{
     routing::post,
 };
 use berth_proto::{id, schedule::Problem};
+use berth_scheduler::JwtExpected;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -30,13 +31,14 @@ struct Ask {
 }
 
 /// The route, for the scheduler's port.
-pub fn router(jwt_secret: &str) -> Router {
+pub fn router(jwt_secret: &str, expected: JwtExpected) -> Router {
+    let signer: Arc<(String, JwtExpected)> = Arc::new((jwt_secret.to_owned(), expected));
     let limit = DefaultBodyLimit::max(BODY);
-    Router::new().route("/v1/dev/token", post(token)).layer(limit).with_state(Arc::from(jwt_secret))
+    Router::new().route("/v1/dev/token", post(token)).layer(limit).with_state(signer)
 }
 
 /// Takes the body as JSON whatever its content type says: this is for people with curl.
-async fn token(State(secret): State<Arc<str>>, body: Bytes) -> Response {
+async fn token(State(signer): State<Arc<(String, JwtExpected)>>, body: Bytes) -> Response {
     let ask: Ask = match serde_json::from_slice(&body) {
         Ok(ask) => ask,
         Err(error) => return refused(&format!("the body is not {{\"userId\":\"…\"}}: {error}")),
@@ -47,13 +49,19 @@ async fn token(State(secret): State<Arc<str>>, body: Bytes) -> Response {
     if ask.user_id == id::SYSTEM_USER {
         return refused("userId \"system\" belongs to the server");
     }
-    let token = sign(&secret, &ask.user_id, TTL);
+    let (secret, expected) = &*signer;
+    let token = sign_expected(secret, expected, &ask.user_id, TTL);
     ([(header::CACHE_CONTROL, "no-store")], Json(json!({ "token": token }))).into_response()
 }
 
 /// A token that begins now.
 pub fn sign(secret: &str, user_id: &str, ttl: Duration) -> String {
-    berth_scheduler::sign_user_token(secret.as_bytes(), user_id, ttl, now_ms())
+    sign_expected(secret, &JwtExpected::default(), user_id, ttl)
+}
+
+/// The same, with the claims that are expected.
+pub fn sign_expected(secret: &str, expected: &JwtExpected, user_id: &str, ttl: Duration) -> String {
+    berth_scheduler::sign_expected_token(secret.as_bytes(), expected, user_id, ttl, now_ms())
 }
 
 fn now_ms() -> i64 {

@@ -5,6 +5,7 @@ mod limits;
 
 use std::net::SocketAddr;
 
+use berth_scheduler::JwtExpected;
 use serde::{Deserialize, Serialize};
 
 pub use layers::{Effective, Layers, syntax_error};
@@ -41,12 +42,18 @@ pub struct Auth {
     pub jwt_secret_previous: String,
     /// Or a JWKS file with the public keys (EdDSA, RS256) of whoever signs them. It is followed.
     pub jwks_file: String,
+    /// Whom users' tokens must be for (`aud`). Empty: anybody.
+    pub jwt_audience: String,
+    /// Who must have made them (`iss`). Empty: whoever has the key.
+    pub jwt_issuer: String,
     /// What the schedulers' ticket signing key is derived from.
     pub ticket_key: String,
     /// While it is changed: the one to come. Gateways are told to accept it already.
     pub ticket_key_next: String,
     /// While it is changed: the one before. Gateways are told to accept it still.
     pub ticket_key_previous: String,
+    /// One that leaked: its tickets are good for nothing. Gateways are told to refuse them.
+    pub ticket_key_void: String,
     /// What roles show each other when they are separate processes.
     pub cluster_key: String,
     /// While it is changed: the one before, which schedulers and logic still accept of gateways.
@@ -62,6 +69,11 @@ pub struct Auth {
 }
 
 impl Auth {
+    /// What users' tokens must say.
+    pub fn expected(&self) -> JwtExpected {
+        JwtExpected { audience: self.jwt_audience.clone(), issuer: self.jwt_issuer.clone() }
+    }
+
     /// The values of [`SECRETS`], in that order.
     fn secrets(&self) -> [&str; SECRETS.len()] {
         [
@@ -70,6 +82,7 @@ impl Auth {
             &self.ticket_key,
             &self.ticket_key_next,
             &self.ticket_key_previous,
+            &self.ticket_key_void,
             &self.cluster_key,
             &self.cluster_key_previous,
             &self.service_key,
@@ -314,12 +327,13 @@ fn loopback(port: u16) -> SocketAddr {
 pub const KEY_BYTES: usize = 32;
 
 /// The keys whose values are never printed.
-pub const SECRETS: [&str; 11] = [
+pub const SECRETS: [&str; 12] = [
     "auth.jwt_secret",
     "auth.jwt_secret_previous",
     "auth.ticket_key",
     "auth.ticket_key_next",
     "auth.ticket_key_previous",
+    "auth.ticket_key_void",
     "auth.cluster_key",
     "auth.cluster_key_previous",
     "auth.service_key",

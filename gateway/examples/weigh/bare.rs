@@ -125,6 +125,7 @@ fn answer(stream: &mut TcpStream, scratch: &mut [u8], verifier: &TicketVerifier)
         return stream.write_all(&ACK).is_ok();
     }
     let Ok(Frame::Hello(hello)) = decode_client(Encoding::Proto, &scratch[8..count]) else { return false };
-    verifier.verify(&hello.ticket, 0).expect("a good ticket");
+    let ticket = verifier.genuine(&hello.ticket).expect("a good ticket");
+    assert!(ticket.expires_at_ms > 0, "in time");
     stream.write_all(&WELCOME).is_ok()
 }

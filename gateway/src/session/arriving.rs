@@ -145,9 +145,9 @@ impl Arriving {
         if cx.env.verifier.is_empty() {
             return Err(Goodbye::overloaded(cx.rng).because("no scheduler has told its keys yet"));
         }
-        let mut ticket = check_ticket(cx.env, cx.now, &hello)?;
+        let (mut ticket, key) = check_ticket(cx.env, cx.now, &hello)?;
         complete(&mut hello, &mut ticket);
-        let identity = Identity::new(&ticket.user_id, ticket.auth_issued_at_ms, &hello);
+        let identity = Identity::new(&ticket.user_id, ticket.auth_issued_at_ms, key, &hello);
         revoked::check(cx.env, &identity)?;
         let ask = identity.ask(cx.handle, wire, self.peer, ticket.auth_expires_at_ms);
         let grace = match grace::worth(&ticket, cx.env, cx.now.wall_ms, hello.no_scheduler) {
@@ -232,7 +232,9 @@ impl Arriving {
             let code = CloseCode::from_number(opened.close_code).unwrap_or(CloseCode::Internal);
             return Err(Goodbye::new(code).because(error.message).retry_after(error.retry_after_ms));
         }
-        if let Err(goodbye) = revoked::check(cx.env, &opening.identity) {
+        let good = revoked::check(cx.env, &opening.identity)
+            .and_then(|()| revoked::check_key(cx.env, &opening.identity));
+        if let Err(goodbye) = good {
             // Its session is there: it is closed as one that nobody was told of.
             self.step = Step::Opening(Box::new(opening));
             return Err(goodbye);
@@ -406,11 +408,15 @@ fn complete(hello: &mut Hello, ticket: &mut link::Ticket) {
 }
 
 /// The ticket, if it is genuine, of this device and of a user whose login is in time. Its own time, and for which gateways it
-/// is, are not asked here.
-fn check_ticket(env: &Env, now: Now, hello: &Hello) -> Result<link::Ticket, Goodbye> {
+/// is, are not asked here. With the tag of its key.
+fn check_ticket(env: &Env, now: Now, hello: &Hello) -> Result<(link::Ticket, u32), Goodbye> {
     let refused = |code, problem: String| Err(Goodbye::new(code).because(problem));
-    let ticket = match env.verifier.genuine(&hello.ticket) {
-        Ok(ticket) => ticket,
+    let (ticket, key) = match env.verifier.genuine_of(&hello.ticket) {
+        Ok(genuine) => genuine,
+        // That says nothing of the user: keys come and go, and this gateway may not have heard of one yet.
+        Err(problem @ TicketError::UnknownKey) => {
+            return refused(CloseCode::TicketExpired, format!("{problem}; ask a scheduler for a new one"));
+        }
         Err(problem) => return refused(CloseCode::Unauthenticated, problem.to_string()),
     };
     if ticket.device_id != hello.device_id || id::check(&ticket.device_id).is_err() {
@@ -422,7 +428,7 @@ fn check_ticket(env: &Env, now: Now, hello: &Hello) -> Result<link::Ticket, Good
     if ticket.auth_expires_at_ms <= now.wall_ms {
         return refused(CloseCode::TicketExpired, "the user's authentication expired".to_owned());
     }
-    Ok(ticket)
+    Ok((ticket, key))
 }
 
 fn after(now: Now, span: Duration) -> i64 {

@@ -32,18 +32,20 @@ pub(crate) struct Identity {
     text: Box<str>,
     /// Where the first three end; each is at most 64 bytes.
     ends: [u8; 3],
+    /// See [`Identity::ticket_key`].
+    ticket_key: u32,
     /// See [`Identity::auth_issued_at_ms`].
     auth_issued_at_ms: i64,
 }
 
 impl Identity {
     /// Of texts that were checked to have at most 64 bytes each.
-    pub(crate) fn new(user: &str, auth_issued_at_ms: i64, hello: &Hello) -> Self {
+    pub(crate) fn new(user: &str, auth_issued_at_ms: i64, ticket_key: u32, hello: &Hello) -> Self {
         let text = [user, &hello.device_id, &hello.platform, &hello.app_version].concat();
         let end = |length: usize| u8::try_from(length).expect("three texts of at most 64 bytes");
         let device = user.len() + hello.device_id.len();
         let ends = [end(user.len()), end(device), end(device + hello.platform.len())];
-        Self { text: text.into_boxed_str(), ends, auth_issued_at_ms }
+        Self { text: text.into_boxed_str(), ends, ticket_key, auth_issued_at_ms }
     }
 
     pub(crate) fn user(&self) -> &str {
@@ -57,6 +59,11 @@ impl Identity {
     /// When what he identified himself with was issued, on the wall clock; 0: it does not say.
     pub(crate) fn auth_issued_at_ms(&self) -> i64 {
         self.auth_issued_at_ms
+    }
+
+    /// The tag of the key that his ticket was signed with: see [`berth_proto::ticket::key_tag`].
+    pub(crate) fn ticket_key(&self) -> u32 {
+        self.ticket_key
     }
 
     pub(super) fn platform(&self) -> &str {
@@ -99,6 +106,7 @@ impl Identity {
             transport: wire.transport().to_owned(),
             auth_expires_at_ms,
             auth_issued_at_ms: self.auth_issued_at_ms,
+            ticket_key: self.ticket_key,
             ..link::RedirectAsk::default()
         }
     }

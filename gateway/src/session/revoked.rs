@@ -1,4 +1,5 @@
-//! A session whose credentials are void: it ends with 4500, before its welcome or after it.
+//! A session whose credentials are void: it ends with 4500, before its welcome or after it; or with 4005, if only the key is void
+//! that its ticket was signed with.
 
 use berth_proto::{code::CloseCode, wire::Revocation};
 
@@ -18,6 +19,24 @@ impl Session {
         cx.env.metrics.sessions_revoked.increment(1);
         self.close(cx, goodbye(revocation));
     }
+
+    /// The key of the ticket that let him in is void: he is to show a scheduler who he is.
+    pub(crate) fn let_in_wrongly(&mut self, cx: &mut Cx<'_>, retry_after_ms: u32) {
+        if self.movable() {
+            cx.env.metrics.sessions_key_void.increment(1);
+        }
+        self.evict(cx, key_void().retry_after(retry_after_ms));
+    }
+}
+
+/// Whether the key of the ticket that he showed is good still: it may have become void since. Asked at the welcome.
+pub(super) fn check_key(env: &Env, identity: &Identity) -> Result<(), Goodbye> {
+    if env.verifier.knows(identity.ticket_key()) { Ok(()) } else { Err(key_void()) }
+}
+
+fn key_void() -> Goodbye {
+    Goodbye::new(CloseCode::TicketExpired)
+        .because("the key of the ticket is void; ask a scheduler for a new one")
 }
 
 /// Whether who identifies himself may be let in: not with what was revoked. Asked at the hello, and again at the welcome, since

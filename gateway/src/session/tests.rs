@@ -14,6 +14,23 @@ fn an_idle_session_is_small() {
 }
 
 #[test]
+fn whose_tickets_key_becomes_void_before_his_welcome_is_not_let_in() {
+    for void in [false, true] {
+        let mut harness = simulation::Harness::new(1);
+        let ticket = harness.sign(&harness.ticket());
+        let mut session = harness.arrived(Hello { ticket, ..Hello::default() });
+        if void {
+            harness.env.verifier = std::sync::Arc::default();
+        }
+        let opened = link::SessionOpened { handle: 42, session_epoch: 1, ..link::SessionOpened::default() };
+        harness.ups.logic.clear();
+        harness.with(&mut session, |session, cx| session.deliver(cx, to_gateway::Message::Opened(opened)));
+        assert_eq!(matches!(session.stage, Stage::Identified(_)), !void);
+        assert_eq!(harness.ups.logic.len(), usize::from(void), "logic is told that it is closed");
+    }
+}
+
+#[test]
 fn nothing_is_said_before_the_peer_shows_what_it_speaks() {
     let mut harness = simulation::Harness::new(1);
     let mut session =

@@ -43,6 +43,7 @@ impl Worker {
             Delivery::Reannounce(logic) => self.begin_reannouncing(logic),
             Delivery::Unanswered(logic) => self.give_up_on(logic),
             Delivery::Revoked(revocation) => self.revoking.add(revocation),
+            Delivery::KeysVoid(tags) => self.close_let_in_by(&tags),
         }
     }
 

@@ -4,6 +4,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use berth_proto::wire::Revocation;
+use rand::Rng;
 
 use super::Worker;
 use crate::{session::Session, table::Place};
@@ -54,6 +55,22 @@ impl Worker {
             .collect();
         for (place, revocation) in found {
             self.with(place, |session, cx| session.revoke(cx, revocation));
+        }
+    }
+}
+
+impl Worker {
+    /// Who was let in by a ticket of a key that is void now goes: answered first, and spread like those of a drain, since it may be
+    /// everybody. Who says hello meanwhile is looked at with his welcome.
+    pub(super) fn close_let_in_by(&mut self, tags: &[u32]) {
+        let connections = self.table.iter();
+        let let_in = connections.filter(|(_, connection)| {
+            connection.session.identity().is_some_and(|identity| tags.contains(&identity.ticket_key()))
+        });
+        let found: Vec<Place> = let_in.map(|(place, _)| place).collect();
+        for place in found {
+            let retry_after_ms = self.rng.random_range(0..=self.env.spread_ms);
+            self.with(place, |session, cx| session.let_in_wrongly(cx, retry_after_ms));
         }
     }
 }

@@ -248,7 +248,7 @@ fn goodbye_for(site: &Site, transport: Transport, ticket: &str) -> client::Disco
 #[test]
 fn tickets_that_are_not_good_close_with_their_code() {
     let site = Site::start();
-    let forger = TicketSigner::from_secret(b"another secret of 32 bytes......");
+    let of_another_key = TicketSigner::from_secret(b"another secret of 32 bytes......");
     for transport in ALL {
         let good = Site::ticket("alice", "d");
         let check = |ticket: String, code: u32| {
@@ -266,13 +266,48 @@ fn tickets_that_are_not_good_close_with_their_code() {
         system.user_id = "system".into();
         check(String::new(), 4500);
         check("rubbish".into(), 4500);
-        check(forger.sign(&good), 4500);
+        check(changed(&site.scheduler.sign(&good)), 4500);
         check(site.scheduler.sign(&other_device), 4500);
         check(site.scheduler.sign(&system), 4500);
         check(site.scheduler.sign(&late), 4005);
+        // It may be of a key that this gateway has not heard of yet, or has forgotten: that says nothing of the user.
+        check(of_another_key.sign(&good), 4005);
         check(site.scheduler.sign(&logged_out), 4005);
     }
     assert!(site.logic.state().opened.is_empty(), "none of them reached logic");
+}
+
+/// With another signature.
+fn changed(ticket: &str) -> String {
+    let (head, rest) = ticket.split_at(20);
+    let other = if rest.starts_with('A') { "B" } else { "A" };
+    [head, other, &rest[1..]].concat()
+}
+
+#[test]
+fn who_came_with_a_ticket_of_a_key_that_is_void_is_closed_and_does_not_come_back_with_it() {
+    let site = Site::start();
+    let ticket = site.scheduler.sign(&Site::ticket("alice", "d"));
+    let mut sessions: Vec<_> = ALL.into_iter().map(|transport| site.connect(transport)).collect();
+    for (n, client) in sessions.iter_mut().enumerate() {
+        let device = format!("d{n}");
+        client.hello(&site.scheduler.sign(&Site::ticket("alice", &device)), &device);
+        client.welcome();
+    }
+    site.scheduler.own_key_is_void();
+    for client in &mut sessions {
+        let goodbye = client.disconnected();
+        assert_eq!(goodbye.code, 4005, "{goodbye:?}");
+        assert!(goodbye.reason.contains("void"), "{goodbye:?}");
+    }
+    assert_eq!(site.metrics.counter("berth_gateway_sessions_key_void_total"), sessions.len() as u64);
+    for transport in ALL {
+        assert_eq!(goodbye_for(&site, transport, &ticket).code, 4005);
+    }
+    let mut elsewhere = Site::ticket("alice", "d");
+    elsewhere.gateway_ids = vec!["gw-2".into()];
+    assert_eq!(goodbye_for(&site, Transport::Tcp, &site.scheduler.sign(&elsewhere)).code, 4005);
+    assert!(site.scheduler.asks().is_empty(), "no scheduler is asked to send him on");
 }
 
 #[test]

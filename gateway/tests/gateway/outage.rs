@@ -87,11 +87,11 @@ fn the_grace_the_login_and_the_signature_have_their_ends() {
     let late = ticket("d", "gw-1", GRACE + second);
     let mut logged_out = ticket("d", "gw-1", second);
     logged_out.auth_expires_at_ms = now_ms() - 1;
-    let forged = TicketSigner::from_secret(b"another secret of 32 bytes......");
+    let other_key = TicketSigner::from_secret(b"another secret of 32 bytes......");
     for (what, ticket, code) in [
         ("beyond the grace", site.scheduler.sign(&late), 4005),
         ("logged out", site.scheduler.sign(&logged_out), 4005),
-        ("forged", forged.sign(&ticket("d", "gw-1", second)), 4500),
+        ("of an unknown key", other_key.sign(&ticket("d", "gw-1", second)), 4005),
         ("of another device", site.scheduler.sign(&ticket("other", "gw-1", second)), 4500),
     ] {
         for transport in ALL {

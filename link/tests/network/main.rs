@@ -172,7 +172,8 @@ async fn a_scheduler_is_reached_the_same_way() {
     let report = wire::ToScheduler { message: Some(wire::to_scheduler::Message::Report(report)) };
     up.send(vec![report.clone()]).expect("room");
     assert_eq!(soon(heard.recv()).await, report);
-    let keys = wire::TicketKeys { public_keys: vec![vec![7; 32]], ticket_ttl_ms: 300_000 };
+    let keys =
+        wire::TicketKeys { public_keys: vec![vec![7; 32]], ticket_ttl_ms: 300_000, void_keys: Vec::new() };
     let keys = wire::FromScheduler { message: Some(wire::from_scheduler::Message::Keys(keys)) };
     schedulers_down.send(vec![keys.clone()]).expect("room");
     assert_eq!(soon(told.recv()).await, keys);

@@ -46,17 +46,38 @@ pub(super) async fn check_revoke_and_restore(place: &dyn Place) {
     assert_eq!((later.not_before_ms, later.changed_ms), (6_000, NOW + 9));
 
     let restored = store.restore("alice", Some("d1"), NOW).await.expect("writes");
-    assert_eq!(restored.len(), 1);
-    assert_eq!((restored[0].device.as_str(), restored[0].not_before_ms), ("d1", 0));
-    assert!(restored[0].changed_ms > NOW, "later than what it takes back");
-    assert!(store.restore("alice", Some("d1"), NOW).await.expect("reads").is_empty(), "once");
+    assert_eq!((restored.in_force, restored.now.len()), (1, 1));
+    assert_eq!((restored.now[0].device.as_str(), restored.now[0].not_before_ms), ("d1", 0));
+    assert!(restored.now[0].changed_ms > NOW, "later than what it takes back");
+    let again = store.restore("alice", Some("d1"), NOW).await.expect("writes");
+    assert_eq!((again.in_force, again.now[0].not_before_ms), (0, 0), "once");
+    assert!(again.now[0].changed_ms > restored.now[0].changed_ms, "and told once more");
+    // Whoever carries them may know more than this store.
+    let lost = store.restore("carol", Some(""), NOW).await.expect("writes");
+    assert_eq!(
+        (lost.in_force, lost.now),
+        (0, vec![Revocation { reason: String::new(), ..of("carol", "", 0, NOW) }])
+    );
+    assert_eq!(
+        store
+            .recent_revocations(NOW, 1_000)
+            .await
+            .expect("reads")
+            .found
+            .iter()
+            .filter(|one| one.user == "carol")
+            .count(),
+        1
+    );
+    assert!(store.restore("dave", None, NOW).await.expect("reads").now.is_empty());
     revoke(&store, of("alice", "d2", 7_000, NOW)).await;
-    assert_eq!(store.restore("alice", None, NOW).await.expect("writes").len(), 2, "his own and the device's");
+    let all = store.restore("alice", None, NOW).await.expect("writes");
+    assert_eq!((all.in_force, all.now.len()), (2, 2), "his own and the device's");
     assert_eq!(good_from(&store, who).await, [0; 4]);
     assert!(store.revocations("alice").await.expect("reads").is_empty());
     let after = revoke(&store, of("alice", "d1", 1_000, NOW)).await;
     assert_eq!(after.not_before_ms, 1_000, "what was taken back does not come back");
-    assert!(after.changed_ms > restored[0].changed_ms);
+    assert!(after.changed_ms > again.now[0].changed_ms);
 }
 
 pub(super) async fn check_recent_revocations(place: &dyn Place) {
@@ -68,7 +89,8 @@ pub(super) async fn check_recent_revocations(place: &dyn Place) {
     store.restore("user-3", None, NOW + 7).await.expect("writes");
     let recent = async |since_ms, limit| {
         let found = store.recent_revocations(since_ms, limit).await.expect("reads");
-        found.into_iter().map(|one| (one.user, one.changed_ms - NOW)).collect::<Vec<_>>()
+        assert_eq!(found.damaged, 0);
+        found.found.into_iter().map(|one| (one.user, one.changed_ms - NOW)).collect::<Vec<_>>()
     };
     let of = |n: i64, at: i64| (format!("user-{n}"), at);
     assert_eq!(recent(NOW, 10).await, [of(3, 7), of(2, 6), of(5, 5), of(4, 4), of(1, 1)], "each once");
@@ -84,5 +106,5 @@ pub(super) async fn check_reopening_keeps_revocations(place: &dyn Place) {
     drop(store);
     let store = place.store();
     assert_eq!(good_from(&store, [("alice", "d1"), ("alice", "d2")]).await, [2_000, 0]);
-    assert_eq!(store.recent_revocations(0, 10).await.expect("reads"), [of("alice", "d1", 2_000, NOW)]);
+    assert_eq!(store.recent_revocations(0, 10).await.expect("reads").found, [of("alice", "d1", 2_000, NOW)]);
 }

@@ -16,7 +16,7 @@ use thiserror::Error;
 
 pub use self::{
     kv::{Epoch, KvStore},
-    revocation::{CARRIED_MS, Revocation},
+    revocation::{CARRIED_MS, RecentRevocations, Restored, Revocation},
 };
 use crate::{kv::KvError, queue::Stored};
 
@@ -416,17 +416,13 @@ pub trait Store: Send + Sync {
     /// Devices have everything up to a seq, in one step; none goes back. For receipts: nothing else reads it.
     async fn ack(&self, acks: &[Ack]) -> Result<(), StoreError>;
 
-    /// Makes what was issued before a moment void. One that is there already and voids more stays, but for its reason and time.
+    /// Makes what was issued before a moment void. One that is there already and voids more stays, but for its reason and time;
+    /// one that cannot be read is as if it were not there.
     /// Answers with what there is now.
     async fn revoke(&self, revocation: Revocation) -> Result<Revocation, StoreError>;
 
-    /// Takes a user's revocations back: that of one device (empty: his own), or all of them. Which, as they are now.
-    async fn restore(
-        &self,
-        user: &str,
-        device: Option<&str>,
-        now_ms: i64,
-    ) -> Result<Vec<Revocation>, StoreError>;
+    /// Takes a user's revocations back: that of one device (empty: his own), there or not, or all of them.
+    async fn restore(&self, user: &str, device: Option<&str>, now_ms: i64) -> Result<Restored, StoreError>;
 
     /// A user's revocations in force, his own first, then those of devices in order of their ids.
     async fn revocations(&self, user: &str) -> Result<Vec<Revocation>, StoreError>;
@@ -435,8 +431,8 @@ pub trait Store: Send + Sync {
     async fn revoked(&self, who: &[(&str, &str)]) -> Vec<Result<Option<Revocation>, StoreError>>;
 
     /// Revocations that were made or changed at `since_ms` or later, restored ones too: the newest of them, at most `limit`,
-    /// newest first.
-    async fn recent_revocations(&self, since_ms: i64, limit: usize) -> Result<Vec<Revocation>, StoreError>;
+    /// newest first. One that cannot be read keeps none of the others.
+    async fn recent_revocations(&self, since_ms: i64, limit: usize) -> Result<RecentRevocations, StoreError>;
 
     /// Removes inbox rows written before `before_ms` of users after `after` and moves their floors: looks at up to
     /// `users` users and removes at most `rows` rows a user. Timelines keep the bodies.

@@ -26,6 +26,25 @@ pub struct Revocation {
     pub changed_ms: i64,
 }
 
+/// What was taken back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// So many were in force.
+    pub in_force: usize,
+    /// As they are now: to be told to all who carry them. The one that was named is among them even if nothing was there: they may
+    /// hold what a power cut took from the store.
+    pub now: Vec<Revocation>,
+}
+
+/// Revocations that changed last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecentRevocations {
+    /// Newest first.
+    pub found: Vec<Revocation>,
+    /// Others that cannot be read: who they are about is refused, until he is revoked or restored once more.
+    pub damaged: usize,
+}
+
 impl Revocation {
     /// As gateways and schedulers carry it.
     #[must_use]

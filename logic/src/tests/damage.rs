@@ -7,10 +7,13 @@ use berth_proto::{
     wire::{self, to_gateway::Message as Down, to_logic::Message as Up},
 };
 
+use serde_json::json;
+
 use super::{
     config,
     engine::Volatile,
     gateway::{Gateway, Session, send_to},
+    http::ask,
     over, until,
 };
 use crate::{
@@ -212,6 +215,45 @@ async fn damaged_inboxes_do_not_keep_those_of_others() {
         bob.pull(0, 200).await.items.first().filter(|item| item.seq == 4).map(drop)
     })
     .await;
+    logic.stop().await;
+}
+
+#[tokio::test]
+async fn a_damaged_revocation_keeps_nobody_elses_from_gateways_and_is_mended_by_the_next() {
+    let (queue, store) = (Volatile::new(2), Volatile::new(4));
+    let logic = over(config(StoreChoice::Memory), queue, store.clone(), Epoch::Keep).await;
+    for (user, device) in [("alice", "phone"), ("alice", "laptop"), ("bob", "")] {
+        let revoke = json!({"deviceId": device, "notBeforeMs": 9_000});
+        let revoke = if device.is_empty() { json!({"notBeforeMs": 9_000}) } else { revoke };
+        assert_eq!(ask(&logic, &format!("/v1/users/{user}:revoke"), revoke).await.0, 200);
+    }
+    for device in ["phone", "laptop"] {
+        damage(&store, Key::new(b'v').text("alice").text(device));
+    }
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let told = |message: &Down| match message {
+        Down::Revoked(carried) => Some(carried.records.iter().map(|record| record.key.clone()).collect()),
+        _ => None,
+    };
+    let told: Vec<String> = gateway.hear("what was revoked", told).await;
+    assert_eq!(told, ["bob/"]);
+    let opening = |device: &str, handle, auth_issued_at_ms| wire::OpenSession {
+        handle,
+        user_id: "alice".to_owned(),
+        device_id: device.to_owned(),
+        auth_issued_at_ms,
+        ..Default::default()
+    };
+    let refused = gateway.ask_to_open(opening("phone", 1, 9_000)).await;
+    assert!(refused.error.is_some() && refused.close_code != 4500, "nobody can say: {refused:?}");
+    let again = json!({"deviceId": "phone", "notBeforeMs": 9_000});
+    assert_eq!(ask(&logic, "/v1/users/alice:revoke", again).await.0, 200);
+    assert_eq!(gateway.ask_to_open(opening("phone", 2, 8_999)).await.close_code, 4500);
+    assert!(gateway.ask_to_open(opening("phone", 3, 9_000)).await.session_epoch > 0);
+    let restore = json!({"deviceId": "laptop"});
+    assert_eq!(ask(&logic, "/v1/users/alice:restore", restore).await, (200, json!({"restored": 0})));
+    assert!(gateway.ask_to_open(opening("laptop", 4, 0)).await.session_epoch > 0);
+    logic.ready().expect("one damaged row is no trouble of the store");
     logic.stop().await;
 }
 

@@ -32,6 +32,26 @@ async fn told(gateway: &Gateway) -> (String, i64) {
     }
 }
 
+/// A power cut may take a revocation from the store that gateways and schedulers go on carrying.
+#[tokio::test]
+async fn a_restoration_by_name_reaches_gateways_that_know_of_what_the_store_lacks() {
+    let logic = in_memory().await;
+    let gateway = Gateway::attach(&logic, "g1", 1);
+    let lost = logic.context().now();
+    for (asked, device) in [(json!({}), ""), (json!({"deviceId": "phone"}), "phone")] {
+        assert_eq!(ask(&logic, "/v1/users/alice:restore", asked).await, (200, json!({"restored": 0})));
+        let carried = |message: &Down| match message {
+            Down::Revoked(carried) => carried.records.first().cloned(),
+            _ => None,
+        };
+        let record = gateway.hear("a restoration", carried).await;
+        assert!(i64::try_from(record.version).is_ok_and(|version| version >= lost), "it wins: {record:?}");
+        let Some(Record::Revocation(one)) = Record::read(&record) else { panic!("{record:?}") };
+        assert_eq!((one.user_id.as_str(), one.device_id.as_str(), one.not_before_ms), ("alice", device, 0));
+    }
+    logic.stop().await;
+}
+
 #[tokio::test]
 async fn what_was_issued_before_opens_no_session_and_is_told_to_every_gateway() {
     let logic = in_memory().await;

@@ -196,8 +196,32 @@ fn the_index_loses_what_there_is_no_room_for() {
         Record::Revocation(revoked).carried(1, 1_000 + n)
     });
     store.merge(many.collect(), 0);
-    assert_eq!((store.revoked().count(), store.evicted()), (RECORDS_EACH, 1));
+    assert_eq!((store.revoked().count(), store.evicted()), (RECORDS_EACH, [0, 0, 0, 1, 0]));
     assert!(store.revoked().find("0", "d", 0).is_none() && store.revoked().find("1", "d", 0).is_some());
+}
+
+/// All revocations of an hour expire together: whoever is named, the newest is the last that may be lost.
+#[test]
+fn of_those_that_expire_together_the_oldest_goes() {
+    let revocation = |n: u64, version| {
+        let revoked = Revocation { user_id: format!("u{n:06}"), not_before_ms: 1, ..Default::default() };
+        Record::Revocation(revoked).carried(version, 1_000)
+    };
+    let (each, newest) = (RECORDS_EACH as u64, revocation(0, 9_000_000));
+    let older = || (1..=each).map(|n| revocation(n, 1 + n));
+    let mut last = Store::default();
+    last.merge(older().collect(), 0);
+    assert_eq!(last.merge(vec![newest.clone()], 0), std::slice::from_ref(&newest), "it is news");
+    let mut first = Store::default();
+    first.merge(std::iter::once(newest).chain(older()).collect(), 0);
+    for store in [&last, &first] {
+        assert!(store.revoked().find("u000000", "d", 0).is_some());
+        assert!(
+            store.revoked().find("u000001", "d", 0).is_none()
+                && store.revoked().find("u000002", "d", 0).is_some()
+        );
+    }
+    assert_eq!(last.digests(), first.digests(), "in whatever order they came");
 }
 
 #[test]

@@ -163,8 +163,8 @@ async fn records_outlive_a_scheduler_on_its_disk_and_expired_ones_do_not() {
     let fixture = Fixture::start(kept).await;
     let revoked = Record::Revocation(Revocation { user_id: "alice".into(), ..Default::default() });
     let core = &fixture.scheduler.core;
-    let soon = core.clock.wall_ms() + 50;
-    assert!(core.carry_durably(vec![drain("gw-1", 7), revoked.carried(1, soon)]).await);
+    let soon = core.clock.wall_ms() + 500;
+    assert_eq!(core.carry_durably(vec![drain("gw-1", 7), revoked.carried(1, soon)]).await, Ok(true));
     let second = Fixture::try_start(crate::Config { data_dir: data_dir.clone(), ..config() }).await;
     let problem = second.err().map(|error| format!("{:#}", anyhow_chain(&error)));
     assert!(problem.is_some_and(|text| text.contains("another process uses it")));
@@ -180,6 +180,20 @@ async fn records_outlive_a_scheduler_on_its_disk_and_expired_ones_do_not() {
 }
 
 #[tokio::test]
+async fn what_there_is_no_room_for_is_not_answered_as_in_force() {
+    let fixture = Fixture::start(config()).await;
+    let core = &fixture.scheduler.core;
+    let revoked = |user: &str, version| {
+        Record::Revocation(Revocation { user_id: user.into(), ..Default::default() }).carried(version, 0)
+    };
+    let full = (0..RECORDS_EACH).map(|n| revoked(&format!("user-{n}"), 9));
+    assert_eq!(core.carry_durably(full.collect()).await, Ok(true));
+    assert_eq!(core.carry_durably(vec![revoked("older", 8)]).await, Err(NoRoom));
+    assert_eq!(fixture.metric(r#"berth_scheduler_carried_evicted_total{kind="revocation"}"#), 1.0);
+    assert_eq!(core.carry_durably(vec![revoked("newer", 10)]).await, Ok(true));
+}
+
+#[tokio::test]
 async fn a_disk_that_does_not_take_it_does_not_hold_the_answer_up() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let data_dir = directory.path().join("scheduler");
@@ -188,7 +202,7 @@ async fn a_disk_that_does_not_take_it_does_not_hold_the_answer_up() {
     std::fs::create_dir(data_dir.join("carried.new")).expect("made");
     let core = &fixture.scheduler.core;
     let ordered = tokio::time::timeout(5 * DISK, core.carry_durably(vec![drain("gw-1", 7)])).await;
-    assert_eq!(ordered, Ok(false), "in force, and not on disk");
+    assert_eq!(ordered, Ok(Ok(false)), "in force, and not on disk");
     assert_eq!(core.carried.read(|store| store.count(kind::DRAIN)), 1);
 }
 

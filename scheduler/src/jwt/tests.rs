@@ -51,6 +51,36 @@ fn our_own_tokens_pass_until_they_expire() {
 }
 
 #[test]
+fn where_an_audience_or_an_issuer_is_expected_tokens_for_others_and_of_others_are_refused() {
+    let audience = || JwtExpected { audience: "chat".to_owned(), ..JwtExpected::default() };
+    let issuer = || JwtExpected { issuer: "https://id".to_owned(), ..JwtExpected::default() };
+    for (expected, says, passes) in [
+        (JwtExpected::default(), r#""aud":["other"],"iss":7"#, true),
+        (audience(), r#""aud":"chat""#, true),
+        (audience(), r#""aud":["other","chat"],"iss":"anybody""#, true),
+        (audience(), r#""aud":"Chat""#, false),
+        (audience(), r#""aud":["other"]"#, false),
+        (audience(), r#""aud":[]"#, false),
+        (audience(), r#""aud":7"#, false),
+        (audience(), r#""iss":"chat""#, false),
+        (issuer(), r#""iss":"https://id""#, true),
+        (issuer(), r#""iss":"https://id/""#, false),
+        (issuer(), r#""iss":["https://id"]"#, false),
+        (issuer(), r#""aud":"https://id""#, false),
+    ] {
+        let token = forge(r#"{"alg":"HS256"}"#, &format!(r#"{{"sub":"alice","exp":2000000000,{says}}}"#));
+        let verified = secret_keys().verify_expected(&token, &expected, NOW);
+        assert_eq!(verified.is_ok(), passes, "{expected:?} {says}: {verified:?}");
+    }
+    let both = JwtExpected { issuer: "https://id".to_owned(), ..audience() };
+    let own = sign_expected_token(SECRET, &both, "alice", Duration::from_secs(60), NOW);
+    assert!(secret_keys().verify_expected(&own, &both, NOW).is_ok());
+    let bare = sign_user_token(SECRET, "alice", Duration::from_secs(60), NOW);
+    let refused = secret_keys().verify_expected(&bare, &both, NOW).err().map(|error| error.to_string());
+    assert!(refused.is_some_and(|text| text.contains("auth.jwt_audience")));
+}
+
+#[test]
 fn tokens_of_a_jwks_pass() {
     for token in [RSA_TOKEN, ED_TOKEN] {
         let user = jwks().verify(token, NOW).expect("signed by openssl");

@@ -158,7 +158,7 @@ async fn a_place_is_kept_for_who_is_moved_and_a_busy_gateway_gets_nobody() {
     let lives_ms = answer.ticket_expires_at_ms - asked_ms;
     assert!(lives_ms >= fixture.scheduler.core.ticket_ttl_ms + 60_000, "he is told to wait: {lives_ms}");
     let verifier = TicketVerifier::new(&[TicketSigner::from_secret(TICKET_KEY).public_key()]);
-    let ticket = verifier.verify(&answer.ticket, answer.ticket_expires_at_ms - 1).expect("genuine");
+    let ticket = verifier.genuine(&answer.ticket).expect("genuine");
     assert!(!ticket.gateway_ids.is_empty() && !ticket.elsewhere);
     assert_eq!((ticket.platform.as_str(), ticket.app_version.as_str()), ("ios", "7.3.1"));
     assert_eq!(fixture.scheduler.core.pending_len(), 1);

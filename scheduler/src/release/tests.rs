@@ -216,7 +216,7 @@ async fn a_guard_stops_its_rule_by_itself_and_a_restart_keeps_it() {
     let (_, state) = admin(&fixture, "GET", "/policy", Value::Null).await;
     let reason = state["rules"][0]["stopped"]["reason"].as_str().unwrap_or_default();
     assert!(reason.starts_with("connect failures: 20.00% (20 of 100) against 0.00% (0 of 100)"), "{state}");
-    fixture.scheduler.core.carry_durably(Vec::new()).await;
+    fixture.scheduler.core.carry_durably(Vec::new()).await.expect("nothing");
     drop((stable_gateway, canary_gateway));
     let (_, before) = admin(&fixture, "GET", "/policy/history", Value::Null).await;
     fixture.stop().await;
@@ -254,7 +254,7 @@ async fn a_file_with_another_text_under_the_version_agreed_on_is_not_put_in_forc
     };
     let agreed = policy(5, RULE);
     let fixture = Fixture::start(config()).await;
-    fixture.scheduler.core.carry_durably(vec![carried(5, &agreed, "bob")]).await;
+    fixture.scheduler.core.carry_durably(vec![carried(5, &agreed, "bob")]).await.expect("room");
     assert_eq!(in_force(&fixture).1, agreed);
     fixture.stop().await;
     let again = Fixture::start(config()).await;
@@ -273,7 +273,7 @@ async fn a_restart_puts_no_file_in_force_that_would_be_refused() {
     let agreed = policy(5, RULE);
     std::fs::write(&path, policy(5, "")).expect("written");
     let fixture = Fixture::start(config(true)).await;
-    fixture.scheduler.core.carry_durably(vec![carried(5, &agreed, "bob")]).await;
+    fixture.scheduler.core.carry_durably(vec![carried(5, &agreed, "bob")]).await.expect("room");
     fixture.stop().await;
     let longer = format!("{agreed}# a longer text\n");
     for (kept, file) in [

@@ -3,13 +3,13 @@
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use berth_proto::{
     carry::Record,
-    ticket::TicketSigner,
-    wire::{Carried, RedirectAnswer, Revocation, ToScheduler, from_scheduler, to_scheduler},
+    ticket::{TicketSigner, key_tag},
+    wire::{Carried, RedirectAnswer, RedirectAsk, Revocation, ToScheduler, from_scheduler, to_scheduler},
 };
 
 use super::{answer_to, redirect_ask};
 use crate::{
-    Config, JwksFile, JwtKeys,
+    Config, JwksFile, JwtExpected, JwtKeys, sign_expected_token,
     testing::{self, Fixture, TICKET_KEY, config, eventually, report},
 };
 
@@ -28,6 +28,51 @@ async fn while_a_key_is_changed_gateways_are_told_each_that_any_scheduler_may_si
     let short =
         Fixture::try_start(Config { other_ticket_keys: vec![vec![1; 31]], ..testing::config() }).await.err();
     assert!(short.is_some_and(|error| error.to_string().contains("has 31 bytes")));
+}
+
+#[tokio::test]
+async fn a_token_for_another_service_is_not_scheduled() {
+    let jwt_expected = JwtExpected { audience: "chat".to_owned(), ..JwtExpected::default() };
+    let fixture = Fixture::start(Config { jwt_expected: jwt_expected.clone(), ..config() }).await;
+    let _gateway = fixture.gateway(report("gw-1")).await;
+    let ask = async |expected: &JwtExpected| {
+        let now_ms = fixture.scheduler.core.clock.wall_ms();
+        let hour = std::time::Duration::from_secs(3_600);
+        let token = sign_expected_token(testing::SECRET, expected, "alice", hour, now_ms);
+        let bearer = format!("Bearer {token}");
+        fixture.post("/v1/schedule", &[("authorization", &bearer)], r#"{"deviceId":"d"}"#).await.status
+    };
+    assert_eq!((ask(&jwt_expected).await, ask(&JwtExpected::default()).await), (200, 401));
+}
+
+#[tokio::test]
+async fn a_key_that_leaked_is_told_and_whoever_came_with_it_gets_no_ticket_of_another() {
+    let leaked = b"a key that leaked, it has 32 bytes".to_vec();
+    let config = || Config { void_ticket_keys: vec![leaked.clone()], ..config() };
+    let fixture = Fixture::start(config()).await;
+    let gateway = fixture.gateway(report("gw-1")).await;
+    let public_key = TicketSigner::from_secret(&leaked).public_key();
+    let from_scheduler::Message::Keys(keys) = &gateway.heard()[0] else { panic!("the keys first") };
+    assert_eq!(keys.void_keys, [public_key.to_vec()]);
+    let tag = key_tag(&public_key);
+    let question = |ticket_key| RedirectAsk { ticket_key, ..redirect_ask() };
+    assert_eq!(answer_to(&gateway, question(tag)).await, RedirectAnswer { handle: 77, ..Default::default() });
+    for other in [0, tag ^ 1] {
+        assert!(!answer_to(&gateway, question(other)).await.ticket.is_empty());
+    }
+    let both = Fixture::try_start(Config { other_ticket_keys: vec![leaked.clone()], ..config() }).await.err();
+    assert!(both.is_some_and(|error| error.to_string().contains("auth.ticket_key_void is")));
+}
+
+#[tokio::test]
+async fn who_says_that_he_signed_in_tomorrow_gets_no_ticket() {
+    let fixture = Fixture::start(config()).await;
+    let gateway = fixture.gateway(report("gw-1")).await;
+    let now_ms = fixture.scheduler.core.clock.wall_ms();
+    for (ahead_ms, sent_on) in [(30_000, true), (86_400_000, false)] {
+        let question = RedirectAsk { auth_issued_at_ms: now_ms + ahead_ms, ..redirect_ask() };
+        assert_eq!(!answer_to(&gateway, question).await.ticket.is_empty(), sent_on, "{ahead_ms} ms ahead");
+    }
 }
 
 #[tokio::test]

@@ -150,6 +150,24 @@ async fn an_expired_ticket_means_a_new_schedule() {
     let _peer = welcomed(&fake, "second").await;
 }
 
+/// A gateway does not know the key of a ticket that a scheduler has just made: that says nothing of the user.
+#[tokio::test]
+async fn a_ticket_that_a_scheduler_gave_and_a_gateway_refuses_with_4005_means_a_new_schedule() {
+    for kind in Kind::ALL {
+        let fake = Fake::start().await;
+        let (_client, mut events) = Client::start(fake.options(kind)).await.expect("starts");
+        for ticket in ["ticket", "second"] {
+            let mut peer = fake.accept().await;
+            assert_eq!(peer.hello().await.ticket, ticket);
+            fake.change(|answer| answer.ticket = if ticket == "ticket" { "second" } else { "third" }.into());
+            peer.disconnect(close_code(4005)).await;
+            check_disconnected(&mut events, Some(4005)).await;
+        }
+        let _peer = welcomed(&fake, "third").await;
+        assert_eq!(fake.answered(), 3);
+    }
+}
+
 #[tokio::test]
 async fn codes_of_4500_and_above_stop() {
     for (kind, code) in Kind::ALL.into_iter().zip([4504, 4500, 4999]) {

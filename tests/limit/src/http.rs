@@ -129,7 +129,7 @@ mod tests {
         assert!(head.starts_with("HTTP/1.1 200"), "{head}");
         assert_eq!(scheduled["endpoints"][0]["url"], "ws://h:1/v1/ws");
         let verifier = TicketVerifier::new(&[signer.public_key()]);
-        let ticket = verifier.verify(scheduled["ticket"].as_str().expect("a text"), 6).expect("genuine");
+        let ticket = verifier.genuine(scheduled["ticket"].as_str().expect("a text")).expect("genuine");
         assert_eq!((ticket.user_id.as_str(), ticket.device_id.as_str()), ("alice", "d"));
         assert!(ask("/v1/schedule", None, "{}").0.starts_with("HTTP/1.1 401"));
         assert!(ask("/v1/nothing", None, "{}").0.starts_with("HTTP/1.1 404"));

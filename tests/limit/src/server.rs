@@ -244,7 +244,10 @@ impl Server {
         let user = self.connections.get(place).and_then(Option::as_ref).and_then(|c| c.user);
         match (frame, user) {
             (client_frame::Frame::Hello(hello), None) => {
-                let Ok(ticket) = self.verifier.verify(&hello.ticket, now_ms()) else { return false };
+                let Ok(ticket) = self.verifier.genuine(&hello.ticket) else { return false };
+                if ticket.expires_at_ms <= now_ms() {
+                    return false;
+                }
                 let user = self.city.user(&ticket.user_id);
                 self.city.connect(user, place);
                 if let Some(Some(connection)) = self.connections.get_mut(place) {

@@ -3,19 +3,19 @@
 
 use std::{
     sync::{
-        Arc, RwLock,
+        Arc, Mutex, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use anyhow::Context;
-use berth_proto::schedule::ScheduleAnswer;
+use berth_proto::{schedule::ScheduleAnswer, wire::Ticket};
 use berth_tests::{
     TestResult, bail,
-    device::{Device, gateway_of, schedule_with},
+    device::{Device, gateway_of, hello, schedule_with},
     ensure, figure, fresh,
-    raw::Transport,
+    raw::{Raw, Transport},
     server::{Role, SCHEDULERS, Server},
     tokens::{self, JWT_SECRET, TICKET_KEY, now_ms, user_signed},
     wait,
@@ -146,6 +146,91 @@ async fn keys_are_changed_and_nobody_is_refused() -> TestResult {
     let old = user_signed("u", now_ms(), JWT_SECRET);
     let answer = schedule_with(&server.at.scheduler, &old, &json!({"deviceId": "d"})).await?;
     ensure!(answer.status == 401, "the old secret is good for nothing any more");
+    Ok(())
+}
+
+/// A thief has the ticket key: for him users are signed in for ever, and from when he likes.
+struct Thief {
+    gateways: Vec<String>,
+    /// What he was told last.
+    told: Mutex<String>,
+    over: AtomicBool,
+}
+
+impl Thief {
+    fn forge(gateway: &str) -> String {
+        let now_ms = now_ms();
+        let (hour_ms, year_ms) = (3_600_000, 365 * 86_400_000);
+        tokens::sign_with(
+            TICKET_KEY,
+            &Ticket {
+                expires_at_ms: now_ms + hour_ms,
+                auth_expires_at_ms: now_ms + 70 * year_ms,
+                auth_issued_at_ms: now_ms,
+                ..tokens::ticket(&fresh("victim"), "d", gateway)
+            },
+        )
+    }
+
+    /// Strays with forged tickets all the time; what tickets he is given for them.
+    async fn strays(self: Arc<Self>) -> anyhow::Result<Vec<String>> {
+        let mut given = Vec::new();
+        while !self.over.load(Ordering::Relaxed) {
+            for gateway in &self.gateways {
+                let mut raw = Raw::connect(Transport::Tcp, gateway).await?;
+                raw.send(hello(&Self::forge("elsewhere"), "d")).await?;
+                let disconnect = raw.ending().await?.disconnect.unwrap_or_default();
+                given.extend(Some(disconnect.ticket).filter(|ticket| !ticket.is_empty()));
+                *self.told.lock().expect("nobody panics with it") = disconnect.reason;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(given)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_that_was_made_with_a_ticket_key_that_leaked_is_good_once_it_is_void() -> TestResult {
+    let mut server = Server::start(options()).await?;
+    let thief = Arc::new(Thief {
+        gateways: server.at.gateways.clone(),
+        told: Mutex::default(),
+        over: AtomicBool::new(false),
+    });
+    let mut connected =
+        Device::connect_to(&server.at.gateways[0], Transport::Tcp, &Thief::forge("gw-1"), "d").await?;
+    let straying = tokio::spawn(Arc::clone(&thief).strays());
+    tokio::time::sleep(10 * PAUSE).await;
+    let before = thief.told.lock().expect("nobody panics with it").clone();
+    restart(&mut server, 0, &[("BERTH_AUTH__TICKET_KEY_NEXT", NEW_TICKET_KEY)]).await?;
+    let second = [
+        ("BERTH_AUTH__TICKET_KEY", NEW_TICKET_KEY),
+        ("BERTH_AUTH__TICKET_KEY_VOID", TICKET_KEY),
+        ("BERTH_AUTH__TICKET_KEY_NEXT", ""),
+    ];
+    restart(&mut server, 1, &second).await?;
+    let ending = connected.ending().await?;
+    ensure!(ending.code(Transport::Tcp)? == 4005, "who was connected with it: {ending:?}");
+    thief.over.store(true, Ordering::Relaxed);
+    let mut tickets = straying.await??;
+    let given = tickets.len();
+    ensure!(given > 0, "he got some before, when he was told {before:?}");
+    tickets.extend(["gw-1", "gw-2", "elsewhere"].map(Thief::forge));
+    for (place, ticket) in tickets.iter().enumerate() {
+        for gateway in &server.at.gateways {
+            let mut raw = Raw::connect(Transport::Tcp, gateway).await?;
+            raw.send(hello(ticket, "d")).await?;
+            let ending = raw.ending().await?;
+            ensure!(ending.code(Transport::Tcp)? == 4005, "ticket {place} of {given} given: {ending:?}");
+        }
+    }
+    figure(&format!("a leaked ticket key is void: {given} tickets were obtained with it, none is good"));
+    let token = tokens::user(&fresh("alice"));
+    let answer = schedule_with(&server.at.scheduler, &token, &json!({"deviceId": "d"})).await?;
+    ensure!(answer.status == 200, "{} {}", answer.status, answer.body);
+    let answer: ScheduleAnswer = answer.json()?;
+    let gateway = gateway_of(&answer, Transport::Tcp)?;
+    Device::connect_to(&gateway, Transport::Tcp, &answer.ticket, "d").await?.heartbeat().await?;
     Ok(())
 }
 

@@ -53,6 +53,21 @@ impl FakeScheduler {
         }
     }
 
+    /// The key that it signs with leaked: every gateway is told that it is void, and another one.
+    pub fn own_key_is_void(&self) {
+        let other = TicketSigner::from_secret(b"a test's other secret, 32 bytes.");
+        let keys = TicketKeys {
+            public_keys: vec![other.public_key().to_vec()],
+            void_keys: vec![self.signer.public_key().to_vec()],
+            ..TicketKeys::default()
+        };
+        let down = self.state.lock().expect("no panic").down.clone();
+        for link in down {
+            let message = Some(from_scheduler::Message::Keys(keys.clone()));
+            link.send(vec![FromScheduler { message }]).expect("taken");
+        }
+    }
+
     pub fn away(&self, away: bool) {
         self.state.lock().expect("no panic").away = away;
     }

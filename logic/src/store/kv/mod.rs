@@ -23,8 +23,8 @@ use self::{
     writer::Writer,
 };
 use super::{
-    Ack, Changed, Committed, Conversation, Cursor, Cut, Due, Group, Limits, Marked, Page, Revocation, Sliced,
-    Spread, Store, StoreError, Swept, Unspread,
+    Ack, Changed, Committed, Conversation, Cursor, Cut, Due, Group, Limits, Marked, Page, RecentRevocations,
+    Restored, Revocation, Sliced, Spread, Store, StoreError, Swept, Unspread,
 };
 use crate::{
     kv::{Batch, Durability, Kv, KvError, Recent, Txn, decode, last_number},
@@ -297,19 +297,18 @@ impl Store for KvStore {
         Ok(now)
     }
 
-    async fn restore(
-        &self,
-        user: &str,
-        device: Option<&str>,
-        now_ms: i64,
-    ) -> Result<Vec<Revocation>, StoreError> {
+    async fn restore(&self, user: &str, device: Option<&str>, now_ms: i64) -> Result<Restored, StoreError> {
         let _writer = self.writer.turn();
         let mut txn = self.begin();
-        let mut there = revoked::all_of(txn.before(), user)?;
-        there.retain(|one| one.not_before_ms > 0 && device.is_none_or(|device| one.device == device));
-        let restored = there.into_iter().map(|one| revoked::restore(&mut txn, one, now_ms)).collect();
+        let mut there = match device {
+            Some(device) => vec![revoked::named(txn.before(), user, device)?],
+            None => revoked::all_of(txn.before(), user)?,
+        };
+        there.retain(|one| one.not_before_ms > 0 || device.is_some());
+        let in_force = there.iter().filter(|one| one.not_before_ms > 0).count();
+        let now = there.into_iter().map(|one| revoked::restore(&mut txn, one, now_ms)).collect();
         txn.commit(Durability::Buffered)?;
-        Ok(restored)
+        Ok(Restored { in_force, now })
     }
 
     async fn revocations(&self, user: &str) -> Result<Vec<Revocation>, StoreError> {
@@ -323,7 +322,7 @@ impl Store for KvStore {
         who.iter().map(|(user, device)| Ok(revoked::of(&*view, user, device)?)).collect()
     }
 
-    async fn recent_revocations(&self, since_ms: i64, limit: usize) -> Result<Vec<Revocation>, StoreError> {
+    async fn recent_revocations(&self, since_ms: i64, limit: usize) -> Result<RecentRevocations, StoreError> {
         revoked::recent(&*self.kv.view(), since_ms, limit).map_err(StoreError::from)
     }
 

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     kv::{Direction, KvError, Txn, View, decode},
-    store::Revocation,
+    store::{RecentRevocations, Revocation},
 };
 
 fn get(view: &dyn View, user: &str, device: &str) -> Result<Option<Revocation>, KvError> {
@@ -32,8 +32,30 @@ pub(super) fn all_of(view: &dyn View, user: &str) -> Result<Vec<Revocation>, KvE
     Ok(found)
 }
 
+/// That of a user or of one of his devices, there or not. One that cannot be read is as if it were not there: whoever names it mends it.
+pub(super) fn named(view: &dyn View, user: &str, device: &str) -> Result<Revocation, KvError> {
+    let (user_id, device_id) = (user.to_owned(), device.to_owned());
+    let none = Revocation {
+        user: user_id,
+        device: device_id,
+        not_before_ms: 0,
+        reason: String::new(),
+        changed_ms: 0,
+    };
+    Ok(readable(get(view, user, device))?.flatten().unwrap_or(none))
+}
+
+/// None: what is there does not decode.
+fn readable<T>(read: Result<T, KvError>) -> Result<Option<T>, KvError> {
+    match read {
+        Ok(there) => Ok(Some(there)),
+        Err(error) if error.action == KvError::DECODE => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Those that changed last, newest first.
-pub(super) fn recent(view: &dyn View, since_ms: i64, limit: usize) -> Result<Vec<Revocation>, KvError> {
+pub(super) fn recent(view: &dyn View, since_ms: i64, limit: usize) -> Result<RecentRevocations, KvError> {
     let (from, all) = (row::revoked_since(since_ms), row::revoked_changes());
     let mut keys = Vec::new();
     if limit > 0 {
@@ -42,14 +64,20 @@ pub(super) fn recent(view: &dyn View, since_ms: i64, limit: usize) -> Result<Vec
             Ok(go_on(keys.len() < limit))
         })?;
     }
-    let row = |key: Vec<u8>| view.get(STATE, &key)?.map(decode::<RevokedRow>).transpose();
-    keys.into_iter().filter_map(|key| row(key).transpose()).map(|row| row.map(RevokedRow::into)).collect()
+    let (mut found, mut damaged) = (Vec::new(), 0);
+    for key in keys {
+        match readable(view.get(STATE, &key)?.map(decode::<RevokedRow>).transpose())? {
+            Some(row) => found.extend(row.map(Revocation::from)),
+            None => damaged += 1,
+        }
+    }
+    Ok(RecentRevocations { found, damaged })
 }
 
-/// Writes it; what is there and voids more goes on to void it.
+/// Writes it; what is there and voids more goes on to void it. What is there and cannot be read is written over: it refuses everybody.
 pub(super) fn put(txn: &mut Txn<'_>, mut revocation: Revocation) -> Result<Revocation, KvError> {
     let (user, device) = (revocation.user.clone(), revocation.device.clone());
-    if let Some(there) = txn.message::<RevokedRow>(STATE, row::revoked(&user, &device).bytes())? {
+    if let Some(there) = readable(get(txn.before(), &user, &device))?.flatten() {
         revocation.not_before_ms = revocation.not_before_ms.max(there.not_before_ms);
         revocation.changed_ms = revocation.changed_ms.max(there.changed_ms + 1);
         txn.remove(STATE, row::revoked_change(there.changed_ms, &user, &device));

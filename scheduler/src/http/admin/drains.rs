@@ -116,7 +116,7 @@ pub(super) async fn start(core: &Core, asked: &Asked) -> Result<Value, Refusal> 
     };
     tracing::info!(gateway = drain.gateway_id, by = drain.by, "an operator drains a gateway");
     let version = version_after(before, now_ms);
-    let on_disk = kept(core, vec![Record::Drain(drain.clone()).carried(version, 0)]).await;
+    let on_disk = kept(core, vec![Record::Drain(drain.clone()).carried(version, 0)]).await?;
     Ok(json!({ "drain": shown(core, version, drain), "onDisk": on_disk }))
 }
 
@@ -139,7 +139,7 @@ pub(super) async fn stop(core: &Core, asked: &Asked) -> Result<Value, Refusal> {
     let stopped = Drain { active: false, by, ..drain };
     tracing::info!(gateway = stopped.gateway_id, by = stopped.by, "an operator lets a gateway serve again");
     let version = version_after(Some((version, stopped.clone())), core.clock.wall_ms());
-    let on_disk = kept(core, vec![Record::Drain(stopped).carried(version, 0)]).await;
+    let on_disk = kept(core, vec![Record::Drain(stopped).carried(version, 0)]).await?;
     Ok(json!({ "gatewayId": gateway_id, "onDisk": on_disk }))
 }
 

@@ -158,7 +158,7 @@ async fn put(core: &Core, text: &str, by: &str, note: &str) -> Result<Value, Ref
         Refused::Broken(error) => Refusal::InvalidArgument(error.to_string()),
         refused => Refusal::Conflict(refused.to_string()),
     })?;
-    let on_disk = kept(core, Vec::new()).await;
+    let on_disk = kept(core, Vec::new()).await?;
     let policy = taken.policy();
     Ok(json!({
         "taken": matches!(taken, Taken::New(_)),
@@ -192,7 +192,7 @@ pub(super) async fn resume(core: &Core, asked: &Asked) -> Result<Value, Refusal>
     let Resume { rule_id, by } = asked.json()?;
     words("by", &by)?;
     let record = core.resumption(&rule_id, &by).map_err(Refusal::Conflict)?;
-    let on_disk = kept(core, vec![record]).await;
+    let on_disk = kept(core, vec![record]).await?;
     let policy = core.policy.load();
     // Somebody may have been faster: its guard again, or another policy.
     let percent = policy.gray.iter().find(|rule| rule.id == rule_id).and_then(|rule| match rule.takes {
@@ -203,8 +203,9 @@ pub(super) async fn resume(core: &Core, asked: &Asked) -> Result<Value, Refusal>
 }
 
 /// Whether everything that is carried, these records too, is on this scheduler's disk, and in its history there.
-pub(super) async fn kept(core: &Core, records: Vec<CarriedRecord>) -> bool {
-    core.carry_durably(records).await && core.history.on_disk()
+pub(super) async fn kept(core: &Core, records: Vec<CarriedRecord>) -> Result<bool, Refusal> {
+    let kept = core.carry_durably(records).await.map_err(|error| Refusal::Conflict(error.to_string()))?;
+    Ok(kept && core.history.on_disk())
 }
 
 fn words(field: &str, text: &str) -> Result<(), Refusal> {
