@@ -20,13 +20,14 @@ pub(crate) struct Asking {
     among: AtomicU64,
 }
 
-impl Default for Asking {
-    fn default() -> Self {
-        Self { from: AtomicUsize::new(0), among: AtomicU64::new(u64::MAX) }
-    }
-}
-
 impl Asking {
+    /// Each boot begins with another scheduler, or after a mass restart all gateways would ask one.
+    pub(crate) fn new(boot: u64) -> Self {
+        // Whoever asks takes the remainder by the schedulers that there are.
+        let from = usize::try_from(boot).unwrap_or_default();
+        Self { from: AtomicUsize::new(from), among: AtomicU64::new(u64::MAX) }
+    }
+
     pub(crate) fn whom(&self, purpose: MovePurpose) -> Whom {
         let among = if purpose == MovePurpose::Home { self.among.load(Relaxed) } else { u64::MAX };
         (among, self.from.load(Acquire))
@@ -59,7 +60,7 @@ mod tests {
 
     #[test]
     fn who_lets_a_question_lie_is_stepped_over_once() {
-        let asking = Asking::default();
+        let asking = Asking::new(0);
         let from = || asking.whom(MovePurpose::Stray).1;
         asking.took(asking.whom(MovePurpose::Stray), 0);
         // Three had asked it by then.
@@ -75,8 +76,18 @@ mod tests {
     }
 
     #[test]
+    fn gateways_begin_with_different_schedulers() {
+        let first = |boot| Asking::new(boot).whom(MovePurpose::Stray).1 % 3;
+        assert_eq!([6, 7, 8, u64::MAX].map(first), [0, 1, 2, 0]);
+        let asking = Asking::new(7);
+        asking.took(asking.whom(MovePurpose::Stray), 1);
+        asking.silent(1);
+        assert_eq!(asking.whom(MovePurpose::Stray).1, 2, "its first question counts like any other");
+    }
+
+    #[test]
     fn where_users_belong_is_asked_of_those_who_agree_on_it() {
-        let asking = Asking::default();
+        let asking = Asking::new(0);
         assert_eq!(asking.whom(MovePurpose::Home).0, u64::MAX);
         asking.among(0b10);
         let among =

@@ -1,4 +1,4 @@
-//! How clients fare at this gateway, counted since its boot: what the guards of gray rules compare pools by.
+//! How clients fare at this gateway, counted since its boot: what the guards of gray rules compare pools by, and what pauses moves.
 //!
 //! What a client does to itself is not counted: a false ticket, a bad hello, more connections than it may have. Nor is a
 //! connection that never said a word: load balancers look so.
@@ -13,6 +13,7 @@ use crate::metrics::Closed;
 #[derive(Default)]
 pub(crate) struct Health {
     connects_failed: AtomicU64,
+    connects_lost: AtomicU64,
     welcomed: AtomicU64,
     sessions_ended: AtomicU64,
     ended: [AtomicU64; Abnormal::COUNT],
@@ -46,19 +47,17 @@ impl Abnormal {
 
 impl Health {
     /// A connection that had shown what it speaks ended before its welcome, and not to wait for its turn. It failed if we ended
-    /// it for no fault of its own, or it went.
-    pub(crate) fn not_welcomed(&self, how: Closed) {
-        let failed = matches!(
-            how,
-            Closed::Internal
-                | Closed::Overloaded
-                | Closed::HandshakeTimeout
-                | Closed::SlowConsumer
-                | Closed::Client
-                | Closed::Lost
-        );
+    /// it for no fault of its own, or it went. `genuine`: it had shown a genuine ticket. Anybody can come and go without one, so of
+    /// such only what we ended ourselves counts for the pauses of moves.
+    pub(crate) fn not_welcomed(&self, how: Closed, genuine: bool) {
+        let ours = matches!(how, Closed::Internal | Closed::Overloaded);
+        let failed = ours
+            || matches!(how, Closed::HandshakeTimeout | Closed::SlowConsumer | Closed::Client | Closed::Lost);
         if failed {
             self.connects_failed.fetch_add(1, Relaxed);
+        }
+        if ours || failed && genuine {
+            self.connects_lost.fetch_add(1, Relaxed);
         }
     }
 
@@ -90,6 +89,7 @@ impl Health {
         let ended = |how: Abnormal| self.ended[how as usize].load(Relaxed);
         GatewayHealth {
             connects_failed: self.connects_failed.load(Relaxed),
+            connects_lost: self.connects_lost.load(Relaxed),
             welcomed: self.welcomed.load(Relaxed),
             sessions_ended: self.sessions_ended.load(Relaxed),
             ended_internal: ended(Abnormal::Internal),
@@ -116,12 +116,18 @@ mod tests {
             Closed::Moved,
             Closed::Draining,
         ];
-        own.into_iter().for_each(|how| health.not_welcomed(how));
+        own.into_iter().for_each(|how| health.not_welcomed(how, true));
         assert_eq!(health.report().connects_failed, 0);
         [Closed::Overloaded, Closed::Client, Closed::Lost, Closed::HandshakeTimeout]
             .into_iter()
-            .for_each(|how| health.not_welcomed(how));
-        assert_eq!(health.report().connects_failed, 4);
+            .for_each(|how| health.not_welcomed(how, false));
+        let without = health.report();
+        assert_eq!((without.connects_failed, without.connects_lost), (4, 1), "4009 is ours");
+        [Closed::Overloaded, Closed::Client, Closed::Lost, Closed::SlowConsumer]
+            .into_iter()
+            .for_each(|how| health.not_welcomed(how, true));
+        let with = health.report();
+        assert_eq!((with.connects_failed, with.connects_lost), (8, 5));
         [
             Closed::Client,
             Closed::Kicked,

@@ -172,7 +172,7 @@ impl Session {
             Negotiated::Incomplete => return None,
             Negotiated::Refused => {
                 if surplus {
-                    cx.env.metrics.health.not_welcomed(Closed::Overloaded);
+                    cx.env.metrics.health.not_welcomed(Closed::Overloaded, false);
                 }
                 self.finish(cx, Closed::Http);
             }
@@ -452,7 +452,7 @@ impl Session {
                 arriving.end(cx);
                 cx.env.metrics.handshakes_failed.one(how);
                 if self.wire != Wire::Unknown && !in_line {
-                    cx.env.metrics.health.not_welcomed(how);
+                    cx.env.metrics.health.not_welcomed(how, arriving.genuine());
                 }
             }
             Stage::Identified(session) => {

@@ -178,7 +178,7 @@ impl Shared {
             // What changed while this gateway was away nobody tells it.
             placed_ms: AtomicI64::new(clock.now().wall_ms + PLACED_MARGIN_MS),
             homes_ms: AtomicI64::new(0),
-            asking: Asking::default(),
+            asking: Asking::new(boot),
             moves: Mutex::default(),
             spread_ms: AtomicU32::new(STOP_SPREAD_MS),
             connections: AtomicU64::new(0),

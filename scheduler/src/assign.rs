@@ -106,7 +106,9 @@ impl Core {
         });
         if terms.ask != Ask::Renew {
             let (user_id, device_id) = (request.user_id, request.client.device_id);
-            let place = Place { gateway: ranked[0], user_id, device_id, schedule_id, wait_ms, moved };
+            // What a gateway says of one that it sends on is not what that one could not reach.
+            let failed = if terms.ask == Ask::SentOn { &[] } else { request.failed };
+            let place = Place { gateway: ranked[0], user_id, device_id, schedule_id, wait_ms, moved, failed };
             self.assigned(&fleet, place);
         }
         self.metrics.decision(decision.pool, decision.reason);

@@ -80,6 +80,11 @@ impl Moving {
         self.strained.load().get(gateway_id).cloned()
     }
 
+    /// Some of the gateways that nobody should be moved to now, at most so many.
+    pub fn some_strained(&self, most: usize) -> Vec<String> {
+        self.strained.load().keys().take(most).cloned().collect()
+    }
+
     /// Why nobody should be moved now, if so: those who were told to go do not arrive.
     pub fn hold(&self) -> Option<String> {
         lock(&self.arrivals).hold()

@@ -12,7 +12,7 @@ use tracing::debug;
 use crate::{
     assign::{NotAssigned, Terms},
     core::{Ask, Core},
-    decide::{Decision, NoGateway, Request, may_take},
+    decide::{Decision, MAX_FAILED, NoGateway, Request, may_take},
     fleet::{Dimension, Fleet, Gateway, Profile},
     jwt::CLOCK_LEEWAY_MS,
     moving::plan::{Band, Filled},
@@ -26,12 +26,38 @@ const BUSY: f64 = 0.9;
 /// A gateway does not know what its clients measured.
 static NOT_MEASURED: BTreeMap<String, u32> = BTreeMap::new();
 
+/// How often it is decided for one question: one gateway after the other may be found busy.
+const TRIES: usize = 4;
+
 /// Why a connection is not moved.
 enum Unmoved {
     /// It is well where it is.
     Stays,
     /// Nobody should be moved now.
     Held(String),
+    /// Nobody should be moved to that gateway now; another one like it may do.
+    Spared(Spared),
+}
+
+impl Unmoved {
+    fn answer(self, handle: u64) -> RedirectAnswer {
+        let nowhere = RedirectAnswer { handle, ..RedirectAnswer::default() };
+        match self {
+            Self::Stays => RedirectAnswer { stay: true, ..nowhere },
+            Self::Held(hold) | Self::Spared(Spared { reason: hold, .. }) => {
+                RedirectAnswer { hold, ..nowhere }
+            }
+        }
+    }
+}
+
+/// A gateway that a connection would be moved to, were it not for how that one is.
+struct Spared {
+    gateway_id: String,
+    reason: String,
+    /// Of the decision: for one gateway's sake nobody is moved to another pool or out of his home.
+    pool: String,
+    elsewhere: bool,
 }
 
 /// Where the client belongs, with a fresh ticket; without endpoints when there is no such place, or it is to stay. It is
@@ -48,7 +74,6 @@ pub(crate) fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> Redi
     let transports: Vec<String> =
         Some(&ask.transport).filter(|name| !name.is_empty()).cloned().into_iter().collect();
     let leaves = [gateway_id.to_owned()];
-    let request = request(ask, &transports, &leaves);
     let terms = Terms {
         transports: &transports,
         rtt_ms: &NOT_MEASURED,
@@ -61,12 +86,17 @@ pub(crate) fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> Redi
         moved: connected(ask),
         runs: [&ask.platform, &ask.app_version],
     };
-    let asked = request.clone();
-    let judge = |fleet: &Fleet, policy: &Policy, decision: &Decision<'_>| {
-        let unknown = |pool: &str| may_take(policy, &asked, pool);
-        judge(core, fleet, decision, Where { here, unknown: &unknown }, ask)
+    let place = |failed: &[String], spared: Option<&Spared>| {
+        let request = request(ask, &transports, failed);
+        let asked = request.clone();
+        core.assign_if(request, &terms, |fleet, policy, decision| {
+            let unknown = |pool: &str| may_take(policy, &asked, pool);
+            let anew = spared.map(|spared| Anew { spared, failed });
+            judge(core, fleet, decision, Where { here, unknown: &unknown, anew }, ask)
+        })
     };
-    match core.assign_if(request, &terms, judge) {
+    let goes_away = matches!(ask.purpose(), MovePurpose::Drain | MovePurpose::Rebalance);
+    match spare(core, if goes_away { &leaves } else { &[] }, place) {
         Ok(Ok(assigned)) => RedirectAnswer {
             handle: ask.handle,
             endpoints: assigned.endpoints.into_iter().map(Into::into).collect(),
@@ -74,19 +104,37 @@ pub(crate) fn redirect(core: &Core, gateway_id: &str, ask: &RedirectAsk) -> Redi
             ticket_expires_at_ms: assigned.expires_at_ms,
             ..RedirectAnswer::default()
         },
-        Ok(Err(Unmoved::Stays)) => RedirectAnswer { stay: true, ..nowhere },
-        Ok(Err(Unmoved::Held(hold))) => RedirectAnswer { hold, ..nowhere },
+        Ok(Err(unmoved)) => unmoved.answer(ask.handle),
         // Who is sent on is not asked to wait.
         Err(NotAssigned::Queued(_)) => nowhere,
         Err(NotAssigned::NoGateway(error)) => {
             debug!(%error, "no redirect");
-            match without_gateway(&fleet, gateway_id, ask.purpose(), &error) {
-                None => nowhere,
-                Some(Unmoved::Stays) => RedirectAnswer { stay: true, ..nowhere },
-                Some(Unmoved::Held(hold)) => RedirectAnswer { hold, ..nowhere },
-            }
+            let unmoved = without_gateway(&fleet, gateway_id, ask.purpose(), &error);
+            unmoved.map_or(nowhere, |unmoved| unmoved.answer(ask.handle))
         }
     }
+}
+
+/// Places the client; as long as a gateway comes first that is to be spared, anew as if he had failed there. One sick gateway is
+/// often the emptiest, and would hold everybody for whom others have room.
+fn spare<T>(
+    core: &Core,
+    leaves: &[String],
+    place: impl Fn(&[String], Option<&Spared>) -> Result<Result<T, Unmoved>, NotAssigned>,
+) -> Result<Result<T, Unmoved>, NotAssigned> {
+    let mut placed = place(leaves, None);
+    let mut failed = leaves.to_vec();
+    let mut first = None;
+    for _ in 1..TRIES {
+        let Ok(Err(Unmoved::Spared(spared))) = placed else { return placed };
+        if first.is_none() {
+            failed.extend(core.moving.some_strained(MAX_FAILED));
+        }
+        // Before those, of which only so many count.
+        failed.insert(leaves.len(), spared.gateway_id.clone());
+        placed = place(&failed, Some(first.get_or_insert(spared)));
+    }
+    placed
 }
 
 /// Whether he may have a fresh ticket for what he came with.
@@ -105,8 +153,8 @@ fn connected(ask: &RedirectAsk) -> bool {
     matches!(ask.purpose(), MovePurpose::Drain | MovePurpose::Rebalance | MovePurpose::Sweep)
 }
 
-/// The question as the decision wants it, before the client is located. `leaves`: the gateway that asks.
-fn request<'a>(ask: &'a RedirectAsk, transports: &[String], leaves: &'a [String]) -> Request<'a> {
+/// The question as the decision wants it, before the client is located. `failed`: the gateways that are the last to be chosen.
+fn request<'a>(ask: &'a RedirectAsk, transports: &[String], failed: &'a [String]) -> Request<'a> {
     Request {
         user_id: &ask.user_id,
         client: Client {
@@ -121,11 +169,7 @@ fn request<'a>(ask: &'a RedirectAsk, transports: &[String], leaves: &'a [String]
         transports: transports
             .first()
             .map_or(Transports::ALL, |name| Transports::named(name).unwrap_or_default()),
-        failed: if matches!(ask.purpose(), MovePurpose::Drain | MovePurpose::Rebalance) {
-            leaves
-        } else {
-            &[]
-        },
+        failed,
         near: &[],
         pool: Some(ask.pool.as_str()).filter(|pool| !pool.is_empty()),
     }
@@ -163,29 +207,63 @@ struct Where<'a> {
     here: Option<&'a Gateway>,
     /// Whether he may be in that pool by what is not known of him here.
     unknown: &'a dyn Fn(&str) -> bool,
+    /// This decision is not the first for him.
+    anew: Option<Anew<'a>>,
+}
+
+/// A decision made anew, to spare a gateway.
+struct Anew<'a> {
+    /// The first that is spared.
+    spared: &'a Spared,
+    /// The gateways that are the last to be chosen.
+    failed: &'a [String],
+}
+
+impl Anew<'_> {
+    /// Whether that gateway is one that nobody should be moved to.
+    fn avoids(&self, gateway: &Gateway) -> bool {
+        self.failed.iter().any(|id| **id == *gateway.profile.id)
+    }
+
+    /// Nobody should be moved: the first one says why.
+    fn held(&self) -> Unmoved {
+        Unmoved::Held(self.spared.reason.clone())
+    }
 }
 
 fn judge(
     core: &Core,
     fleet: &Fleet,
     decision: &Decision<'_>,
-    Where { here, unknown }: Where<'_>,
+    Where { here, unknown, anew }: Where<'_>,
     ask: &RedirectAsk,
 ) -> Result<(), Unmoved> {
     let first = decision.ranked.as_slice()[0];
     let there = fleet.gateway(first);
+    if let Some(anew) = &anew {
+        let alike = *decision.pool == anew.spared.pool && decision.elsewhere == anew.spared.elsewhere;
+        if !alike || anew.avoids(there) {
+            return Err(anew.held());
+        }
+    }
     match ask.purpose() {
         MovePurpose::Stray => return Ok(()),
         MovePurpose::Home | MovePurpose::Sweep => {
             if here.is_some_and(|here| belongs(decision, &here.profile, unknown)) {
                 return Err(Unmoved::Stays);
             }
+            // Its questions come before its first report is in a snapshot: who is where nobody knows belongs nowhere else yet.
+            match ask.purpose() {
+                MovePurpose::Home if here.is_none() => return Err(Unmoved::Stays),
+                _ if here.is_none() => {
+                    return Err(Unmoved::Held("the scheduler does not know this gateway yet".to_owned()));
+                }
+                _ => {}
+            }
         }
         MovePurpose::Rebalance => {
-            let within = f64::from(ask.within_permille) / 1_000.0;
-            if here.is_none_or(|here| !has_more_room(fleet, there, here, within)) {
-                return Err(Unmoved::Stays);
-            }
+            let Some(here) = here else { return Err(Unmoved::Stays) };
+            evens_out(core, fleet, [there, here], anew.as_ref(), ask)?;
         }
         MovePurpose::Drain => {
             if here.is_some_and(|here| here.profile.id == there.profile.id) {
@@ -199,12 +277,42 @@ fn judge(
     if let Some(reason) = core.moving.hold() {
         return Err(Unmoved::Held(reason));
     }
-    if let Some((what, used)) = busy(fleet, first) {
+    let bad = busy(fleet, first).map(|(what, used)| {
         let used = used * 100.0;
-        let reason = format!("{} is at {used:.0}% of {what} that it can stand", there.profile.id);
-        return Err(Unmoved::Held(reason));
+        format!("{} is at {used:.0}% of {what} that it can stand", there.profile.id)
+    });
+    bad.or_else(|| core.moving.strained(&there.profile.id)).map_or(Ok(()), |reason| {
+        Err(Unmoved::Spared(Spared {
+            gateway_id: there.profile.id.to_string(),
+            reason,
+            pool: decision.pool.to_owned(),
+            elsewhere: decision.elsewhere,
+        }))
+    })
+}
+
+/// Whether a rebalance sends him there.
+fn evens_out(
+    core: &Core,
+    fleet: &Fleet,
+    [there, here]: [&Gateway; 2],
+    anew: Option<&Anew<'_>>,
+    ask: &RedirectAsk,
+) -> Result<(), Unmoved> {
+    let may_have_more = may_have_more(fleet, here, f64::from(ask.within_permille) / 1_000.0);
+    if may_have_more(there) {
+        return Ok(());
     }
-    core.moving.strained(&there.profile.id).map_or(Ok(()), |reason| Err(Unmoved::Held(reason)))
+    let well = |gateway: &Gateway| core.moving.strained(&gateway.profile.id).is_none();
+    let others = || {
+        let mut assignable = fleet.candidates.iter().map(|index| fleet.gateway(*index));
+        assignable.any(|gateway| may_have_more(gateway) && well(gateway))
+    };
+    match anew {
+        // Only the spared ones lack connections: that is to be seen, and not an end of it.
+        Some(anew) if !others() => Err(anew.held()),
+        _ => Err(Unmoved::Stays),
+    }
 }
 
 /// What makes handshakes slow at a gateway, and how much of it is used, when that is near the end.
@@ -228,19 +336,19 @@ fn belongs(decision: &Decision<'_>, here: &Profile, unknown: &dyn Fn(&str) -> bo
     in_pool && at_home
 }
 
-/// Whether a rebalance may send somebody from here to there.
-fn has_more_room(fleet: &Fleet, there: &Gateway, here: &Gateway, within: f64) -> bool {
+/// To which gateways a rebalance may send somebody from here.
+fn may_have_more<'a>(fleet: &'a Fleet, here: &'a Gateway, within: f64) -> impl Fn(&Gateway) -> bool + 'a {
     let place = |gateway: &Gateway| (gateway.profile.pool.clone(), gateway.profile.region.clone());
-    if there.profile.id == here.profile.id || place(there) != place(here) {
-        return false;
-    }
     // Whoever is on his way is there already.
     let on_the_way = |gateway: &Gateway| gateway.connections + gateway.pending();
     let filled = |gateway: &Gateway| Filled { capacity: gateway.capacity, connections: on_the_way(gateway) };
     let group =
         fleet.gateways.iter().filter(|gateway| gateway.state.serves() && place(gateway) == place(here));
-    let most = Band::around(group.map(filled), within).most(there.capacity);
-    on_the_way(there) < most
+    let band = Band::around(group.map(filled), within);
+    move |there| {
+        let other = there.profile.id != here.profile.id && place(there) == place(here);
+        other && on_the_way(there) < band.most(there.capacity)
+    }
 }
 
 /// What decides nothing.

@@ -35,6 +35,8 @@ pub(super) struct Arriving {
     accepted_ms: i64,
     deadline_ms: i64,
     surplus: bool,
+    /// It showed a genuine ticket of its own.
+    genuine: bool,
     step: Step,
     /// The scheduler that is asked where it belongs, by its index.
     asked: Option<usize>,
@@ -93,11 +95,24 @@ struct Opening {
 impl Arriving {
     pub(super) fn new(now: Now, timeouts: &Timeouts, peer: IpAddr, surplus: bool) -> Self {
         let deadline_ms = after(now, timeouts.hello);
-        Self { peer, accepted_ms: now.steady_ms, deadline_ms, surplus, step: Step::Hello, asked: None }
+        Self {
+            peer,
+            accepted_ms: now.steady_ms,
+            deadline_ms,
+            surplus,
+            genuine: false,
+            step: Step::Hello,
+            asked: None,
+        }
     }
 
     pub(super) fn surplus(&self) -> bool {
         self.surplus
+    }
+
+    /// Whether a scheduler let it in somewhere: nobody else can have it count as lost.
+    pub(super) fn genuine(&self) -> bool {
+        self.genuine
     }
 
     /// Whether it waits for another role, and bytes of the peer for it.
@@ -146,6 +161,7 @@ impl Arriving {
             return Err(Goodbye::overloaded(cx.rng).because("no scheduler has told its keys yet"));
         }
         let (mut ticket, key) = check_ticket(cx.env, cx.now, &hello)?;
+        self.genuine = true;
         complete(&mut hello, &mut ticket);
         let identity = Identity::new(&ticket.user_id, ticket.auth_issued_at_ms, key, &hello);
         revoked::check(cx.env, &identity)?;

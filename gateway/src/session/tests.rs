@@ -216,3 +216,36 @@ fn an_answer_that_names_this_gateway_first_lets_in() {
         assert_eq!((harness.ups.logic.len(), session.closing()), (usize::from(stays), !stays), "{first}");
     }
 }
+
+#[test]
+fn only_who_showed_a_genuine_ticket_counts_as_lost() {
+    let mut harness = simulation::Harness::new(1);
+    for number in 0..200 {
+        let mut session =
+            Session::new(harness.now, &harness.env.timeouts, (Ipv4Addr::LOCALHOST, 1).into(), false);
+        // The first bytes of a frame settle the wire.
+        let mut bytes = berth_proto::tcp::prefix(100);
+        harness.with(&mut session, |session, cx| session.receive(cx, &mut bytes));
+        assert!(session.wire != Wire::Unknown);
+        harness.with(&mut session, |session, cx| session.peer_gone(cx, number % 2 == 0));
+        harness.arrived(Hello { ticket: "junk".into(), ..Hello::default() });
+    }
+    (0..100).for_each(|_| drop(harness.welcomed()));
+    let health = |harness: &simulation::Harness| harness.env.metrics.health.report();
+    let told = health(&harness);
+    assert_eq!((told.welcomed, told.connects_failed, told.connects_lost), (100, 200, 0));
+    for _ in 0..60 {
+        let ticket = harness.sign(&harness.ticket());
+        let mut session = harness.arrived(Hello { ticket, ..Hello::default() });
+        harness.with(&mut session, |session, cx| session.peer_gone(cx, false));
+    }
+    assert_eq!(health(&harness).connects_lost, 60, "logic is silent, and they leave");
+    // Logic says that something is wrong with it.
+    let ticket = harness.sign(&harness.ticket());
+    let mut session = harness.arrived(Hello { ticket, ..Hello::default() });
+    let close_code = CloseCode::Internal.number().into();
+    let error = Some(Default::default());
+    let opened = link::SessionOpened { handle: 42, error, close_code, ..link::SessionOpened::default() };
+    harness.with(&mut session, |session, cx| session.deliver(cx, to_gateway::Message::Opened(opened)));
+    assert_eq!(health(&harness).connects_lost, 61);
+}

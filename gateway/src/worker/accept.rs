@@ -165,7 +165,7 @@ impl Worker {
         if held >= self.shared.capacity + SURPLUS {
             metrics.handshakes.one(Handshake::Refused);
             metrics.handshakes_failed.one(Closed::Overloaded);
-            metrics.health.not_welcomed(Closed::Overloaded);
+            metrics.health.not_welcomed(Closed::Overloaded, false);
             return;
         }
         let Some(place) = self.table.vacant() else { return };

@@ -36,7 +36,7 @@ pub struct PendingCounts {
     pub superseded: u64,
     /// Of those used: places kept for clients that were moved.
     pub arrived: u64,
-    /// Of those expired: places kept for clients that were moved.
+    /// Places kept for clients that were moved, and that expired, or whose clients ask anew since they could not connect there.
     pub lost: u64,
 }
 
@@ -65,13 +65,15 @@ pub struct Place<'a> {
     pub wait_ms: u32,
     /// The client was connected elsewhere, and moved.
     pub moved: bool,
+    /// The gateways that the client could not reach.
+    pub failed: &'a [String],
 }
 
 impl<'a> Place<'a> {
     /// For a client that comes at once.
     #[must_use]
     pub fn at_once(gateway: u32, user_id: &'a str, schedule_id: u64) -> Self {
-        Self { gateway, user_id, device_id: "", schedule_id, wait_ms: 0, moved: false }
+        Self { gateway, user_id, device_id: "", schedule_id, wait_ms: 0, moved: false, failed: &[] }
     }
 }
 
@@ -118,14 +120,16 @@ pub struct Pending {
 impl Pending {
     /// Counts an assignment of a user to a gateway of `fleet`, under its schedule id. Of one user's at most
     /// `MAX_OF_USER` count: a newer one ends the oldest. And a newer one of the same device ends the one that was kept for it when it
-    /// was moved: the client asked anew instead of going there, and is not lost.
+    /// was moved: the client asked anew instead of going there, and is not lost, unless it could not connect there.
     pub fn assign(&mut self, fleet: &Fleet, place: Place<'_>, now_ms: i64) {
-        let Place { gateway, user_id, device_id, schedule_id, wait_ms, moved } = place;
+        let Place { gateway, user_id, device_id, schedule_id, wait_ms, moved, failed } = place;
         while self.order.len() >= MAX_PENDING {
             self.counts.evicted += u64::from(self.drop_oldest().is_some());
         }
         let (user, device) = (self.hasher.hash_one(user_id), self.hasher.hash_one(device_id));
         if let Some(kept) = self.kept_for(user, device) {
+            let lost = |open: &Open| failed.iter().any(|id| **id == *open.profile.id);
+            self.counts.lost += u64::from(self.open.get(&kept).is_some_and(lost));
             self.supersede(fleet, kept);
         }
         if let Some(oldest) = self.users.get(&user).and_then(Newest::surplus) {

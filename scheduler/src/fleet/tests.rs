@@ -461,6 +461,23 @@ fn who_was_moved_and_asks_anew_is_not_lost() {
 }
 
 #[test]
+fn who_was_moved_and_could_not_connect_there_is_lost() {
+    let fleet = table(&[report("g1", "stable", "eu", "a"), report("g2", "stable", "eu", "a")])
+        .snapshot(0, SLOW_START_MS);
+    for (failed, lost) in [(&["g1"][..], 1), (&["g2", "g1"], 1), (&["g2"], 0), (&[], 0)] {
+        let failed: Vec<String> = failed.iter().map(|id| (*id).to_owned()).collect();
+        let mut pending = Pending::default();
+        let moved = Place { device_id: "phone", moved: true, ..Place::at_once(0, "alice", 1) };
+        pending.assign(&fleet, moved, 0);
+        let anew = Place { device_id: "phone", failed: &failed, ..Place::at_once(1, "alice", 2) };
+        pending.assign(&fleet, anew, 2_000);
+        pending.expire(60_000);
+        let counts = PendingCounts { superseded: 1, expired: 1, lost, ..PendingCounts::default() };
+        assert_eq!(pending.counts(), counts, "{failed:?}");
+    }
+}
+
+#[test]
 fn an_older_gateway_s_rate_is_shared_by_the_schedulers_that_it_knows() {
     let admit = |schedulers: usize| {
         let seen = |n| SchedulerSeen { scheduler_id: format!("s{n}"), ..SchedulerSeen::default() };

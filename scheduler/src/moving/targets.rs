@@ -1,12 +1,13 @@
 //! Whether the gateways that connections are moved to bear it: how long handshakes take there and how many attempts fail. Pure.
 //!
 //! The limits are absolute, not compared with others: when logic is slow, handshakes are slow everywhere. What is not known is no
-//! failure here: a gateway that does not say how clients fare, or had too few of them, is sent whoever is moved. So a pause ends by
-//! itself: a gateway that is sent nobody soon has too few to be judged.
+//! failure here: a gateway that does not say how clients fare, or had too few of them, is sent whoever is moved. Whoever comes newly
+//! is still sent to a gateway that is judged to be bad, so a verdict lasts for as long as they fare badly there; where nobody comes,
+//! there soon are too few to judge by. Who is moved goes to the others meanwhile.
 
 use std::collections::{HashMap, VecDeque};
 
-use berth_proto::wire::GatewayReport;
+use berth_proto::wire::{GatewayHealth, GatewayReport};
 
 use crate::{guard::Counts, policy::MoveLimits};
 
@@ -36,7 +37,9 @@ struct Target {
 impl Targets {
     /// Takes in a report that was believed.
     pub(super) fn take(&mut self, report: &GatewayReport, now_ms: i64) {
-        let Some(counts) = report.health.as_ref().map(Counts::of) else {
+        // Without a ticket anybody can come and go: who has none could pause every move.
+        let counts = |health: &GatewayHealth| Counts { failed: health.connects_lost, ..Counts::of(health) };
+        let Some(counts) = report.health.as_ref().map(counts) else {
             self.gateways.remove(&report.gateway_id);
             return;
         };
@@ -123,7 +126,6 @@ impl Target {
 
 #[cfg(test)]
 mod tests {
-    use berth_proto::wire::GatewayHealth;
     use proptest::prelude::*;
 
     use super::*;
@@ -135,6 +137,7 @@ mod tests {
         let health = GatewayHealth {
             welcomed: slow,
             connects_failed: failed,
+            connects_lost: failed,
             handshake_ms,
             ..GatewayHealth::default()
         };
@@ -183,6 +186,25 @@ mod tests {
         assert_eq!(reason(&mut targets, 1_000).as_deref(), Some(expected));
         let all = MoveLimits { connect_failures: 1.0, ..MoveLimits::default() };
         assert!(targets.strained(&all, 1_000).is_empty());
+    }
+
+    #[test]
+    fn who_comes_and_goes_without_a_ticket_pauses_nothing() {
+        let told = |welcomed, failed, lost| {
+            let health = GatewayHealth {
+                welcomed,
+                connects_failed: failed,
+                connects_lost: lost,
+                ..GatewayHealth::default()
+            };
+            GatewayReport { health: Some(health), ..told(1, 0, 0) }
+        };
+        let mut targets = Targets::default();
+        targets.take(&told(0, 0, 0), 0);
+        targets.take(&told(100, 200, 0), 1_000);
+        assert_eq!(reason(&mut targets, 1_000), None);
+        targets.take(&told(100, 260, 60), 2_000);
+        assert!(reason(&mut targets, 2_000).is_some(), "60 of 160");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use berth_proto::{
     wire::{Drain, GatewayHealth, GatewayLoad, GatewayReport, MovePurpose, RedirectAnswer, RedirectAsk},
 };
 
+use super::redirect;
 use crate::{
     testing::{FakeGateway, Fixture, TICKET_KEY, config, eventually, report},
     tests::{answer_to, redirect_ask},
@@ -211,6 +212,126 @@ async fn nobody_is_moved_to_where_handshakes_are_slow() {
     other.report(report("gw-2"));
     eventually("it does not tell", || !strained()).await;
     assert_eq!(first(&answer_to(&leaving, asks(MovePurpose::Drain)).await), "gw-2");
+}
+
+/// Of a gateway where all of so many attempts failed.
+fn failing(id: &str, attempts: u64) -> GatewayReport {
+    let health = GatewayHealth { connects_lost: attempts, ..GatewayHealth::default() };
+    GatewayReport { health: Some(health), ..report(id) }
+}
+
+/// Gateways of which the first ones are known to fail everybody.
+async fn with_sick(fixture: &Fixture, ids: &[&str], sick: usize) -> Vec<FakeGateway> {
+    let mut gateways = vec![];
+    for (number, id) in ids.iter().enumerate() {
+        let full = GatewayReport { connections: if number < sick { 0 } else { 100 }, ..failing(id, 0) };
+        gateways.push(fixture.gateway(full.clone()).await);
+        if number < sick {
+            gateways[number].report(GatewayReport { health: failing(id, 60).health, ..full });
+        }
+    }
+    let strained = |id: &&str| fixture.scheduler.core.moving.strained(id).is_some();
+    eventually("they are known to be sick", || ids[..sick].iter().all(strained)).await;
+    gateways
+}
+
+fn of_user(number: usize, ask: RedirectAsk) -> RedirectAsk {
+    RedirectAsk { user_id: format!("user-{number}"), ..ask }
+}
+
+#[tokio::test]
+async fn one_sick_gateway_holds_nobody_for_whom_others_have_room() {
+    let fixture = Fixture::start(config()).await;
+    let ids = ["gw-1", "gw-2", "gw-3"];
+    let gateways = with_sick(&fixture, &ids, 1).await;
+    fixture.gateway(report("gw-0")).await;
+    let core = &fixture.scheduler.core;
+    let answers = |asks: RedirectAsk| {
+        let answers = (0..1_000).map(move |number| redirect(core, "gw-0", &of_user(number, asks.clone())));
+        answers.collect::<Vec<_>>()
+    };
+    for answer in answers(asks(MovePurpose::Drain)) {
+        assert!(answer.hold.is_empty() && ["gw-2", "gw-3"].contains(&first(&answer)), "{answer:?}");
+    }
+    for (gateway, id) in gateways.iter().zip(&ids) {
+        gateway.report(failing(id, 120));
+    }
+    eventually("all are sick", || ids.iter().all(|id| core.moving.strained(id).is_some())).await;
+    for answer in answers(asks(MovePurpose::Drain)) {
+        assert!(answer.endpoints.is_empty() && answer.hold.contains("attempts to connect"), "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_rebalance_passes_over_the_sick_and_holds_where_only_they_lack_connections() {
+    let fixture = Fixture::start(config()).await;
+    with_sick(&fixture, &["gw-1", "gw-2", "gw-3"], 1).await;
+    let full = fixture.gateway(GatewayReport { connections: 400, ..report("gw-0") }).await;
+    let core = &fixture.scheduler.core;
+    let question = RedirectAsk { within_permille: 0, ..asks(MovePurpose::Rebalance) };
+    let mut moved = 0;
+    for number in 0..1_000 {
+        let answer = redirect(core, "gw-0", &of_user(number, question.clone()));
+        match first(&answer) {
+            "gw-2" | "gw-3" => moved += 1,
+            "" if answer.hold.contains("attempts to connect to gw-1") => break,
+            _ => assert!(answer.stay, "{answer:?}"),
+        }
+    }
+    // Each may come to the mean of 150, and those on their way raise that.
+    assert!((100..600).contains(&moved), "{moved}");
+    drop(full);
+}
+
+#[tokio::test]
+async fn for_a_sick_gateway_s_sake_nobody_is_moved_to_another_pool() {
+    let policy = "version = 1\n[[gray]]\nid = \"canary\"\npool = \"canary\"\npercent = 100\n";
+    let (fixture, _path, _directory) = Fixture::with_policy(policy).await;
+    for id in ["gw-0", "gw-2"] {
+        fixture.gateway(report(id)).await;
+    }
+    let sick = |attempts| GatewayReport { pool: "canary".to_owned(), ..failing("gw-1", attempts) };
+    let canary = fixture.gateway(sick(0)).await;
+    let core = &fixture.scheduler.core;
+    assert_eq!(first(&redirect(core, "gw-0", &asks(MovePurpose::Sweep))), "gw-1");
+    canary.report(sick(60));
+    eventually("it is sick", || core.moving.strained("gw-1").is_some()).await;
+    for (purpose, pool) in
+        [(MovePurpose::Sweep, ""), (MovePurpose::Drain, ""), (MovePurpose::Drain, "canary")]
+    {
+        let answer = redirect(core, "gw-0", &RedirectAsk { pool: pool.to_owned(), ..asks(purpose) });
+        assert!(answer.endpoints.is_empty() && answer.hold.contains("gw-1"), "{purpose:?} {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_busy_gateway_holds_nobody_for_whom_others_have_room() {
+    let fixture = Fixture::start(config()).await;
+    fixture.gateway(report("gw-0")).await;
+    let busy = GatewayLoad { handshakes_per_second: 95, ..GatewayLoad::default() };
+    let rate = GatewayReport { handshakes_per_second_capacity: 100, ..GatewayReport::default() };
+    let of = |id: &str, load| GatewayReport {
+        load,
+        ..GatewayReport { handshakes_per_second_capacity: rate.handshakes_per_second_capacity, ..report(id) }
+    };
+    fixture.gateway(of("gw-1", Some(busy))).await;
+    fixture.gateway(of("gw-2", Some(GatewayLoad::default()))).await;
+    let core = &fixture.scheduler.core;
+    for number in 0..200 {
+        let answer = redirect(core, "gw-0", &of_user(number, asks(MovePurpose::Drain)));
+        assert_eq!(first(&answer), "gw-2", "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_that_the_scheduler_does_not_know_yet_is_not_emptied_by_its_own_questions() {
+    let fixture = Fixture::start(config()).await;
+    fixture.gateway(report("gw-1")).await;
+    let answer = |purpose| redirect(&fixture.scheduler.core, "unknown", &asks(purpose));
+    assert!(answer(MovePurpose::Home).stay);
+    let swept = answer(MovePurpose::Sweep);
+    assert!(swept.endpoints.is_empty() && swept.hold.contains("does not know"), "asked again: {swept:?}");
+    assert_eq!(first(&answer(MovePurpose::Stray)), "gw-1");
 }
 
 #[tokio::test]
