@@ -5,6 +5,9 @@
 //! Clients go to the next gateway of their lists with it, so there is room for them as far as gateways that send away alike
 //! have the same rate; one that sends nobody away has room anyhow. Whose ticket ends before such a place gets none: he is to
 //! ask a scheduler then.
+//!
+//! Who is let go with 4005, since his ticket or his token has ended, asks a scheduler next and takes nobody's place here. Many of them at one
+//! time (all connections were cut, or all tokens end at midnight) have a line of their own, at the same rate.
 
 use std::sync::{
     Mutex,
@@ -12,6 +15,7 @@ use std::sync::{
 };
 
 use berth_proto::{lateness::Lateness, limits::LONGEST_WAIT_MS};
+use rand::Rng;
 
 use crate::{guard::Rate, shared::lock};
 
@@ -31,6 +35,10 @@ const UNUSABLE_MS: i64 = 2_000;
 /// scheduler then, and schedulers are not asked by all such clients at once.
 const SHORTEST_WAIT_MS: u32 = 5_000;
 
+/// Who is to ask a scheduler waits for so long at the most, in milliseconds: as long as those spread themselves at the most whose gateway
+/// has died.
+const LONGEST_SPREAD_MS: u32 = LONGEST_WAIT_MS / 5;
+
 /// Why somebody is not let in now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shut {
@@ -44,6 +52,8 @@ pub(crate) enum Shut {
 #[derive(Debug, Default)]
 pub(crate) struct Door {
     queue: Mutex<Queue>,
+    /// Of those who are to ask a scheduler.
+    expired: Mutex<Queue>,
     /// How old tickets look, by this gateway's clock.
     ages: Mutex<Lateness>,
     /// Let in since the start.
@@ -55,10 +65,8 @@ pub(crate) struct Door {
 impl Door {
     /// So many a second.
     pub(crate) fn new(per_second: u32) -> Self {
-        Self {
-            queue: Mutex::new(Queue { rate: Rate::new(per_second), ..Queue::default() }),
-            ..Self::default()
-        }
+        let queue = || Mutex::new(Queue { rate: Rate::new(per_second), ..Queue::default() });
+        Self { queue: queue(), expired: queue(), ..Self::default() }
     }
 
     /// Somebody says hello, with a ticket that is good for so long, in milliseconds.
@@ -69,6 +77,17 @@ impl Door {
         lock(&self.queue).enter(now_ms, good_for_ms)?;
         self.let_in.fetch_add(1, Relaxed);
         Ok(())
+    }
+
+    /// Somebody whose ticket or token was good once is told to ask a scheduler: after so many milliseconds; 0: at once. One second's worth
+    /// may at once, the others one after the other, and whoever has no place in the longest wait anywhere in it.
+    pub(crate) fn expired(&self, now_ms: i64, rng: &mut impl Rng) -> u32 {
+        let good_for_ms = i64::from(LONGEST_SPREAD_MS) + UNUSABLE_MS;
+        match lock(&self.expired).enter(now_ms, good_for_ms) {
+            Ok(()) => 0,
+            Err(Shut::Place(wait_ms)) => wait_ms,
+            Err(Shut::Beyond(_)) => rng.random_range(1..=LONGEST_SPREAD_MS),
+        }
     }
 
     /// Who was let in has a good ticket of that time. The newest ones of late are the measure of what is old: schedulers' clocks are
@@ -131,6 +150,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use rand::{SeedableRng, rngs::SmallRng};
 
     use super::*;
 
@@ -189,6 +209,34 @@ mod tests {
         let door = Door::default();
         assert!((0..10_000).all(|_| door.enter(5, 0).is_ok()));
         assert_eq!(door.queue_ms(5), 0);
+    }
+
+    #[test]
+    fn those_whose_tickets_have_ended_ask_schedulers_at_the_rate() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        let door = Door::new(1_000);
+        let waits: Vec<u32> = (0..5_000).map(|_| door.expired(7_000, &mut rng)).collect();
+        assert!(waits[..1_000].iter().all(|wait| *wait == 0), "a second's worth at once");
+        for second in 0..4u32 {
+            let within = |wait: &&u32| (second * 1_000 + 1..=second * 1_000 + 1_000).contains(*wait);
+            assert_eq!(waits[1_000..].iter().filter(within).count(), 1_000, "second {second}");
+        }
+        assert!(door.enter(7_000, LONG_MS).is_ok(), "they take nobody's place");
+        assert_eq!(door.queue_ms(7_000), 0);
+        let honest = (0..100).map(|nth| door.expired(20_000 + 10 * nth, &mut rng));
+        assert_eq!(honest.max(), Some(0), "a few ask at once");
+    }
+
+    #[test]
+    fn no_scheduler_is_asked_later_than_the_longest_spread() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        let door = Door::new(10);
+        let waits: Vec<u32> = (0..20_610).map(|_| door.expired(0, &mut rng)).collect();
+        assert_eq!(waits[..610].iter().max(), Some(&LONGEST_SPREAD_MS));
+        let beyond = &waits[610..];
+        assert!(beyond.iter().all(|wait| (1..=LONGEST_SPREAD_MS).contains(wait)));
+        let early = beyond.iter().filter(|wait| **wait <= LONGEST_SPREAD_MS / 2).count();
+        assert!((9_000..11_000).contains(&early), "evenly: {early} of 20,000 in the first half");
     }
 
     /// How many of these tickets, by their age, are taken for old where the gateway's clock is ahead of the scheduler's.

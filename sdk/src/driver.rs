@@ -336,7 +336,7 @@ impl Driver {
                 endpoints.forget();
             }
             Next::Another if in_line_at_gateway(disconnect.code, disconnect.retry_after_ms) => {
-                endpoints.busy()
+                endpoints.busy(self.schedulers.none_answers());
             }
             Next::Another => endpoints.failed_altogether(),
             Next::Same | Next::Stop => endpoints.suspect(),
@@ -356,8 +356,11 @@ impl Driver {
     async fn schedule(&mut self) -> Result<(), StopReason> {
         let Err(error) = self.ask().await? else { return Ok(()) };
         let reason = error.to_string();
-        if self.schedulers.none_answers() && self.plan.bootstrap(&self.core.options) {
-            tracing::debug!(reason, "no scheduler answers: on to a bootstrap gateway");
+        let now_ms = self.core.clock.now_ms();
+        if self.schedulers.none_answers()
+            && (self.plan.endpoints.resume(now_ms) || self.plan.bootstrap(&self.core.options))
+        {
+            tracing::debug!(reason, "no scheduler answers: on with the list, or to a bootstrap gateway");
             self.state.send_replace(State::Connecting { last_failure: Some(reason) });
             return Ok(());
         }

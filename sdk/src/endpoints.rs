@@ -1,9 +1,8 @@
 //! Where to connect next: walks the scheduler's list with its ticket until a new schedule is needed. Pure.
 
-use std::{
-    collections::{HashSet, VecDeque},
-    mem,
-};
+mod busy;
+
+use std::{collections::VecDeque, mem};
 
 use berth_proto::{
     client::Disconnect,
@@ -94,6 +93,8 @@ pub struct Endpoints {
     busy: usize,
     /// Whole rounds in which every gateway was busy.
     busy_rounds: u32,
+    /// The gateway that is gone to failed before, and may be back: the others are all busy.
+    again: bool,
     redirects: u32,
     failed: VecDeque<String>,
     asked: u32,
@@ -118,6 +119,7 @@ impl Endpoints {
             failures: 0,
             busy: 0,
             busy_rounds: 0,
+            again: false,
             redirects: 0,
             failed: VecDeque::new(),
             asked: 0,
@@ -272,28 +274,7 @@ impl Endpoints {
     fn not_busy(&mut self) {
         self.busy = 0;
         self.busy_rounds = 0;
-    }
-
-    /// The gateway has more to do than it takes: on to another that did not fail, which is nobody's failure; without one it is come
-    /// back to. Each round in which all of them were busy counts towards a scheduler's turn: it may know of more gateways. A
-    /// bootstrap gateway is left for that at once.
-    pub fn busy(&mut self) {
-        if let Origin::Bootstrap(_) = self.origin {
-            return self.failed_altogether();
-        }
-        self.busy += 1;
-        if self.busy >= self.willing() {
-            self.busy = 0;
-            self.busy_rounds = self.busy_rounds.saturating_add(1);
-        }
-        let willing = self.elsewhere(|endpoint| !self.has_failed(endpoint));
-        self.at = willing.unwrap_or(self.at);
-    }
-
-    /// How many places the list has whose gateway did not fail.
-    fn willing(&self) -> usize {
-        let willing = self.list.iter().filter(|endpoint| !self.has_failed(endpoint));
-        willing.filter_map(place).collect::<HashSet<_>>().len()
+        self.again = false;
     }
 
     fn has_failed(&self, endpoint: &ScheduleEndpoint) -> bool {
@@ -341,6 +322,9 @@ impl Endpoints {
 
     /// The current endpoint failed, or its gateway is leaving: on to the next, round and round.
     pub fn failed(&mut self) {
+        if self.failed_again() {
+            return;
+        }
         self.suspect();
         if !self.list.is_empty() {
             self.at = (self.at + 1) % self.list.len();
@@ -350,6 +334,9 @@ impl Endpoints {
     /// Nobody answered at the current endpoint's `host:port`, or all of its gateway is leaving: on to the next endpoint that
     /// is not there. A gateway's transports share one port, so another transport would only cost one more attempt.
     pub fn failed_altogether(&mut self) {
+        if self.failed_again() {
+            return;
+        }
         match self.elsewhere(|_| true) {
             Some(at) => {
                 self.suspect();
@@ -372,6 +359,7 @@ impl Endpoints {
     pub fn suspect(&mut self) {
         self.failures = self.failures.saturating_add(1);
         self.refusals = 0;
+        self.again = false;
         let Some(endpoint) = self.list.get(self.at) else { return };
         // Which gateway answers at a bootstrap address is not known.
         if !endpoint.gateway_id.is_empty() && !self.has_failed(endpoint) {
@@ -396,11 +384,12 @@ impl Endpoints {
     /// The ticket is of no use while there are schedulers.
     pub fn forget(&mut self) {
         self.list.clear();
+        self.not_busy();
     }
 
     /// The ticket is of no use anywhere.
     pub fn forget_ticket(&mut self) {
-        self.list.clear();
+        self.forget();
         self.told = Told::default();
         self.renewed = false;
     }

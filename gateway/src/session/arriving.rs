@@ -160,7 +160,10 @@ impl Arriving {
         if cx.env.verifier.is_empty() {
             return Err(Goodbye::overloaded(cx.rng).because("no scheduler has told its keys yet"));
         }
-        let (mut ticket, key) = check_ticket(cx.env, cx.now, &hello)?;
+        let (mut ticket, key) = check_ticket(cx.env, &hello)?;
+        if ticket.auth_expires_at_ms <= cx.now.wall_ms {
+            return Err(Goodbye::expired(cx, "the user's authentication expired"));
+        }
         self.genuine = true;
         complete(&mut hello, &mut ticket);
         let identity = Identity::new(&ticket.user_id, ticket.auth_issued_at_ms, key, &hello);
@@ -175,8 +178,7 @@ impl Arriving {
                 return Ok(());
             }
             Worth::Expired { late_ms } => {
-                let problem = TicketError::Expired { late_ms }.to_string();
-                return Err(Goodbye::new(CloseCode::TicketExpired).because(problem));
+                return Err(Goodbye::expired(cx, TicketError::Expired { late_ms }.to_string()));
             }
         };
         enter(cx, &ticket)?;
@@ -423,9 +425,9 @@ fn complete(hello: &mut Hello, ticket: &mut link::Ticket) {
     }
 }
 
-/// The ticket, if it is genuine, of this device and of a user whose login is in time. Its own time, and for which gateways it
-/// is, are not asked here. With the tag of its key.
-fn check_ticket(env: &Env, now: Now, hello: &Hello) -> Result<(link::Ticket, u32), Goodbye> {
+/// The ticket, if it is genuine, of this device and of a user. Its time, his login's, and for which gateways it is, are not asked
+/// here. With the tag of its key.
+fn check_ticket(env: &Env, hello: &Hello) -> Result<(link::Ticket, u32), Goodbye> {
     let refused = |code, problem: String| Err(Goodbye::new(code).because(problem));
     let (ticket, key) = match env.verifier.genuine_of(&hello.ticket) {
         Ok(genuine) => genuine,
@@ -440,9 +442,6 @@ fn check_ticket(env: &Env, now: Now, hello: &Hello) -> Result<(link::Ticket, u32
     }
     if id::check(&ticket.user_id).is_err() || ticket.user_id == id::SYSTEM_USER {
         return refused(CloseCode::Unauthenticated, "the ticket's user may not connect".to_owned());
-    }
-    if ticket.auth_expires_at_ms <= now.wall_ms {
-        return refused(CloseCode::TicketExpired, "the user's authentication expired".to_owned());
     }
     Ok((ticket, key))
 }

@@ -65,6 +65,12 @@ impl Goodbye {
         Self { in_line: true, ..Self::new(CloseCode::Overloaded).retry_after(wait_ms) }
     }
 
+    /// 4005 for somebody whose ticket or token was good once: he asks a scheduler, and when many do, in his turn.
+    pub(crate) fn expired(cx: &mut Cx<'_>, detail: impl Into<Cow<'static, str>>) -> Self {
+        let wait_ms = cx.env.door.expired(cx.now.steady_ms, cx.rng);
+        Self::new(CloseCode::TicketExpired).because(detail).retry_after(wait_ms)
+    }
+
     /// For the person who reads it; never a ticket.
     pub(crate) fn because(mut self, detail: impl Into<Cow<'static, str>>) -> Self {
         self.detail = detail.into();

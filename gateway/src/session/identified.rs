@@ -450,7 +450,7 @@ impl Identified {
     pub(super) fn expire(&mut self, cx: &mut Cx<'_>, wire: Wire, blocked_ms: i64) -> Result<(), Goodbye> {
         let now = cx.now.steady_ms;
         if now >= self.auth_deadline_ms {
-            return Err(Goodbye::new(CloseCode::TicketExpired).because("the user's authentication expired"));
+            return Err(Goodbye::expired(cx, "the user's authentication expired"));
         }
         if now >= self.silence_deadline_ms(cx.env, blocked_ms) {
             if blocked_ms > 0 {

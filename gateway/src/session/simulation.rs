@@ -95,13 +95,22 @@ impl Harness {
 
     /// A session of a client that speaks TCP and said that hello, from device `d`.
     pub(crate) fn arrived(&mut self, hello: Hello) -> Session {
+        self.arrives(hello).0
+    }
+
+    /// What is said to a client that speaks TCP and said that hello.
+    pub(super) fn said(&mut self, hello: Hello) -> Vec<u8> {
+        self.arrives(hello).1
+    }
+
+    fn arrives(&mut self, hello: Hello) -> (Session, Vec<u8>) {
         let mut session = Session::new(self.now, &self.env.timeouts, (Ipv4Addr::LOCALHOST, 1).into(), false);
         let hello = Hello { device_id: "d".into(), ..hello };
         let mut payload = Vec::new();
         encode_client(Encoding::Proto, client_frame::Frame::Hello(hello), &mut payload);
         let mut bytes = [&tcp::prefix(payload.len())[..], &payload].concat();
-        self.with(&mut session, |session, cx| session.receive(cx, &mut bytes));
-        session
+        let said = self.with(&mut session, |session, cx| session.receive(cx, &mut bytes));
+        (session, said)
     }
 
     pub(crate) fn sign(&self, ticket: &link::Ticket) -> String {

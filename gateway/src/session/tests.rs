@@ -2,7 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use berth_proto::client::{Endpoint, Hello};
+use berth_proto::{
+    client::{Endpoint, Hello},
+    frame::{Encoding, decode_server},
+    ticket::TicketSigner,
+};
+use server_frame::Frame;
 
 use super::*;
 use crate::mover::Order;
@@ -28,6 +33,38 @@ fn whose_tickets_key_becomes_void_before_his_welcome_is_not_let_in() {
         assert_eq!(matches!(session.stage, Stage::Identified(_)), !void);
         assert_eq!(harness.ups.logic.len(), usize::from(void), "logic is told that it is closed");
     }
+}
+
+/// What the last frame of a client on TCP says.
+fn disconnected(out: &[u8]) -> (u32, u32) {
+    match decode_server(Encoding::Proto, &out[4..]).expect("one frame") {
+        Frame::Disconnect(disconnect) => (disconnect.code, disconnect.retry_after_ms),
+        other => panic!("expected disconnect, got {other:?}"),
+    }
+}
+
+#[test]
+fn many_whose_tickets_or_tokens_have_ended_ask_schedulers_one_after_the_other() {
+    let mut harness = simulation::Harness::new(1);
+    harness.env.door = std::sync::Arc::new(crate::door::Door::new(10));
+    let late = harness.sign(&link::Ticket { expires_at_ms: harness.now.wall_ms - 1, ..harness.ticket() });
+    let over = harness.sign(&link::Ticket { auth_expires_at_ms: harness.now.wall_ms, ..harness.ticket() });
+    let unknown = TicketSigner::from_secret(b"another secret").sign(&harness.ticket());
+    let mut sessions: Vec<_> = (0..10).map(|_| harness.welcomed()).collect();
+    for (nth, ticket) in [&late, &over, &late, &over].into_iter().cycle().take(40).enumerate() {
+        let told = disconnected(&harness.said(Hello { ticket: ticket.clone(), ..Hello::default() }));
+        let turn = u32::try_from(nth).expect("few").saturating_sub(9) * 100;
+        assert_eq!(told, (4005, turn), "number {nth}");
+    }
+    harness.now.steady_ms += 600_000;
+    for (nth, session) in sessions.iter_mut().enumerate() {
+        let out = harness.with(session, |session, cx| session.expire(cx));
+        assert_eq!(disconnected(&out), (4005, 0), "number {nth} of a second's worth");
+    }
+    let told = disconnected(&harness.said(Hello { ticket: late, ..Hello::default() }));
+    assert_eq!(told, (4005, 100), "those who were connected stand in the same line");
+    let told = disconnected(&harness.said(Hello { ticket: unknown, ..Hello::default() }));
+    assert_eq!(told, (4005, 0), "who shows nothing genuine has no place in it");
 }
 
 #[test]

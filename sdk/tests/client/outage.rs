@@ -264,6 +264,26 @@ async fn a_session_that_lived_ends_the_outage() {
 }
 
 #[tokio::test]
+async fn a_list_of_busy_gateways_is_kept_while_no_scheduler_answers() {
+    let (fake, other) = (Fake::start().await, Fake::start().await);
+    let gateways = [("gw-1", fake.address()), ("gw-2", other.address())];
+    fake.change(|answer| answer.endpoints = gateways.map(|(id, address)| endpoints(id, address)).concat());
+    let (_client, _events) = Client::start(fake.options(Kind::Tcp)).await.expect("starts");
+    for turn in 0..20 {
+        let mut peer = [&fake, &other][turn % 2].accept().await;
+        let hello = peer.hello().await;
+        assert_eq!(hello.ticket, "ticket", "turn {turn}");
+        assert_eq!(hello.no_scheduler, turn >= 6, "one was asked after three rounds: turn {turn}");
+        if turn == 0 {
+            // A load balancer says so: no scheduler answers. Whoever asks more than once would be told of another ticket.
+            fake.refuse_next(502, "", None);
+            fake.change(|answer| answer.ticket = "second".into());
+        }
+        peer.disconnect(Disconnect { retry_after_ms: 1, ..close_code(4009) }).await;
+    }
+}
+
+#[tokio::test]
 async fn a_renewals_answer_ends_the_outage() {
     let fake = Fake::start().await;
     let store = keeping(&expired(&fake));

@@ -184,7 +184,7 @@ async fn codes_of_4500_and_above_stop() {
 
 #[tokio::test]
 async fn a_gateway_that_says_when_to_come_is_waited_for_as_long() {
-    for code in [4001, 4009] {
+    for code in [4001, 4005, 4009] {
         let fake = Fake::start().await;
         let (_client, mut events, peer) = fake.connect(fake.options(Kind::Proto)).await;
         let before = Instant::now();
