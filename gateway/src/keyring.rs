@@ -1,7 +1,7 @@
 //! Which ticket keys are good: those that any scheduler says are, and for a while those it said before. Pure.
 //!
 //! Schedulers change their key one after the other, so for a time two of them sign with different ones. A key that leaked is void
-//! as soon as one of them says so, whoever still signs with it.
+//! as soon as one of them says so, whoever still signs with it, and does not become good again by what a scheduler said that is gone.
 
 use berth_proto::{
     ticket::{PUBLIC_KEY, TicketVerifier, key_tag},
@@ -22,6 +22,10 @@ const AFTER_LAST_MS: i64 = 60_000;
 /// A ticket lives no longer than this, whatever a scheduler says, in milliseconds: the most that can be configured, a day.
 const LONGEST_TTL_MS: i64 = 86_400_000;
 
+/// A scheduler whose link is down for so long, in milliseconds, is gone, or will say its keys anew: a link that breaks and is there again
+/// is neither.
+const GONE_MS: i64 = 10_000;
+
 /// Keys taken from one scheduler: the one it signs with, and what it is changing from and to.
 const KEYS_EACH: usize = 16;
 
@@ -35,6 +39,8 @@ pub(crate) struct Keyring {
     current: Vec<(usize, Told)>,
     /// Replaced, with the time from which on they are no good, oldest first.
     retired: Vec<(Key, i64)>,
+    /// Which scheduler signs with which void key, as it was last looked at.
+    in_use: Vec<VoidInUse>,
     /// This gateway takes tickets so long past their life when no scheduler is linked, in milliseconds.
     grace_ms: i64,
 }
@@ -46,6 +52,16 @@ struct Told {
     void: Vec<Key>,
     /// Once replaced they are good for so long.
     retired_ms: i64,
+    /// When it was last linked.
+    linked_ms: i64,
+}
+
+/// A scheduler signs with a key that one of them says is void.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct VoidInUse {
+    pub(crate) scheduler: usize,
+    /// Its tag.
+    pub(crate) key: u32,
 }
 
 impl Keyring {
@@ -65,7 +81,7 @@ impl Keyring {
         }
         let ttl_ms = i64::from(said.ticket_ttl_ms).min(LONGEST_TTL_MS);
         let lives_ms = ttl_ms.saturating_add(self.grace_ms).saturating_add(AFTER_LAST_MS);
-        let told = Told { keys, void, retired_ms: RETIRED_MS.max(lives_ms) };
+        let told = Told { keys, void, retired_ms: RETIRED_MS.max(lives_ms), linked_ms: now_ms };
         let before = match self.current.iter_mut().find(|(other, _)| *other == scheduler) {
             Some((_, known)) => std::mem::replace(known, told),
             None => {
@@ -110,11 +126,47 @@ impl Keyring {
         self.void().iter().map(|key| key_tag(key)).collect()
     }
 
-    /// Lets go of what is retired for long enough; returns whether that changed what is good.
-    pub(crate) fn forget(&mut self, now_ms: i64) -> bool {
-        let before = self.retired.len();
+    /// Lets go of what is retired for long enough, and of what schedulers said that are gone; returns whether that changed what is
+    /// good. `linked`: the schedulers that are; one that comes back says its keys anew.
+    pub(crate) fn forget(&mut self, linked: &[usize], now_ms: i64) -> bool {
+        let (count, void) = (self.known(), self.void());
         self.retired.retain(|(_, until)| now_ms < *until);
-        self.retired.len() < before
+        for (scheduler, told) in &mut self.current {
+            if linked.contains(scheduler) {
+                told.linked_ms = now_ms;
+                continue;
+            }
+            let gone_ms = now_ms.saturating_sub(told.linked_ms);
+            if gone_ms >= GONE_MS {
+                // Else it would be good again once nobody says any more that it is void.
+                told.keys.retain(|key| !void.contains(key));
+            }
+            if gone_ms >= told.retired_ms {
+                // The last ticket that it can have signed for this gateway has expired. What it said is void stays void.
+                told.keys.clear();
+            }
+        }
+        self.known() < count
+    }
+
+    /// How many keys are kept, those of several schedulers several times.
+    fn known(&self) -> usize {
+        self.retired.len() + self.current.iter().map(|(_, told)| told.keys.len()).sum::<usize>()
+    }
+
+    /// Which of the linked schedulers sign with a key that is void; and which of those did not when this was last asked.
+    pub(crate) fn void_in_use(&mut self, linked: &[usize]) -> (Vec<VoidInUse>, Vec<VoidInUse>) {
+        let void = self.void();
+        let signing = self.current.iter().filter(|(scheduler, _)| linked.contains(scheduler));
+        let first = signing.filter_map(|(scheduler, told)| Some((*scheduler, told.keys.first()?)));
+        let in_use: Vec<VoidInUse> = first
+            .filter(|(_, key)| void.contains(*key))
+            .map(|(scheduler, key)| VoidInUse { scheduler, key: key_tag(key) })
+            .collect();
+        let mut news = in_use.clone();
+        news.retain(|one| !self.in_use.contains(one));
+        self.in_use.clone_from(&in_use);
+        (in_use, news)
     }
 
     /// Accepts tickets signed with any key that is good.
@@ -158,9 +210,9 @@ mod tests {
         assert!(ring.told(0, &keys(&[3]), 10));
         assert_eq!(ring.verifier(), good(&[1, 2, 3]));
         assert!(ring.told(1, &keys(&[3]), 20));
-        assert!(!ring.forget(20 + RETIRED_MS - 1));
+        assert!(!ring.forget(&[0, 1], 20 + RETIRED_MS - 1));
         assert_eq!(ring.verifier(), good(&[1, 2, 3]));
-        assert!(ring.forget(20 + RETIRED_MS));
+        assert!(ring.forget(&[0, 1], 20 + RETIRED_MS));
         assert_eq!(ring.verifier(), good(&[3]));
     }
 
@@ -198,6 +250,55 @@ mod tests {
     }
 
     #[test]
+    fn what_was_void_is_not_good_again_for_what_a_scheduler_said_that_is_gone() {
+        let void_1 = TicketKeys { void_keys: vec![vec![1; PUBLIC_KEY]], ..keys(&[2]) };
+        let hour = 3_600_000;
+        // The other one died before it was told; the first one's word is taken back soon, or after an hour.
+        for (steps, pause) in [(1, GONE_MS), (3_600, 1_000), (1, hour)] {
+            let mut ring = Keyring::default();
+            assert!(ring.told(0, &keys(&[1, 2]), 0) && ring.told(1, &keys(&[1, 2]), 0));
+            assert!(ring.told(0, &void_1, 0));
+            for step in 1..=steps {
+                ring.forget(&[0], step * pause);
+            }
+            assert!(ring.told(0, &keys(&[2]), hour));
+            assert_eq!(ring.verifier(), good(&[2]), "{steps} steps of {pause} ms");
+        }
+        let mut ring = Keyring::default();
+        assert!(ring.told(0, &keys(&[2]), 0) && ring.told(1, &keys(&[1]), 0));
+        assert!(!ring.forget(&[0], RETIRED_MS - 1), "its tickets live on");
+        assert!(!ring.forget(&[0, 1], RETIRED_MS), "it is back");
+        assert!(!ring.forget(&[0], RETIRED_MS + 1) && ring.forget(&[0], 2 * RETIRED_MS));
+        assert_eq!(ring.verifier(), good(&[2]));
+        assert!(ring.told(1, &keys(&[1]), 3 * RETIRED_MS));
+        assert_eq!(ring.verifier(), good(&[1, 2]), "it says so again");
+    }
+
+    #[test]
+    fn what_a_scheduler_that_is_gone_said_is_void_stays_void() {
+        let mut ring = Keyring::default();
+        assert!(ring.told(0, &TicketKeys { void_keys: vec![vec![1; PUBLIC_KEY]], ..keys(&[2]) }, 0));
+        assert!(ring.told(1, &keys(&[1, 2]), 0));
+        ring.forget(&[1], 10 * RETIRED_MS);
+        assert_eq!(ring.verifier(), good(&[2]));
+    }
+
+    #[test]
+    fn who_signs_with_a_void_key_is_told_once() {
+        let mut ring = Keyring::default();
+        assert!(ring.told(0, &keys(&[1, 2]), 0) && ring.told(1, &keys(&[2, 1]), 0));
+        let nobody = || (Vec::new(), Vec::new());
+        assert_eq!(ring.void_in_use(&[0, 1]), nobody());
+        assert!(ring.told(1, &TicketKeys { void_keys: vec![vec![1; PUBLIC_KEY]], ..keys(&[2]) }, 0));
+        let it = vec![VoidInUse { scheduler: 0, key: key_tag(&[1; PUBLIC_KEY]) }];
+        assert_eq!(ring.void_in_use(&[0, 1]), (it.clone(), it.clone()));
+        assert_eq!(ring.void_in_use(&[0, 1]), (it, Vec::new()));
+        assert_eq!(ring.void_in_use(&[1]), nobody(), "it is gone");
+        assert!(ring.told(0, &keys(&[2]), 0));
+        assert_eq!(ring.void_in_use(&[0, 1]), nobody());
+    }
+
+    #[test]
     fn a_replaced_key_outlives_the_tickets_that_were_signed_with_it() {
         let hours = 3_600_000;
         let mut ring = Keyring::default();
@@ -207,16 +308,16 @@ mod tests {
         assert!(ring.told(0, &keys(&[2]), 0));
         assert!(ring.told(1, &keys(&[2]), hours), "the other one's tickets live for minutes");
         assert!(ring.told(0, &TicketKeys { ticket_ttl_ms: u32::MAX, ..keys(&[3]) }, hours));
-        ring.forget(3 * hours);
+        ring.forget(&[0, 1], 3 * hours);
         assert_eq!(
             ring.verifier(),
             good(&[1, 2, 3]),
             "signed at most an hour after the first scheduler's change"
         );
         assert!(ring.told(0, &keys(&[2]), 3 * hours));
-        ring.forget(27 * hours - 1);
+        ring.forget(&[0, 1], 27 * hours - 1);
         assert_eq!(ring.verifier(), good(&[2, 3]));
-        assert!(ring.forget(28 * hours), "never for longer than a ticket can live");
+        assert!(ring.forget(&[0, 1], 28 * hours), "never for longer than a ticket can live");
         assert_eq!(ring.verifier(), good(&[2]));
     }
 
@@ -226,10 +327,10 @@ mod tests {
         assert!(ring.told(0, &keys(&[1]), 0));
         assert!(ring.told(0, &keys(&[2]), 0));
         assert!(
-            !ring.forget(3_600_000 + 300_000),
+            !ring.forget(&[0], 3_600_000 + 300_000),
             "a ticket signed at the last moment, at the end of its grace"
         );
-        assert!(ring.forget(3_600_000 + 300_000 + AFTER_LAST_MS));
+        assert!(ring.forget(&[0], 3_600_000 + 300_000 + AFTER_LAST_MS));
     }
 
     #[test]

@@ -216,6 +216,7 @@ pub(crate) struct Metrics {
     pub(crate) limited: Family<Limited>,
     pub(crate) sessions_revoked: Counter,
     pub(crate) sessions_key_void: Counter,
+    pub(crate) void_keys_in_use: Gauge,
     carried_evicted: [Counter; KIND_NAMES.len()],
     pub(crate) pending: Gauge,
     pub(crate) worker_stalls: Counter,
@@ -310,6 +311,11 @@ impl Metrics {
             sessions_key_void: r.counter(
                 "berth_gateway_sessions_key_void_total",
                 "Sessions ended because the key of their ticket is void.",
+                &[],
+            ),
+            void_keys_in_use: r.gauge(
+                "berth_gateway_void_keys_in_use",
+                "Ticket keys that are void and that a linked scheduler signs with.",
                 &[],
             ),
             pending: r.gauge(

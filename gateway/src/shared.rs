@@ -28,7 +28,7 @@ use crate::{
     door::Door,
     guard::{Guard, Spell},
     inlet::{Delivery, Inlet},
-    keyring::Keyring,
+    keyring::{Keyring, VoidInUse},
     lease,
     metrics::Metrics,
     supervisor::Mailbox,
@@ -227,6 +227,9 @@ impl Shared {
 
     /// The keys a scheduler signs with, beside those of the others; returns whether there was a usable one.
     pub(crate) fn ticket_keys(&self, scheduler: usize, keys: &TicketKeys) -> bool {
+        // Links are attached before they are listed: who speaks is linked.
+        let mut linked = self.linked_schedulers();
+        linked.push(scheduler);
         let mut keyring = lock(&self.keyring);
         let void_before = keyring.void_tags();
         let usable = keyring.told(scheduler, keys, self.clock.now().steady_ms);
@@ -240,7 +243,35 @@ impl Shared {
             let void: Arc<[u32]> = void.into();
             self.inlets.iter().for_each(|inlet| inlet.send(Delivery::KeysVoid(Arc::clone(&void))));
         }
+        self.watch_void(&mut keyring, &linked);
         usable
+    }
+
+    /// Says which schedulers sign with a void key: for a moment that is part of a change; later it is a slip.
+    fn watch_void(&self, keyring: &mut Keyring, linked: &[usize]) {
+        let (in_use, news) = keyring.void_in_use(linked);
+        let mut keys: Vec<u32> = in_use.iter().map(|one| one.key).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        self.metrics.void_keys_in_use.set(keys.len() as f64);
+        for VoidInUse { scheduler, key } in news {
+            let introductions = lock(&self.introductions);
+            let id = introductions.get(&scheduler).map_or("", |known| &known.scheduler_id);
+            tracing::warn!(
+                scheduler,
+                id,
+                key = format!("{key:08x}"),
+                "a scheduler signs tickets with a key that is void: all of them are refused; if the key leaked, change it there as well, \
+                 else take it out of auth.ticket_key_void"
+            );
+        }
+    }
+
+    /// The schedulers whose links are up.
+    fn linked_schedulers(&self) -> Vec<usize> {
+        let schedulers = self.rare().schedulers;
+        let linked = schedulers.iter().enumerate().filter(|(_, link)| link.connected());
+        linked.map(|(index, _)| index).collect()
     }
 
     /// A scheduler wants so many clients a second. One that wants much more than before is leased it at once.
@@ -265,13 +296,15 @@ impl Shared {
         lease::split(self.spare_per_second.load(Relaxed), &wanted)
     }
 
-    /// Lets go of replaced keys whose time is up; of none while no scheduler is linked, whose clients come with what they have.
+    /// Lets go of replaced keys whose time is up, and of those of schedulers that are gone; of none while no scheduler is linked, whose clients come with what they have.
     pub(crate) fn forget_keys(&self, now_ms: i64) {
-        if !self.rare().schedulers.iter().any(|link| link.connected()) {
+        let linked = self.linked_schedulers();
+        let mut keyring = lock(&self.keyring);
+        self.watch_void(&mut keyring, &linked);
+        if linked.is_empty() {
             return;
         }
-        let mut keyring = lock(&self.keyring);
-        if keyring.forget(now_ms) {
+        if keyring.forget(&linked, now_ms) {
             self.change(|rare| rare.verifier = Arc::new(keyring.verifier()));
         }
     }

@@ -30,6 +30,10 @@ pub(crate) struct Site {
 
 impl Site {
     pub(crate) fn new(workers: usize) -> Self {
+        Self::with(workers, |_| {})
+    }
+
+    pub(crate) fn with(workers: usize, configure: impl FnOnce(&mut Config)) -> Self {
         let recorder = Values::default();
         let polls: Vec<Poll> = (0..workers).map(|_| Poll::new().expect("an epoll instance")).collect();
         let inlet =
@@ -37,6 +41,7 @@ impl Site {
         let mut config = Config::new("gw-1", "127.0.0.1:0".parse().expect("an address"));
         // These tests flood.
         config.limits.frames_per_second = 0;
+        configure(&mut config);
         let shared = Arc::new(Shared::new(Parts {
             config,
             boot: 1,

@@ -235,6 +235,7 @@ impl Worker {
         self.merge_some();
         self.advance_wheel();
         self.evict_some();
+        self.close_let_in();
         self.close_revoked();
         self.last_call();
         self.reannounce_some();

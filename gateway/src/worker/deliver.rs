@@ -43,7 +43,12 @@ impl Worker {
             Delivery::Reannounce(logic) => self.begin_reannouncing(logic),
             Delivery::Unanswered(logic) => self.give_up_on(logic),
             Delivery::Revoked(revocation) => self.revoking.add(revocation),
-            Delivery::KeysVoid(tags) => self.close_let_in_by(&tags),
+            Delivery::KeysVoid(tags) => {
+                // What follows in this same turn is let in by what is good now, not by what was when the turn began: nobody is looked
+                // for again.
+                self.refresh_env();
+                self.list_let_in_by(&tags);
+            }
         }
     }
 

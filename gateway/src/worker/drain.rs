@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Connections told at one wake-up.
-const EVICTIONS_PER_TURN: usize = 256;
+pub(super) const EVICTIONS_PER_TURN: usize = 256;
 
 /// So long before the grace of a stop ends nobody is waited for any more, in milliseconds: what is said then still has to
 /// be taken.

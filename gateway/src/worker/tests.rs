@@ -1,20 +1,25 @@
 //! A worker without its thread: the test makes the wake-ups and the time.
 
 use std::{
-    io::{ErrorKind, Write},
+    io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
 };
 
 use berth_proto::{
-    client::ConversationSeq,
-    link::Link,
-    wire::{NotifyConnections, ToGateway, to_gateway::Message},
+    client::{ConversationSeq, Disconnect, Hello, client_frame, server_frame},
+    frame::{Encoding, decode_server, encode_client},
+    link::{Link, Refused},
+    tcp,
+    ticket::TicketSigner,
+    wire::{NotifyConnections, SessionOpened, Ticket, TicketKeys, ToGateway, ToLogic, to_gateway::Message},
 };
 
 use super::*;
 use crate::{
+    config::Config,
     inlet::{Delivery, LogicDown},
     listener,
+    session::simulation::Harness,
     testing::Site,
 };
 
@@ -27,7 +32,11 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let mut site = Site::new(1);
+        Self::with(|_| {})
+    }
+
+    fn with(configure: impl FnOnce(&mut Config)) -> Self {
+        let mut site = Site::with(1, configure);
         let any = "127.0.0.1:0".parse().expect("an address");
         let listener = listener::bind(any, Duration::from_secs(30)).expect("binds");
         let address = listener.local_addr().expect("bound");
@@ -87,6 +96,25 @@ fn flood(client: &mut TcpStream, pings: usize) {
     client.set_nonblocking(false).expect("settable");
 }
 
+/// A hello's bytes.
+fn said(hello: Hello) -> Vec<u8> {
+    let mut payload = Vec::new();
+    encode_client(Encoding::Proto, client_frame::Frame::Hello(hello), &mut payload);
+    [&tcp::prefix(payload.len())[..], &payload].concat()
+}
+
+/// Why this client was closed.
+fn told(client: &mut TcpStream) -> Disconnect {
+    let mut prefix = tcp::prefix(0);
+    client.read_exact(&mut prefix).expect("a frame");
+    let mut payload = vec![0; u32::from_be_bytes(prefix) as usize];
+    client.read_exact(&mut payload).expect("all of it");
+    match decode_server(Encoding::Proto, &payload) {
+        Ok(server_frame::Frame::Disconnect(disconnect)) => disconnect,
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn who_has_more_to_read_is_listed_once_however_often_it_is_touched() {
     let mut bench = Bench::new();
@@ -125,11 +153,7 @@ fn a_hello_that_lies_in_the_kernel_is_read_before_its_deadline_is_held_against_i
     let place = bench.place();
     // The socket was empty when it was asked last.
     bench.worker.on_ready(Bench::packed(place), READABLE);
-    let hello = berth_proto::client::client_frame::Frame::Hello(berth_proto::client::Hello::default());
-    let mut payload = Vec::new();
-    berth_proto::frame::encode_client(berth_proto::frame::Encoding::Proto, hello, &mut payload);
-    let bytes = [&berth_proto::tcp::prefix(payload.len())[..], &payload].concat();
-    client.write_all(&bytes).expect("sends");
+    client.write_all(&said(Hello::default())).expect("sends");
     let mut probe = mio::Events::with_capacity(4);
     // Until the bytes are at the other end; the worker itself hears nothing of it.
     while probe.iter().all(|event| event.token() != Token(Bench::packed(place))) {
@@ -258,4 +282,86 @@ fn when_the_rest_of_a_drain_is_told_who_is_arriving_waits_for_his_own_answer() {
     bench.worker.deliver(Delivery::Evict(0));
     bench.worker.evict_some();
     assert_eq!(closed(&bench), 1, "at a stop everybody is told");
+}
+
+#[test]
+fn who_is_opened_in_the_turn_in_which_his_key_became_void_is_not_let_in() {
+    struct Up;
+    impl Link<ToLogic> for Up {
+        fn send(&self, _: Vec<ToLogic>) -> Result<(), Refused<ToLogic>> {
+            Ok(())
+        }
+    }
+    let mut bench = Bench::new();
+    bench.site.shared.change(|rare| rare.logics = Arc::new(vec![Arc::new(Up)]));
+    let [leaked, other] = [[1; 32], [2; 32]].map(|secret| TicketSigner::from_secret(&secret));
+    let key = |signer: &TicketSigner| vec![signer.public_key().to_vec()];
+    let good = TicketKeys { public_keys: key(&leaked), ..TicketKeys::default() };
+    assert!(bench.site.shared.ticket_keys(0, &good));
+    bench.worker.refresh_env();
+    let mut client = bench.connect();
+    let place = bench.place();
+    let hour_ms = bench.worker.now.wall_ms + 3_600_000;
+    let ticket = leaked.sign(&Ticket {
+        user_id: "alice".into(),
+        device_id: "d".into(),
+        gateway_ids: vec!["gw-1".into()],
+        issued_at_ms: bench.worker.now.wall_ms,
+        expires_at_ms: hour_ms,
+        auth_expires_at_ms: hour_ms,
+        ..Ticket::default()
+    });
+    client.write_all(&said(Hello { ticket, device_id: "d".into(), ..Hello::default() })).expect("sends");
+    while !bench.connection(place).session.waits_for(0) {
+        bench.worker.on_ready(Bench::packed(place), READABLE);
+    }
+    // A turn has begun; then both come, and logic's answer behind them.
+    bench.worker.refresh_env();
+    let void = TicketKeys { public_keys: key(&other), void_keys: key(&leaked), ..TicketKeys::default() };
+    assert!(bench.site.shared.ticket_keys(0, &void));
+    let handle = pack(0, place);
+    bench.logic_says(Message::Opened(SessionOpened { handle, session_epoch: 1, ..SessionOpened::default() }));
+    bench.worker.take_deliveries();
+    assert_eq!(told(&mut client).code, 4005);
+}
+
+#[test]
+fn those_whose_key_is_void_go_a_part_at_each_wake_up_and_come_back_as_fast_as_they_are_taken() {
+    const SESSIONS: usize = 300;
+    const PART: usize = drain::EVICTIONS_PER_TURN;
+    let mut bench = Bench::with(|config| config.handshakes_per_second = 10);
+    let mut harness = Harness::new(1);
+    let mut clients = Vec::with_capacity(SESSIONS);
+    for _ in 0..SESSIONS {
+        // What may come in a second is another matter.
+        bench.worker.now.steady_ms += 1_000;
+        clients.push(bench.connect());
+        let place = bench.place();
+        bench.worker.table.get_mut(place).expect("there").session = harness.welcomed();
+        bench.worker.env.levels.sessions.up();
+        bench.worker.with(place, |_, _| {});
+    }
+    let identity = bench.connection(bench.place()).session.identity().expect("welcomed");
+    let void = [identity.ticket_key()];
+    bench.worker.deliver(Delivery::KeysVoid(void.into()));
+    let closed = |bench: &Bench| bench.site.recorder.value("berth_gateway_sessions_key_void_total") as usize;
+    assert_eq!(closed(&bench), 0);
+    for done in [PART, SESSIONS] {
+        assert!(bench.worker.sleep().is_zero(), "the next turn follows at once");
+        bench.worker.close_let_in();
+        assert_eq!(closed(&bench), done);
+    }
+    assert!(bench.worker.revoking.next_ms().is_none());
+    let waits_ms: Vec<u32> = clients
+        .iter_mut()
+        .map(|client| {
+            let disconnect = told(client);
+            assert_eq!(disconnect.code, 4005);
+            disconnect.retry_after_ms
+        })
+        .collect();
+    let longest_ms = waits_ms.iter().max().copied().unwrap_or_default();
+    assert!((20_000..=30_000).contains(&longest_ms), "{SESSIONS} at 10 a second: {longest_ms} ms");
+    let soon = waits_ms.iter().filter(|wait_ms| **wait_ms < 10_000).count();
+    assert!((SESSIONS / 6..SESSIONS / 2).contains(&soon), "evenly: {soon} in the first third");
 }
