@@ -3,6 +3,7 @@
 //! Pure: reports and the time go in, breaches come out. Every scheduler watches for itself; the first that sees a breach stops the
 //! rule for all of them.
 
+mod bound;
 mod verdict;
 mod window;
 
@@ -10,13 +11,16 @@ mod window;
 mod chance;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod untold;
 
 use std::collections::{HashMap, HashSet};
 
 use berth_proto::wire::GatewayReport;
 
+use self::verdict::p99_of_enough;
 pub use self::{
-    verdict::{Breach, Figures, Limit, MARGIN, P99_FLOOR_MS, Past, Share, margin},
+    verdict::{Breach, Figures, Limit, P99_FLOOR_MS, Past, Share, Told},
     window::{Counts, Window},
 };
 use crate::{
@@ -59,9 +63,11 @@ struct Heard {
     counts: Option<Counts>,
     /// It says so now.
     tells: bool,
+    /// When it last said so; unless it ever did, when it was first heard.
+    told_ms: i64,
     heard_ms: i64,
     draining: bool,
-    /// It was silent for so long that its sessions were counted as lost, in this second.
+    /// It did not say so for so long that its sessions were counted as lost, in this second.
     lost: Option<(i64, Counts)>,
 }
 
@@ -75,6 +81,8 @@ struct Watched {
     unmeasured_ms: Option<i64>,
     /// What `stable` had when it last had enough, in which second: connects and sessions.
     before: [Option<(i64, Share)>; 2],
+    /// The same of its p99, in milliseconds.
+    p99_before: Option<(i64, f64)>,
 }
 
 impl Guards {
@@ -87,38 +95,41 @@ impl Guards {
         let second = now_ms / 1_000;
         let told = report.health.as_ref().map(Counts::of);
         let just_started = (report.uptime_ms <= JUST_STARTED_MS).then(Counts::default);
-        let mut counts = told;
+        let mut heard = Heard {
+            boot: report.boot,
+            pool: report.pool.clone(),
+            counts: told,
+            tells: told.is_some(),
+            told_ms: now_ms,
+            heard_ms: now_ms,
+            draining: report.draining,
+            lost: None,
+        };
         let before = match self.gateways.remove(&report.gateway_id) {
+            // While it does not say, what it said last stays: it may begin again, or its sessions are lost with it.
+            Some(known) if known.boot == report.boot && told.is_none() => {
+                (heard.counts, heard.told_ms, heard.lost) = (known.counts, known.told_ms, known.lost);
+                heard.counts
+            }
             Some(mut known) if known.boot == report.boot => {
                 if let (Some((second, lost)), Some(pool)) =
                     (known.lost.take(), self.pools.get_mut(&known.pool))
                 {
                     pool.counted.take_back(second, &lost);
                 }
-                // While it does not say, what it said last stays: it may begin again, or its sessions are lost with it.
-                counts = told.or(known.counts);
-                // What it counted in a longer silence may be older than what is looked at.
-                known.counts.filter(|_| now_ms - known.heard_ms <= window_ms).or(counts)
+                // What it counted while it did not say for longer may be older than what is looked at.
+                known.counts.filter(|_| now_ms - known.told_ms <= window_ms).or(told)
             }
             // Another boot: what the last one held is gone, and this one counts from nothing, some time ago.
             Some(known) => {
                 self.lose(&known, now_ms);
-                just_started.or(counts)
+                just_started.or(told)
             }
-            None => just_started.or(counts),
+            None => just_started.or(told),
         };
-        if let (Some(counts), Some(before), Some(pool)) = (counts, before, self.pools.get_mut(&report.pool)) {
+        if let (Some(counts), Some(before), Some(pool)) = (told, before, self.pools.get_mut(&report.pool)) {
             pool.counted.add(second, &counts.minus(&before));
         }
-        let heard = Heard {
-            boot: report.boot,
-            pool: report.pool.clone(),
-            counts,
-            tells: told.is_some(),
-            heard_ms: now_ms,
-            draining: report.draining,
-            lost: None,
-        };
         self.gateways.insert(report.gateway_id.clone(), heard);
     }
 
@@ -127,6 +138,7 @@ impl Guards {
         let later = |at_ms: i64| at_ms.saturating_add(away_ms).min(now_ms);
         for heard in self.gateways.values_mut() {
             heard.heard_ms = later(heard.heard_ms);
+            heard.told_ms = later(heard.told_ms);
         }
         for watched in self.rules.values_mut() {
             watched.unmeasured_ms = watched.unmeasured_ms.map(later);
@@ -155,7 +167,6 @@ impl Guards {
         if !deaf {
             self.bury(now_ms);
         }
-        let comparable = self.measured(STABLE, now_ms);
         let hears_others = |rule: &GrayRule| {
             self.gateways.values().any(|heard| heard.pool != rule.pool && heard.lives(now_ms))
         };
@@ -163,9 +174,9 @@ impl Guards {
         let mut breaches = Vec::new();
         for (rule, guard) in guarded.filter(|(rule, _)| rule.sends()) {
             let unheard = if deaf || !hears_others(rule) { None } else { self.unmeasured(rule, now_ms) };
-            let figures = self.figures(rule, &guard, now_ms / 1_000);
+            let figures = self.figures(rule, &guard, now_ms);
             let Some(watched) = self.rules.get_mut(&rule.id) else { continue };
-            if comparable {
+            if figures.told == Told::Now {
                 watched.remember(&figures, &guard, now_ms / 1_000);
             }
             let since_ms = match unheard {
@@ -179,8 +190,8 @@ impl Guards {
                 since_ms.filter(|(since_ms, _)| now_ms - since_ms >= i64::from(guard.window_seconds) * 1_000);
             let breach = match missing {
                 Some((_, why)) => Some(Breach::no_data(rule, &guard, why)),
-                // Shares are above stable's, which are not known.
-                None if !comparable => None,
+                // Of stable nothing is heard, as of most of the fleet.
+                None if deaf && figures.told != Told::Now => None,
                 None => Breach::of(rule, &guard, &figures),
             };
             breaches.extend(breach);
@@ -190,28 +201,36 @@ impl Guards {
 
     /// What is compared for a rule now.
     #[must_use]
-    pub fn figures(&self, rule: &GrayRule, guard: &Guard, second: i64) -> Figures {
-        let watched = self.rules.get(&rule.id);
+    pub fn figures(&self, rule: &GrayRule, guard: &Guard, now_ms: i64) -> Figures {
+        let (watched, second) = (self.rules.get(&rule.id), now_ms / 1_000);
         let since = watched.map_or(second, |watched| watched.since);
         let from = since.max(second - i64::from(guard.window_seconds));
         let counted =
             |pool: &str| self.pools.get(pool).map(|pool| pool.counted.since(from)).unwrap_or_default();
-        let before =
-            |(at, share)| Some(Past { share, age: second - at }).filter(|past| past.age <= REMEMBERED);
-        let open = |pool: &str| {
-            let gateways = self.gateways.values().filter(|heard| heard.pool == pool && heard.lost.is_none());
-            gateways
-                .filter_map(|heard| heard.counts)
-                .fold(0, |sum: u64, counts| sum.saturating_add(counts.open()))
-        };
+        let told = self.told(now_ms);
+        // While it does not tell it has too few, so that what it had before counts.
+        let (stable, stable_open) =
+            if told == Told::Now { (counted(STABLE), self.open(STABLE)) } else { (Counts::default(), 0) };
+        let before = watched.map_or([None; 2], |watched| watched.before);
+        let p99_before = watched.and_then(|watched| watched.p99_before);
         Figures {
             pool: counted(&rule.pool),
-            pool_open: open(&rule.pool),
-            stable: counted(STABLE),
-            stable_open: open(STABLE),
+            pool_open: self.open(&rule.pool),
+            stable,
+            stable_open,
             seconds: second - from,
-            before: watched.map_or([None; 2], |watched| watched.before.map(|past| past.and_then(before))),
+            before: before.map(|before| remembered(before, second)),
+            p99_before: remembered(p99_before, second),
+            told,
         }
+    }
+
+    /// Sessions that are open in a pool, without those that count as lost.
+    fn open(&self, pool: &str) -> u64 {
+        let gateways = self.gateways.values().filter(|heard| heard.pool == pool && heard.lost.is_none());
+        gateways
+            .filter_map(|heard| heard.counts)
+            .fold(0, |sum: u64, counts| sum.saturating_add(counts.open()))
     }
 
     /// Watches what the policy guards, and nothing else.
@@ -232,19 +251,21 @@ impl Guards {
                 since: second,
                 unmeasured_ms: None,
                 before: [None; 2],
+                p99_before: None,
             };
             let watched = match known.remove(&rule.id) {
                 Some(same) if same.rule_hash == rule.hash => same,
                 // Of another definition; how `stable` fared has nothing to do with that.
-                Some(Watched { before, .. }) => Watched { before, ..anew },
+                Some(Watched { before, p99_before, .. }) => Watched { before, p99_before, ..anew },
                 None => anew,
             };
             self.rules.insert(rule.id.clone(), watched);
         }
     }
 
-    /// Counts the sessions of gateways that were silent for a whole window of their pool, while others of it or of `stable` were
-    /// heard: a shorter silence may be the path between it and this scheduler alone. A gateway that restarts tells by its boot.
+    /// Counts the sessions of gateways that did not say how clients fare for a whole window of their pool, while others of it or of
+    /// `stable` were heard: a shorter silence may be the path between it and this scheduler alone. One whose worker hangs is heard, and
+    /// does not say it. A gateway that restarts tells by its boot.
     fn bury(&mut self, now_ms: i64) {
         let forgotten_ms = FORGET_AFTER_MS + i64::from(MAX_WINDOW) * 1_000;
         self.gateways.retain(|_, heard| now_ms - heard.heard_ms <= forgotten_ms);
@@ -258,7 +279,7 @@ impl Guards {
         for heard in waiting {
             let others = live.contains(&heard.pool) || live.contains(STABLE);
             let Some(pool) = self.pools.get_mut(&heard.pool) else { continue };
-            if !others || now_ms - heard.heard_ms < pool.window_ms {
+            if !others || now_ms - heard.told_ms < pool.window_ms {
                 continue;
             }
             let lost = Counts::lost(heard.counts.map_or(0, |counts| counts.open()));
@@ -267,19 +288,29 @@ impl Guards {
         }
     }
 
-    /// Whether somebody of the pool who is heard says how clients fare.
-    fn measured(&self, pool: &str, now_ms: i64) -> bool {
-        self.gateways.values().any(|heard| heard.pool == pool && heard.tells && heard.lives(now_ms))
+    /// Whether `stable` says how clients fare. One that is heard and never did is of an older release; of one that is not heard at all,
+    /// what it said before counts.
+    fn told(&self, now_ms: i64) -> Told {
+        let stable = || self.gateways.values().filter(|heard| heard.pool == STABLE);
+        let living = || stable().filter(|heard| heard.lives(now_ms));
+        if living().any(|heard| heard.tells) {
+            return Told::Now;
+        }
+        let nobody_is_heard = living().next().is_none();
+        let told = stable().any(|heard| heard.counts.is_some() && (nobody_is_heard || heard.lives(now_ms)));
+        if told { Told::Before } else { Told::Never }
     }
 
-    /// Why a rule's pool does not say how clients fare in all of it; none: it does.
+    /// Why nobody of a rule's pool says how clients fare; none: somebody does. One of several that does not is not the whole pool: its
+    /// sessions are lost, see `bury`.
     fn unmeasured(&self, rule: &GrayRule, now_ms: i64) -> Option<&'static str> {
         let mut living =
             self.gateways.values().filter(|heard| heard.pool == rule.pool && heard.lives(now_ms)).peekable();
         if living.peek().is_none() {
             return Some("no gateway of the pool reports");
         }
-        living.any(|heard| !heard.tells).then_some("a gateway of the pool does not report how clients fare")
+        let told = living.any(|heard| heard.tells);
+        (!told).then_some("no gateway of the pool reports how clients fare")
     }
 }
 
@@ -290,6 +321,8 @@ impl Watched {
                 *before = Some((second, stables));
             }
         }
+        let p99 = p99_of_enough(&figures.stable, guard);
+        self.p99_before = p99.map(|p99| (second, p99)).or(self.p99_before);
     }
 }
 
@@ -297,6 +330,12 @@ impl Heard {
     fn lives(&self, now_ms: i64) -> bool {
         now_ms - self.heard_ms <= STALE_AFTER_MS
     }
+}
+
+/// What was counted in a second, unless that is too long ago.
+fn remembered<T>(before: Option<(i64, T)>, second: i64) -> Option<Past<T>> {
+    let past = before.map(|(at, what)| Past { what, age: second - at });
+    past.filter(|past| past.age <= REMEMBERED)
 }
 
 /// The shortest window in which a pool is looked at; `stable` is looked at for every rule.

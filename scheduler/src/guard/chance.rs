@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-use super::{tests::policy, *};
+use super::{bound::margin, tests::policy, *};
 
 /// The probability, at place k, that exactly k of `n` fail, each by itself with probability `p`.
 fn binomial(n: u64, p: f64) -> Vec<f64> {
@@ -81,6 +81,55 @@ fn of_weeks_with_a_small_canary_hardly_one_ends_with_a_stop() {
     }
     println!("{stopped} of {WEEKS} weeks with 50 clients a minute end with a stop");
     assert!(stopped * 50 < WEEKS, "{stopped} of {WEEKS} weeks");
+}
+
+/// Few who are all turned away are judged all the same, unless many are in `stable` as well.
+#[test]
+fn a_pool_that_takes_nobody_is_stopped_whatever_is_allowed() {
+    let stops = |allowed: f64, few: u64, failed: u64, stables_failed: u64| {
+        let mut policy = policy(&format!("connect_failures = {allowed}"));
+        let guard = policy.gray[0].guard.as_mut().expect("given");
+        guard.min_handshakes = few.try_into().expect("few");
+        let guard = *guard;
+        let pool = Counts { failed, welcomed: few - failed, ..Counts::default() };
+        let stable = Counts { failed: stables_failed, welcomed: 1_000 - stables_failed, ..Counts::default() };
+        let figures = Figures { pool, stable, seconds: 60, ..Figures::default() };
+        let [above, _] = figures.stops_above(&guard);
+        assert!(above.is_none_or(|above| above < 1.0), "{allowed}, {failed} of {few}: {above:?}");
+        let stopped = Breach::of(&policy.gray[0], &guard, &figures).is_some();
+        assert_eq!(stopped, above.is_some_and(|above| failed as f64 / few as f64 > above), "as status says");
+        stopped
+    };
+    for few in [1, 2, 6, 20, 50, 250, 1_000] {
+        for allowed in [0.0, 0.02, 0.2, 0.5, 0.9, 0.98] {
+            assert!(stops(allowed, few, few, 0), "{few} of {few} fail with {allowed} allowed");
+        }
+        assert!(stops(0.2, few, few, 500), "half of stable's fail too");
+        assert!(!stops(0.5, few, few, 500) && !stops(1.0, few, few, 0), "all are allowed to");
+    }
+    assert!(!stops(0.5, 20, 19, 0) && !stops(0.2, 6, 5, 0), "19 of 20 and 5 of 6 may be chance");
+    assert!(!stops(0.02, 50, 50, 900), "where nine in ten fail all of 50 may do so");
+    assert!(stops(0.02, 250, 250, 900), "but not all of 250");
+}
+
+/// Where less than five standard deviations is taken for more than chance, the binomial distribution itself says so.
+#[test]
+fn no_bound_is_below_what_five_standard_deviations_mean() {
+    let mut lower = 0;
+    for count in [2, 5, 20, 50, 68, 150, 400] {
+        for expected in [0.01, 0.04, 0.2, 0.5, 0.6, 0.8, 0.9, 0.97] {
+            let normal = 5.0 * (expected * (1.0 - expected) / count as f64).sqrt();
+            let own = margin(expected, count);
+            assert!(own <= normal);
+            if own < normal {
+                lower += 1;
+                let first = ((expected + own) * count as f64) as usize + 1;
+                let tail: f64 = binomial(count, expected).iter().skip(first).sum();
+                assert!(first <= count as usize && tail < 2.87e-7, "{first} of {count}, {expected}: {tail}");
+            }
+        }
+    }
+    assert!(lower > 4, "{lower}");
 }
 
 #[test]

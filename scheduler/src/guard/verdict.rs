@@ -1,16 +1,13 @@
 //! From what two pools counted to what a guard says of it.
 
-use super::Counts;
+use super::{
+    Counts,
+    bound::{Bound, margin},
+};
 use crate::policy::{GrayRule, Guard};
 
 /// `stable`'s p99 counts for at least this, in milliseconds: twice of almost nothing is still fast.
 pub const P99_FLOOR_MS: f64 = 50.0;
-
-/// A share is held against a pool when it lies so many standard deviations above what is allowed: what chance adds to a binomial
-/// share of `n` is sqrt(p (1 - p) / n). One look of 740 exceeds three of them by chance; but each second is a look, and a small share of few
-/// has a longer tail than the normal one. With five, a test computes what is left over a week: see
-/// `a_week_of_looks_stops_hardly_anybody_by_chance`.
-pub const MARGIN: f64 = 5.0;
 
 /// Of handshakes, those that may be slower than the p99.
 const SLOWEST: f64 = 0.01;
@@ -29,27 +26,46 @@ pub struct Figures {
     /// In so many seconds.
     pub seconds: i64,
     /// What `stable` had when it last had enough: connects and sessions. It counts while it has too few.
-    pub before: [Option<Past>; 2],
+    pub before: [Option<Past<Share>>; 2],
+    /// Its p99 when it last had enough, in milliseconds.
+    pub p99_before: Option<Past<f64>>,
+    /// Whether it says how clients fare.
+    pub told: Told,
 }
 
-/// A share that was counted some time ago.
+/// What was counted some time ago.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Past {
+pub struct Past<T> {
     /// What was counted.
-    pub share: Share,
+    pub what: T,
     /// So many seconds ago.
     pub age: i64,
 }
 
+/// Whether `stable` says how its clients fare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Told {
+    /// One of its gateways at least does.
+    #[default]
+    Now,
+    /// It did, and does not now: a worker hangs, or it is gone. What it had before counts.
+    Before,
+    /// None that is heard ever did: it is of an older release. Nothing is compared.
+    Never,
+}
+
 impl Figures {
     /// Above which shares of connects that failed, and of sessions that ended as none should, the guard stops its rule now; none: it
-    /// does not limit them, or they are too few.
+    /// does not limit them, they are too few, or even all of them would be allowed.
     #[must_use]
     pub fn stops_above(&self, guard: &Guard) -> [Option<f64>; 2] {
+        if self.told == Told::Never {
+            return [None; 2];
+        }
         let [connects, closes] = self.shares();
         let [connects_before, closes_before] = self.before;
         let above =
-            |allowed: Option<f64>, shares, before| Some(Bound::of(guard, allowed?, shares, before)?.share());
+            |allowed: Option<f64>, shares, before| Some(Bound::of(guard, allowed?, shares, before)?.above);
         [
             above(guard.connect_failures, connects, connects_before),
             above(guard.abnormal_closes, closes, closes_before),
@@ -122,16 +138,9 @@ impl Share {
     }
 
     /// Of none: 0.
-    fn of_all(&self) -> f64 {
+    pub(super) fn of_all(&self) -> f64 {
         if self.whole == 0 { 0.0 } else { self.part as f64 / self.whole as f64 }
     }
-}
-
-/// What chance alone may add to a share of so many that is `expected` otherwise.
-#[must_use]
-pub fn margin(expected: f64, whole: u64) -> f64 {
-    let expected = expected.clamp(0.0, 1.0);
-    MARGIN * (expected * (1.0 - expected) / whole.max(1) as f64).sqrt()
 }
 
 impl Breach {
@@ -145,6 +154,10 @@ impl Breach {
     /// The first limit that the pool does not keep to.
     #[must_use]
     pub fn of(rule: &GrayRule, guard: &Guard, figures: &Figures) -> Option<Self> {
+        // Shares are above stable's, which are not known.
+        if figures.told == Told::Never {
+            return None;
+        }
         let limits = [
             (Limit::ConnectFailures, guard.connect_failures, "connect failures"),
             (Limit::AbnormalCloses, guard.abnormal_closes, "abnormal closes"),
@@ -162,44 +175,15 @@ impl Breach {
     }
 }
 
-/// What a share is held against.
-struct Bound {
-    /// What is known of `stable`.
-    known: Option<Past>,
-    base: f64,
-    allowed: f64,
-    chance: f64,
-}
-
-impl Bound {
-    /// None: of too few nothing is said.
-    fn of(
-        guard: &Guard,
-        allowed: f64,
-        (ours, stables): (Share, Share),
-        before: Option<Past>,
-    ) -> Option<Self> {
-        let now = Some(Past { share: stables, age: 0 }).filter(|now| now.share.enough(guard));
-        let known = now.or(before);
-        let base = known.map_or(0.0, |known| known.share.of_all());
-        let chance = margin(base + allowed, ours.whole);
-        ours.enough(guard).then_some(Self { known, base, allowed, chance })
-    }
-
-    fn share(&self) -> f64 {
-        self.base + self.allowed + self.chance
-    }
-}
-
 /// How a share is above `stable`'s by more than is allowed, and than chance makes it.
-fn worse(guard: &Guard, allowed: f64, shares: (Share, Share), before: Option<Past>) -> Option<String> {
+fn worse(guard: &Guard, allowed: f64, shares: (Share, Share), before: Option<Past<Share>>) -> Option<String> {
     let bound = Bound::of(guard, allowed, shares, before)?;
     let (ours, share) = (shares.0, shares.0.of_all());
-    (share > bound.share()).then(|| {
+    (share > bound.above).then(|| {
         let stable = match bound.known {
             None => "in stable, which has too few".to_owned(),
-            Some(Past { share, age: 0 }) => format!("({} of {}) in stable", share.part, share.whole),
-            Some(Past { share, age }) => {
+            Some(Past { what: share, age: 0 }) => format!("({} of {}) in stable", share.part, share.whole),
+            Some(Past { what: share, age }) => {
                 format!("({} of {}, {age} s ago) in stable, which has too few now", share.part, share.whole)
             }
         };
@@ -210,23 +194,32 @@ fn worse(guard: &Guard, allowed: f64, shares: (Share, Share), before: Option<Pas
             ours.whole,
             bound.base * 100.0,
             allowed * 100.0,
-            bound.chance * 100.0
+            bound.chance() * 100.0
         )
     })
 }
 
-/// How much longer handshakes take than in `stable`: more of them than chance puts above a p99. Without one of `stable` there is
-/// nothing to take a multiple of.
-fn slower(guard: &Guard, Figures { pool, stable, seconds, .. }: &Figures) -> Option<String> {
-    let enough = |counts: &Counts| counts.welcomed >= u64::from(guard.min_handshakes);
-    let p99 = |counts: &Counts| counts.handshake_p99_ms().filter(|_| enough(counts));
-    let (allowed, ours, stables) = (guard.handshake_p99?, p99(pool)?, p99(stable)?);
-    let base = stables.max(P99_FLOOR_MS);
+/// How much longer handshakes take than in `stable`: more of them than chance puts above a p99. Without one of `stable`, now or
+/// before, there is nothing to take a multiple of.
+fn slower(guard: &Guard, Figures { pool, stable, seconds, p99_before, .. }: &Figures) -> Option<String> {
+    let (allowed, ours) = (guard.handshake_p99?, p99_of_enough(pool, guard)?);
+    let now = p99_of_enough(stable, guard).map(|what| Past { what, age: 0 });
+    let stables = now.or(*p99_before)?;
+    let base = stables.what.max(P99_FLOOR_MS);
     let above = pool.slower_than(base * allowed);
     (above > SLOWEST + margin(SLOWEST, pool.welcomed)).then(|| {
+        let ago = match stables.age {
+            0 => String::new(),
+            age => format!(" {age} s ago, which has too few now,"),
+        };
         format!(
-            "handshake p99: {ours:.0} ms against {base:.0} ms in stable over {seconds} s; {allowed} times as much is allowed, and {:.1}% took longer",
+            "handshake p99: {ours:.0} ms against {base:.0} ms in stable{ago} over {seconds} s; {allowed} times as much is allowed, and {:.1}% took longer",
             above * 100.0
         )
     })
+}
+
+/// A p99 in milliseconds, of as many handshakes as a guard wants.
+pub(super) fn p99_of_enough(counts: &Counts, guard: &Guard) -> Option<f64> {
+    counts.handshake_p99_ms().filter(|_| counts.welcomed >= u64::from(guard.min_handshakes))
 }

@@ -205,8 +205,8 @@ async fn a_guard_stops_its_rule_by_itself_and_a_restart_keeps_it() {
     let core = &fixture.scheduler.core;
     let watched_seconds = || {
         let policy = core.policy.load_full();
-        let (rule, second) = (&policy.gray[0], core.clock.monotonic_ms() / 1_000);
-        lock(&core.guards).figures(rule, &rule.guard.expect("it has one"), second).seconds
+        let (rule, now_ms) = (&policy.gray[0], core.clock.monotonic_ms());
+        lock(&core.guards).figures(rule, &rule.guard.expect("it has one"), now_ms).seconds
     };
     eventually("the rule is watched: what is heard from now on counts", || watched_seconds() > 0).await;
     stable_gateway.report(GatewayReport { health: health(0, 100), ..stable });

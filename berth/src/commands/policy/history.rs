@@ -143,6 +143,16 @@ fn state(answer: &Value) -> String {
                 guard["seconds"], told["failed"], told["attempts"], told["abnormal"], told["sessions"]
             );
         }
+        let stables = match text_of(&guard["stableCounts"]) {
+            "before" => {
+                "does not say how clients fare now: what it had when it last had enough, up to an hour ago, counts"
+            }
+            "nothing" => "does not say how clients fare (an older release): nothing is compared",
+            _ => "",
+        };
+        if !stables.is_empty() {
+            let _ = writeln!(text, "    stable {stables}");
+        }
         let limits =
             [("connectFailures", "of connects that fail"), ("abnormalCloses", "of sessions that end badly")];
         let above = |(key, what): (&str, &str)| {
@@ -152,7 +162,7 @@ fn state(answer: &Value) -> String {
         if !above.is_empty() {
             let _ = writeln!(
                 text,
-                "    stops above {}: stable's share, what is allowed, and five standard deviations",
+                "    stops above {}: stable's share, what is allowed, and chance",
                 above.join(", ")
             );
         }
@@ -206,7 +216,7 @@ mod tests {
             "rules": [
                 { "ruleId": "a", "pool": "canary", "percent": 5.0, "named": 1,
                   "nextStep": { "at": "2026-12-01T10:00:00Z", "percent": 25.0 },
-                  "guard": { "seconds": 60, "pool": side, "stable": side,
+                  "guard": { "seconds": 60, "pool": side, "stable": side, "stableCounts": "before",
                              "stopsAbove": { "connectFailures": 0.0722, "abnormalCloses": null } } },
                 { "ruleId": "b", "pool": "next", "percent": 0.0, "named": 0,
                   "stopped": { "at": "2026-12-01T09:00:00Z", "reason": "no data" } },
@@ -218,7 +228,8 @@ mod tests {
             "version 3 (abc) at s-1\n",
             "rule a -> canary: 5.0%, and 1 named users, 25.0% from 2026-12-01T10:00:00Z\n",
             "pool   in 60 s: 60 of 300 connects failed, 0 of 240 sessions ended badly, handshake p99 12 ms\n",
-            "stops above 7.22% of connects that fail: stable's share, what is allowed, and five standard deviations\n",
+            "stops above 7.22% of connects that fail: stable's share, what is allowed, and chance\n",
+            "    stable does not say how clients fare now: what it had",
             "rule b -> next: STOPPED since 2026-12-01T09:00:00Z: no data\n",
             "scheduler s-2 holds version 2 (x)\n",
         ] {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{super::problem::Refusal, Asked};
 use crate::{
     core::{Core, lock},
-    guard::Figures,
+    guard::{Figures, Told},
     policy::{Diff, GrayRule, Guard, Policy, Refused, Taken, Takes, rfc3339, with_version},
     release::Source,
 };
@@ -88,7 +88,7 @@ fn rule_shown<'a>(core: &Core, rule: &'a GrayRule) -> RuleShown<'a> {
         Takes::Nobody(stop) => (0.0, Some(json!({ "reason": stop.reason, "at": rfc3339(stop.at_ms) }))),
     };
     let guard = rule.guard.filter(|_| rule.sends()).map(|guard| {
-        let figures = lock(&core.guards).figures(rule, &guard, core.clock.monotonic_ms() / 1_000);
+        let figures = lock(&core.guards).figures(rule, &guard, core.clock.monotonic_ms());
         compared(&figures, &guard)
     });
     RuleShown {
@@ -113,10 +113,16 @@ fn compared(figures: &Figures, guard: &Guard) -> Value {
         })
     };
     let [connects, closes] = figures.stops_above(guard);
+    let stables = match figures.told {
+        Told::Now => "now",
+        Told::Before => "before",
+        Told::Never => "nothing",
+    };
     json!({
         "seconds": figures.seconds,
         "pool": side(&figures.pool, figures.pool_open),
         "stable": side(&figures.stable, figures.stable_open),
+        "stableCounts": stables,
         "stopsAbove": { "connectFailures": connects, "abnormalCloses": closes },
     })
 }
