@@ -301,16 +301,25 @@ impl Guards {
         if told { Told::Before } else { Told::Never }
     }
 
-    /// Why nobody of a rule's pool says how clients fare; none: somebody does. One of several that does not is not the whole pool: its
-    /// sessions are lost, see `bury`.
+    /// Why nobody of a rule's pool says how clients fare; none: somebody does. One of several that does not any more is not the whole
+    /// pool, where the guard looks at its sessions: those are lost, see `bury`.
     fn unmeasured(&self, rule: &GrayRule, now_ms: i64) -> Option<&'static str> {
         let mut living =
             self.gateways.values().filter(|heard| heard.pool == rule.pool && heard.lives(now_ms)).peekable();
         if living.peek().is_none() {
             return Some("no gateway of the pool reports");
         }
-        let told = living.any(|heard| heard.tells);
-        (!told).then_some("no gateway of the pool reports how clients fare")
+        let by_sessions = rule.guard.is_some_and(|guard| guard.abnormal_closes.is_some());
+        let (mut told, mut fell_silent) = (false, false);
+        for heard in living {
+            told |= heard.tells;
+            fell_silent |= heard.counts.is_some() && !heard.tells;
+        }
+        match (told, fell_silent && !by_sessions) {
+            (false, _) => Some("no gateway of the pool reports how clients fare"),
+            (true, true) => Some("a gateway of the pool reports no more how clients fare"),
+            (true, false) => None,
+        }
     }
 }
 

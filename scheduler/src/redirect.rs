@@ -55,9 +55,19 @@ impl Unmoved {
 struct Spared {
     gateway_id: String,
     reason: String,
-    /// Of the decision: for one gateway's sake nobody is moved to another pool or out of his home.
     pool: String,
+    region: String,
     elsewhere: bool,
+}
+
+impl Spared {
+    /// Whether that decision, made anew, is as good: for one gateway's sake nobody is moved to another pool or region, or out of his
+    /// home. A short trouble is waited for.
+    fn alike(&self, decision: &Decision<'_>, there: &Gateway) -> bool {
+        *decision.pool == self.pool
+            && there.profile.region == self.region
+            && decision.elsewhere == self.elsewhere
+    }
 }
 
 /// Where the client belongs, with a fresh ticket; without endpoints when there is no such place, or it is to stay. It is
@@ -241,8 +251,7 @@ fn judge(
     let first = decision.ranked.as_slice()[0];
     let there = fleet.gateway(first);
     if let Some(anew) = &anew {
-        let alike = *decision.pool == anew.spared.pool && decision.elsewhere == anew.spared.elsewhere;
-        if !alike || anew.avoids(there) {
+        if !anew.spared.alike(decision, there) || anew.avoids(there) {
             return Err(anew.held());
         }
     }
@@ -286,6 +295,7 @@ fn judge(
             gateway_id: there.profile.id.to_string(),
             reason,
             pool: decision.pool.to_owned(),
+            region: there.profile.region.to_string(),
             elsewhere: decision.elsewhere,
         }))
     })
@@ -303,10 +313,13 @@ fn evens_out(
     if may_have_more(there) {
         return Ok(());
     }
-    let well = |gateway: &Gateway| core.moving.strained(&gateway.profile.id).is_none();
     let others = || {
-        let mut assignable = fleet.candidates.iter().map(|index| fleet.gateway(*index));
-        assignable.any(|gateway| may_have_more(gateway) && well(gateway))
+        fleet.candidates.iter().any(|index| {
+            let gateway = fleet.gateway(*index);
+            let well =
+                || busy(fleet, *index).is_none() && core.moving.strained(&gateway.profile.id).is_none();
+            may_have_more(gateway) && well()
+        })
     };
     match anew {
         // Only the spared ones lack connections: that is to be seen, and not an end of it.

@@ -336,7 +336,7 @@ impl Driver {
                 endpoints.forget();
             }
             Next::Another if in_line_at_gateway(disconnect.code, disconnect.retry_after_ms) => {
-                endpoints.busy(self.schedulers.none_answers());
+                endpoints.busy();
             }
             Next::Another => endpoints.failed_altogether(),
             Next::Same | Next::Stop => endpoints.suspect(),

@@ -7,7 +7,7 @@ use super::{
 
 #[test]
 fn what_a_gateway_counted_in_a_long_stall_is_not_of_now() {
-    let mut site = Site::new("connect_failures = 0.02");
+    let mut site = Site::new("connect_failures = 0.02\nabnormal_closes = 0.9");
     site.pass(10, failing(0));
     let counts = site.gateways[2].report.health.take();
     assert_eq!(site.pass(15, |_| {}), [], "a worker of it hangs");
@@ -42,6 +42,18 @@ fn one_of_many_gateways_that_does_not_tell_takes_its_own_sessions_down_and_no_mo
         );
         assert_eq!(open.pool_open, 981 + sessions, "they are there again");
     }
+}
+
+#[test]
+fn one_that_does_not_tell_any_more_stops_a_guard_that_looks_at_no_sessions() {
+    let mut site = Site::new("connect_failures = 0.02");
+    site.gateways.push(Counting::new("c3", "canary"));
+    assert_eq!(site.pass(10, failing(0)), []);
+    site.gateways[2].report.health = None;
+    assert_eq!(site.pass(9, |_| {}), [], "less than a window");
+    let breaches = site.pass(3, |_| {});
+    assert!(breaches[0].limit == Limit::NoData, "{breaches:?}");
+    assert!(breaches[0].reason.contains("no more"), "{breaches:?}");
 }
 
 #[test]

@@ -7,9 +7,9 @@ use super::{Endpoints, Origin, lives, place};
 impl Endpoints {
     /// The gateway has more to do than it takes, so it lives: on to another that did not fail, which is nobody's failure; without one it is
     /// come back to. After each round in which all of them were busy one that failed is tried again: it may be back, with room
-    /// for everybody. Such a round counts towards a scheduler's turn, which may know of more gateways, unless none answers. A
-    /// bootstrap gateway is left for that at once.
-    pub fn busy(&mut self, none_answers: bool) {
+    /// for everybody. Such a round counts towards a scheduler's turn, which may know of more gateways. A bootstrap gateway is left for
+    /// that at once.
+    pub fn busy(&mut self) {
         if let Origin::Bootstrap(_) = self.origin {
             return self.failed_altogether();
         }
@@ -20,7 +20,7 @@ impl Endpoints {
         let round = self.busy >= self.willing();
         if round {
             self.busy = 0;
-            self.busy_rounds = self.busy_rounds.saturating_add(u32::from(!none_answers));
+            self.busy_rounds = self.busy_rounds.saturating_add(1);
         }
         let again = if round { self.failed_longest_ago() } else { None };
         self.again = again.is_some();
