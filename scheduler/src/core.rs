@@ -1,5 +1,7 @@
 //! What the HTTP API, the gateways' links and the background tasks share.
 
+mod silence;
+
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
@@ -15,13 +17,12 @@ use berth_proto::{
 };
 use tokio::sync::Notify;
 
+use self::silence::Silence;
 use crate::{
     admission::{self, Admission, Now, Owner, QueueSeen, QueueTokens, Showing, Turn},
     carried::Carrier,
     clock::Clock,
-    fleet::{
-        DEAD_AFTER_MS, Fleet, Pending, Place, REPORT_INTERVAL_MS, ReportError, SNAPSHOT_INTERVAL_MS, Table,
-    },
+    fleet::{Fleet, Pending, Place, REPORT_INTERVAL_MS, ReportError, SNAPSHOT_INTERVAL_MS, Table},
     guard::Guards,
     history::History,
     jwt::JwtStore,
@@ -416,37 +417,6 @@ fn millis(duration: Duration) -> i64 {
 fn settled(first_report_ms: Option<i64>, now_ms: i64) -> Result<(), u32> {
     let left = first_report_ms.map_or(0, |first| first + REPORT_INTERVAL_MS - now_ms);
     if left <= 0 { Ok(()) } else { Err(u32::try_from(left).unwrap_or(u32::MAX)) }
-}
-
-/// Tells once when most of the fleet has been silent for as long as it takes a gateway to be dead, and once when that
-/// ends. A shorter silence is a slow moment of this machine.
-#[derive(Default)]
-struct Silence {
-    since_ms: Option<i64>,
-    told: bool,
-}
-
-impl Silence {
-    fn tell(&mut self, fleet: &Fleet) {
-        if !fleet.distrusted {
-            if self.told {
-                tracing::info!(
-                    "the gateways that fell silent together are heard again, or believed to be gone"
-                );
-            }
-            *self = Self::default();
-            return;
-        }
-        let since_ms = *self.since_ms.get_or_insert(fleet.built_at_ms);
-        if !self.told && fleet.built_at_ms - since_ms >= DEAD_AFTER_MS {
-            self.told = true;
-            let gateways = fleet.gateways.iter().filter(|gateway| gateway.old_load).count();
-            tracing::warn!(
-                gateways,
-                "most of the fleet fell silent at once: assigning on its last known load; check this machine's network"
-            );
-        }
-    }
 }
 
 /// Nothing panics while it holds one of these locks halfway through a change.

@@ -250,10 +250,10 @@ fn judge(
 ) -> Result<(), Unmoved> {
     let first = decision.ranked.as_slice()[0];
     let there = fleet.gateway(first);
-    if let Some(anew) = &anew {
-        if !anew.spared.alike(decision, there) || anew.avoids(there) {
-            return Err(anew.held());
-        }
+    if let Some(anew) = &anew
+        && (!anew.spared.alike(decision, there) || anew.avoids(there))
+    {
+        return Err(anew.held());
     }
     match ask.purpose() {
         MovePurpose::Stray => return Ok(()),
